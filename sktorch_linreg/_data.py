@@ -1,0 +1,258 @@
+"""From the user's X, y, sample_weight to validated rows, statistics, dtype, device and seed."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from typing import Any
+
+import numpy as np
+import scipy.sparse as sp
+import torch
+from sklearn.base import BaseEstimator
+from sklearn.utils import check_random_state
+from sklearn.utils.validation import validate_data
+
+from ._compat import check_sample_weight
+from ._types import Array, FloatArray, Layers, Moments, Scaling, TrainingData
+
+# rows of float64 work space at a time, in bytes
+CHUNK_BYTES = 8 * 2**20
+# beyond this many entries sorting the rows would cost more than it is worth
+DISTINCT_ENTRIES = 2_000_000
+SPARSE_FORMATS = ["csr", "csc", "coo"]
+
+
+def float_dtypes(X: Any) -> list[type[np.floating[Any]]]:
+    """Dtypes that validation keeps, the one to cast to first.
+
+    A polars or pyarrow frame is always cast to the first of the list, so one that holds nothing
+    but float32 has that put first.
+    """
+    if hasattr(X, "__array__") and not hasattr(X, "dtype") and not hasattr(X, "iloc"):
+        schema = getattr(X, "schema", None)
+        kinds: Any = getattr(schema, "types", None) or getattr(X, "dtypes", ())
+        names = {str(kind).lower() for kind in kinds}
+        if names and names <= {"float32", "float"}:
+            return [np.float32, np.float64]
+    return [np.float64, np.float32]
+
+
+def validate_rows(
+    estimator: BaseEstimator, X: Any, y: Any, sample_weight: Any, *, reset: bool
+) -> tuple[TrainingData, int]:
+    """Check a training set with scikit-learn's own errors; return it with the dimensions of y."""
+    X, y = validate_data(
+        estimator,
+        X,
+        y,
+        reset=reset,
+        accept_sparse=SPARSE_FORMATS,
+        dtype=float_dtypes(X),
+        multi_output=True,
+        y_numeric=True,
+    )
+    y = np.asarray(y)
+    if y.dtype != X.dtype:
+        # float32 is kept only where it loses nothing of what was given
+        y = y.astype(np.float64)
+    n_dim = y.ndim
+    y = y.reshape(len(y), -1)
+    X = X.tocsr() if sp.issparse(X) else X
+    if sample_weight is None:
+        return TrainingData(X, y, None), n_dim
+    weight = check_sample_weight(sample_weight, X, dtype=np.float64, ensure_non_negative=True)
+    keep = weight > 0
+    if not keep.all():
+        X, y, weight = X[keep], y[keep], weight[keep]
+    return TrainingData(X, y, None if (weight == 1).all() else weight), n_dim
+
+
+def chunks(n_rows: int, n_columns: int, budget: int = CHUNK_BYTES) -> Iterator[slice]:
+    """Slices of rows whose float64 copy stays within the byte budget."""
+    step = max(1, budget // (8 * max(1, n_columns)))
+    for start in range(0, n_rows, step):
+        yield slice(start, min(start + step, n_rows))
+
+
+def _sparse_moments(X: Any, weight: FloatArray, total: float) -> Moments:
+    entries = X.astype(np.float64).tocoo()
+    n_features = X.shape[1]
+    w = weight[entries.row]
+    mean = np.bincount(entries.col, w * entries.data, minlength=n_features) / total
+    squares = w * (entries.data - mean[entries.col]) ** 2
+    stored = np.bincount(entries.col, w, minlength=n_features)
+    deviation = np.bincount(entries.col, squares, minlength=n_features)
+    return Moments(total, mean, deviation + np.maximum(total - stored, 0.0) * mean**2)
+
+
+def moments(X: Any, weight: FloatArray) -> Moments:
+    """Weighted mean and squared deviations of each column, in two passes of float64 chunks."""
+    total = float(weight.sum())
+    if sp.issparse(X):
+        return _sparse_moments(X, weight, total)
+    parts = list(chunks(*X.shape))
+    mean = np.zeros(X.shape[1])
+    for part in parts:
+        mean += weight[part] @ (X[part].astype(np.float64) / total)
+    # what the rounding of the first pass left is taken out by the second
+    rest, deviation = np.zeros_like(mean), np.zeros_like(mean)
+    for part in parts:
+        centred = X[part].astype(np.float64) - mean
+        rest += weight[part] @ centred / total
+        deviation += weight[part] @ centred**2
+    return Moments(total, mean + rest, np.maximum(deviation - total * rest**2, 0.0))
+
+
+def column_scale(m: Moments, centred: bool) -> FloatArray:
+    """Standard deviation of each column (its root mean square if not centred), 0 if constant."""
+    deviation: FloatArray = np.sqrt(m.deviation / m.weight)
+    if not centred:
+        return np.hypot(deviation, m.mean)
+    deviation[deviation <= 4 * np.finfo(np.float64).eps * np.abs(m.mean)] = 0.0
+    return deviation
+
+
+def identity_scaling(n_features: int, n_targets: int) -> Scaling:
+    """Units left as they are."""
+    return Scaling(
+        np.zeros(n_features), np.ones(n_features), np.zeros(n_targets), np.ones(n_targets)
+    )
+
+
+def make_scaling(
+    x: Moments, y: Moments, *, standardize: bool, centred: bool, scales_target: bool
+) -> Scaling:
+    """Scaling from the moments of features and targets.
+
+    Without an intercept nothing may be shifted, so columns are divided by their root mean square.
+    """
+    scaling = identity_scaling(len(x.mean), len(y.mean))
+    if not standardize:
+        return scaling
+    x_offset = x.mean if centred else scaling.x_offset
+    x_scale = column_scale(x, centred)
+    if not scales_target:
+        return Scaling(x_offset, x_scale, scaling.y_offset, scaling.y_scale)
+    y_scale = column_scale(y, centred)
+    y_scale[y_scale == 0] = 1.0
+    return Scaling(x_offset, x_scale, y.mean if centred else scaling.y_offset, y_scale)
+
+
+def to_user_units(layers: Layers, scaling: Scaling) -> Layers:
+    """Fold the scaling into the first and the last layer; float64 throughout."""
+    out = [(w.astype(np.float64), None if b is None else b.astype(np.float64)) for w, b in layers]
+    weight, bias = out[0]
+    weight = weight * scaling.x_factor
+    out[0] = weight, None if bias is None else bias - weight @ scaling.x_offset
+    weight, bias = out[-1]
+    weight = weight * scaling.y_scale[:, None]
+    out[-1] = weight, None if bias is None else bias * scaling.y_scale + scaling.y_offset
+    return out
+
+
+def from_user_units(layers: Layers, scaling: Scaling) -> Layers:
+    """Inverse of `to_user_units`, for a constant column up to its lost coefficient."""
+    out = [(w.astype(np.float64), None if b is None else b.astype(np.float64)) for w, b in layers]
+    weight, bias = out[-1]
+    weight = weight / scaling.y_scale[:, None]
+    out[-1] = weight, None if bias is None else (bias - scaling.y_offset) / scaling.y_scale
+    weight, bias = out[0]
+    shift = weight @ scaling.x_offset
+    out[0] = weight * scaling.x_scale, None if bias is None else bias + shift
+    return out
+
+
+def scaled_block(X: Array, offset: FloatArray, factor: FloatArray, dtype: Any) -> Array:
+    """(X - offset) * factor in the wider of both dtypes, then cast; chunk by chunk."""
+    out = np.empty(X.shape, dtype=dtype)
+    for part in chunks(*X.shape):
+        out[part] = (X[part] - offset) * factor
+    return out
+
+
+def distinct_rows(data: TrainingData) -> TrainingData:
+    """Merge equal rows into one that carries their weight, in an order that is theirs alone.
+
+    A full-batch objective does not change by this, and its training then gives the same bits for
+    rows in any order and for repeated rows as for weights.
+    """
+    X, y = data.X, data.y
+    if sp.issparse(X):
+        X = X.copy()
+        X.sum_duplicates()
+        X.eliminate_zeros()
+        # equal rows have equal projections, bit for bit, and unequal ones almost surely do not
+        probe = np.random.default_rng(0).standard_normal((X.shape[1], 3))
+        key = np.hstack([X.astype(np.float64) @ probe, y])
+    else:
+        key = np.hstack([X, y]).astype(np.float64)
+    key = np.ascontiguousarray(key + 0.0)  # -0.0 and 0.0 are one value
+    rows = key.view(np.dtype((np.void, key.dtype.itemsize * key.shape[1]))).ravel()
+    _, first, inverse = np.unique(rows, return_index=True, return_inverse=True)
+    weight: FloatArray = np.bincount(inverse.ravel(), data.weights).astype(np.float64)
+    return TrainingData(X[first], y[first], None if (weight == 1).all() else weight)
+
+
+def split_rows(data: TrainingData, fraction: float, seed: int) -> tuple[TrainingData, TrainingData]:
+    """Training and validation rows for early stopping; raises ValueError where one is empty."""
+    n_valid = int(np.ceil(fraction * data.n_samples))
+    if n_valid >= data.n_samples:
+        raise ValueError(
+            f"early_stopping=True with validation_fraction={fraction} leaves no row to train on: "
+            f"n_samples={data.n_samples} distinct rows with non-zero weight were given. Give more "
+            "rows, a smaller validation_fraction, or early_stopping=False."
+        )
+    order = torch.randperm(data.n_samples, generator=make_generator(seed, stream=1)).numpy()
+    return data.rows(np.sort(order[n_valid:])), data.rows(np.sort(order[:n_valid]))
+
+
+def resolve_seed(random_state: Any) -> int:
+    """The seed of one fit; without a random_state, fresh entropy, so no global state is touched."""
+    if random_state is None:
+        return int.from_bytes(os.urandom(6), "little")
+    if isinstance(random_state, np.random.RandomState):
+        return int(check_random_state(random_state).randint(2**31 - 1))
+    return int(random_state)
+
+
+def make_generator(seed: int, stream: int = 0, device: Any = "cpu") -> torch.Generator:
+    """A generator of its own; stream 0 draws what `torch.manual_seed(seed)` would give."""
+    return torch.Generator(device).manual_seed(seed + (stream << 48))
+
+
+def available_devices() -> list[str]:
+    """Names of the devices that this machine has."""
+    names = ["cpu"]
+    if torch.cuda.is_available():
+        names += ["cuda"] + [f"cuda:{i}" for i in range(torch.cuda.device_count())]
+    if torch.backends.mps.is_available():
+        names.append("mps")
+    return names
+
+
+def resolve_device(device: Any) -> torch.device:
+    """The `torch.device` meant; raises ValueError naming those that are there."""
+    known = available_devices()
+    if device == "auto":
+        return torch.device("cuda" if "cuda" in known else "mps" if "mps" in known else "cpu")
+    try:
+        resolved = torch.device(device)
+    except (RuntimeError, TypeError):
+        resolved = None
+    if resolved is None or (resolved.type != "cpu" and str(resolved) not in known):
+        raise ValueError(
+            f"The device {str(device)!r} is not there. Available here: {', '.join(known)}. "
+            "device='auto' takes the fastest of them."
+        )
+    return resolved
+
+
+def resolve_dtype(dtype: Any, X: Any, device: torch.device) -> torch.dtype:
+    """The compute dtype; raises ValueError for float64 on a device that has none."""
+    if dtype == "auto":
+        dtype = "float32" if device.type == "mps" else str(X.dtype)
+    resolved: torch.dtype = getattr(torch, dtype) if isinstance(dtype, str) else dtype
+    if device.type == "mps" and resolved == torch.float64:
+        raise ValueError("The device 'mps' has no float64. Set dtype='float32', or device='cpu'.")
+    return resolved

@@ -1,0 +1,193 @@
+"""Plain containers handed from one layer to the next, and the package's exceptions."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+if TYPE_CHECKING:
+    from ._losses import Loss
+
+Array = NDArray[Any]
+FloatArray = NDArray[np.float64]
+# (weight of shape (n_out, n_in), bias of shape (n_out,) or None), layer by layer
+Layers = list[tuple[Array, Array | None]]
+
+
+class TrainingDivergedError(ValueError):
+    """Raised when the training loss stops being a finite number.
+
+    It is a ``ValueError``, so that ``GridSearchCV`` scores the candidate as its ``error_score``
+    and goes on with the next one.
+
+    Parameters
+    ----------
+    epoch : int
+        The epoch in which it happened, counted from 1.
+    lr : float
+        The learning rate of that epoch.
+
+    Examples
+    --------
+    >>> from sktorch_linreg import TrainingDivergedError
+    >>> TrainingDivergedError(3, 0.5).epoch
+    3
+    """
+
+    def __init__(self, epoch: int, lr: float) -> None:
+        super().__init__(
+            f"The training loss stopped being finite in epoch {epoch} at learning rate {lr:g}. "
+            f"Try a smaller one (lr={lr / 10:g}), standardize=True, gradient clipping through "
+            "callbacks=[skorch.callbacks.GradientNormClipping(1.0)], or optimizer='lbfgs'."
+        )
+        self.epoch = epoch
+        self.lr = lr
+
+    def __reduce__(self) -> tuple[type[TrainingDivergedError], tuple[int, float]]:
+        return type(self), (self.epoch, self.lr)
+
+
+@dataclass(frozen=True)
+class TrainingData:
+    """Validated rows: `X` dense or CSR, `y` of shape (n_samples, n_targets), no zero weights."""
+
+    X: Any
+    y: Array
+    weight: FloatArray | None
+
+    @property
+    def n_samples(self) -> int:
+        return int(self.X.shape[0])
+
+    @property
+    def n_features(self) -> int:
+        return int(self.X.shape[1])
+
+    @property
+    def n_targets(self) -> int:
+        return int(self.y.shape[1])
+
+    @property
+    def weights(self) -> FloatArray:
+        """The weights, ones where none were given."""
+        return np.ones(self.n_samples) if self.weight is None else self.weight
+
+    def rows(self, index: Any) -> TrainingData:
+        """The rows that `index` (a slice or an integer array) names."""
+        weight = None if self.weight is None else self.weight[index]
+        return TrainingData(self.X[index], self.y[index], weight)
+
+
+@dataclass(frozen=True)
+class Moments:
+    """Weighted count, mean and sum of squared deviations of each column; batches merge exactly."""
+
+    weight: float
+    mean: FloatArray
+    deviation: FloatArray
+
+    def merge(self, other: Moments) -> Moments:
+        """Moments of both batches together (Chan, Golub and LeVeque, 1983)."""
+        total = self.weight + other.weight
+        delta = other.mean - self.mean
+        mean = self.mean + delta * (other.weight / total)
+        between = delta**2 * (self.weight * other.weight / total)
+        return Moments(total, mean, self.deviation + other.deviation + between)
+
+
+@dataclass(frozen=True)
+class Scaling:
+    """The linear maps between the user's units and the space that is trained in.
+
+    A constant column has `x_scale` 0: nothing is learned from it and its coefficient is 0.
+    """
+
+    x_offset: FloatArray
+    x_scale: FloatArray
+    y_offset: FloatArray
+    y_scale: FloatArray
+
+    @property
+    def x_factor(self) -> FloatArray:
+        """What a centred column is multiplied by: 1 / `x_scale`, and 0 for a constant column."""
+        factor = np.zeros_like(self.x_scale)
+        np.divide(1.0, self.x_scale, out=factor, where=self.x_scale > 0)
+        return factor
+
+
+@dataclass(frozen=True)
+class FitSpec:
+    """Everything an engine needs to know besides the data; names are already resolved."""
+
+    loss: Loss
+    alpha: float
+    l1_ratio: float
+    positive: bool
+    fit_intercept: bool
+    standardize: bool
+    tol: float | None
+    dtype: torch.dtype
+    device: torch.device
+    optimizer: str
+    optimizer_class: type[torch.optim.Optimizer] | None = None
+    optimizer_options: Mapping[str, Any] = field(default_factory=dict)
+    schedule_class: type[Any] | None = None
+    schedule_options: Mapping[str, Any] = field(default_factory=dict)
+    hidden: tuple[int, ...] = ()
+    activation: str = "identity"
+    dropout: float = 0.0
+    max_epochs: int = 1
+    batch_size: int | None = None
+    shuffle: bool = True
+    n_iter_no_change: int = 10
+    validation_fraction: float | None = None
+    seed: int = 0
+    record_path: bool = False
+    callbacks: Sequence[Any] | None = None
+    verbose: int = 0
+
+    @property
+    def l1(self) -> float:
+        """Weight of |W|_1 in the objective."""
+        return self.alpha * self.l1_ratio
+
+    @property
+    def l2(self) -> float:
+        """Weight of |W|_2^2 / 2 in the objective."""
+        return self.alpha * (1.0 - self.l1_ratio)
+
+
+@dataclass
+class Start:
+    """Where training begins when not from fresh weights: layers in the user's units, and more."""
+
+    layers: Layers
+    moments: tuple[Moments, Moments] | None = None
+    state: Mapping[str, Any] | None = None
+
+
+@dataclass
+class FitResult:
+    """What an engine returns: layers in the user's units, and how training went."""
+
+    layers: Layers
+    scaling: Scaling
+    loss: float
+    loss_curve: list[float]
+    validation_loss_curve: list[float]
+    best_loss: float
+    n_iter: int
+    optimizer: str
+    trained: Layers = field(default_factory=list)
+    history: list[dict[str, Any]] = field(default_factory=list)
+    path: list[Layers] = field(default_factory=list)
+    net: Any = None
+    moments: tuple[Moments, Moments] | None = None
+    state: Mapping[str, Any] | None = None
+    rank: int | None = None
+    singular: FloatArray | None = None
