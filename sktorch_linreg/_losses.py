@@ -1,0 +1,204 @@
+r"""Losses, penalties and the objective they make up.
+
+Every solver of the package minimises exactly this, over the weights :math:`W` and the intercepts:
+
+.. math::
+
+    \frac{\sum_i w_i \, \ell(y_i, f(x_i))}{\sum_i w_i}
+    + \alpha \left( \rho \, \lVert W \rVert_1 + \frac{1 - \rho}{2} \lVert W \rVert_2^2 \right)
+
+with the sample weights :math:`w_i`, ``alpha`` :math:`\alpha` and ``l1_ratio`` :math:`\rho`. The
+loss :math:`\ell` of a row is the mean over its targets, squared error has no factor of one half,
+and intercepts are never penalised. With ``standardize=True`` the features (and the target, where
+the loss allows it) stand in standard units, and so do the weights that the penalty sees.
+"""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from ._names import check_options, unknown_name
+
+
+def squared_error(prediction: Tensor, target: Tensor) -> Tensor:
+    return (prediction - target).square()
+
+
+def absolute_error(prediction: Tensor, target: Tensor) -> Tensor:
+    return (prediction - target).abs()
+
+
+def huber(prediction: Tensor, target: Tensor, *, delta: float = 1.0) -> Tensor:
+    return nn.functional.huber_loss(prediction, target, reduction="none", delta=delta)
+
+
+def quantile(prediction: Tensor, target: Tensor, *, quantile: float = 0.5) -> Tensor:
+    residual = target - prediction
+    return torch.maximum(quantile * residual, (quantile - 1.0) * residual)
+
+
+def smooth_absolute_error(prediction: Tensor, target: Tensor, width: float) -> Tensor:
+    return huber(prediction, target, delta=width) / width
+
+
+def smooth_quantile(
+    prediction: Tensor, target: Tensor, width: float, *, quantile: float = 0.5
+) -> Tensor:
+    residual = target - prediction
+    inner = residual.clamp((quantile - 1.0) * width, quantile * width)
+    return inner * (residual - 0.5 * inner) / width
+
+
+def poisson(prediction: Tensor, target: Tensor) -> Tensor:
+    return prediction.exp() - target * prediction
+
+
+@dataclass(frozen=True)
+class Loss:
+    """A loss with its options filled in.
+
+    `pointwise(prediction, target)` gives one value per row and target; a user's own module that
+    only gives their mean has `reduced` set, and can then take no sample weights. A loss with kinks
+    has `smoothed(width)`, its Moreau envelope, which L-BFGS follows down to a small width.
+    """
+
+    name: str
+    pointwise: Callable[[Tensor, Tensor], Tensor]
+    scales_target: bool = True
+    log_link: bool = False
+    smoothed: Callable[[float], Callable[[Tensor, Tensor], Tensor]] | None = None
+    minimum_target: float | None = None
+    reduced: bool = False
+
+    def mean(self, prediction: Tensor, target: Tensor, weight: Tensor | None) -> Tensor:
+        """Mean over the rows; `weight` is relative to its mean over the whole training set."""
+        values = self.pointwise(prediction, target)
+        if self.reduced or weight is None:
+            return values.mean()
+        return (values.reshape(len(values), -1).mean(1) * weight).mean()
+
+    def predict(self, output: Tensor) -> Tensor:
+        """The prediction that belongs to the model's output."""
+        return output.exp() if self.log_link else output
+
+
+def _positive(name: str, value: Any) -> None:
+    if not (isinstance(value, int | float) and value > 0):
+        raise ValueError(f"loss__{name} must be a number above 0; got {value!r}.")
+
+
+def _fraction(name: str, value: Any) -> None:
+    if not (isinstance(value, int | float) and 0 < value < 1):
+        raise ValueError(f"loss__{name} must be a number between 0 and 1; got {value!r}.")
+
+
+# the envelope of a loss with kinks: (prediction, target, width, **options)
+SMOOTHED: dict[str, Callable[..., Tensor]] = {
+    "absolute_error": smooth_absolute_error,
+    "quantile": smooth_quantile,
+}
+# name: (function, checks of its options, other fields of Loss)
+LOSSES: dict[str, tuple[Callable[..., Tensor], dict[str, Callable[..., None]], dict[str, Any]]] = {
+    "squared_error": (squared_error, {}, {}),
+    "absolute_error": (absolute_error, {}, {}),
+    "huber": (huber, {"delta": _positive}, {}),
+    "quantile": (quantile, {"quantile": _fraction}, {}),
+    "poisson": (
+        poisson,
+        {},
+        {"scales_target": False, "log_link": True, "minimum_target": 0.0},
+    ),
+}
+# of torch's own losses, those that only see the difference of prediction and target
+SHIFT_INVARIANT = (nn.MSELoss, nn.L1Loss, nn.SmoothL1Loss, nn.HuberLoss)
+
+
+def resolve_loss(loss: Any, options: Mapping[str, Any]) -> Loss:
+    """The `Loss` meant by a name or an `nn.Module` class and its `loss__*` options."""
+    if isinstance(loss, str):
+        if loss not in LOSSES:
+            raise unknown_name("loss", loss, LOSSES, "or a torch.nn.Module loss class")
+        function, checks, fields = LOSSES[loss]
+        check_options("loss", loss, options, checks)
+        for key, value in options.items():
+            checks[key](key, value)
+        if loss in SMOOTHED:
+            envelope = SMOOTHED[loss]
+            fields = {
+                **fields,
+                "smoothed": lambda width: lambda f, y: envelope(f, y, width, **options),
+            }
+        return Loss(loss, lambda f, y: function(f, y, **options), **fields)
+    if not (isinstance(loss, type) and issubclass(loss, nn.Module)):
+        raise unknown_name("loss", loss, LOSSES, "or a torch.nn.Module loss class")
+    known = inspect.signature(loss).parameters
+    check_options("loss", loss.__name__, options, [k for k in known if k != "reduction"])
+    reduces = "reduction" not in known
+    module = loss(**options) if reduces else loss(**options, reduction="none")
+    return Loss(
+        loss.__name__,
+        module,
+        scales_target=issubclass(loss, SHIFT_INVARIANT),
+        reduced=reduces,
+    )
+
+
+@dataclass(frozen=True)
+class Penalty:
+    """The elastic-net term and the sign constraint, with their gradients written out.
+
+    L1 and `positive` are kept by a projection after each update, so that zeros are exact: a weight
+    that would cross zero stops there, and one at zero only leaves it where its (pseudo-)gradient
+    says so (Andrew and Gao, 2007, "Scalable training of L1-regularized log-linear models"). The
+    fixed points are the minimisers of the objective under any optimizer.
+    """
+
+    l1: float = 0.0
+    l2: float = 0.0
+    positive: bool = False
+
+    @property
+    def projects(self) -> bool:
+        return self.l1 > 0 or self.positive
+
+    def value(self, weights: Iterable[Tensor]) -> float | Tensor:
+        """The penalty term of the objective."""
+        total: float | Tensor = 0.0
+        for w in weights:
+            if self.l1:
+                total = total + self.l1 * w.abs().sum()
+            if self.l2:
+                total = total + 0.5 * self.l2 * w.square().sum()
+        return total
+
+    def add_smooth_gradient_(self, weights: Iterable[Tensor]) -> None:
+        """Add the gradient of the squared norm to each `.grad`."""
+        if self.l2:
+            for w in weights:
+                assert w.grad is not None
+                w.grad.add_(w, alpha=self.l2)
+
+    def pseudo_gradient(self, weight: Tensor, gradient: Tensor) -> Tensor:
+        """The steepest descent direction's negative, given the gradient of the smooth part."""
+        right = gradient + self.l1  # derivative towards larger weights
+        if self.positive:
+            return torch.where(weight > 0, right, right.clamp(max=0.0))
+        left = gradient - self.l1
+        at_zero = right.clamp(max=0.0) + left.clamp(min=0.0)
+        return torch.where(weight > 0, right, torch.where(weight < 0, left, at_zero))
+
+    def project_(self, weight: Tensor, before: Tensor) -> None:
+        """After an update from `before`: what crossed zero, or may not leave it, becomes zero."""
+        assert weight.grad is not None
+        blocked = (before == 0) & (weight * weight.grad >= 0)
+        if self.l1:
+            blocked |= weight * before < 0
+        weight.masked_fill_(blocked, 0.0)
+        if self.positive:
+            weight.clamp_(min=0.0)

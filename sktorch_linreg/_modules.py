@@ -1,0 +1,215 @@
+"""The modules that are trained, their activations, and initialisation from a generator."""
+
+from __future__ import annotations
+
+import itertools
+import math
+from collections.abc import Callable, Sequence
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from ._types import Layers, Scaling
+
+ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
+    "relu": F.relu,
+    "tanh": torch.tanh,
+    "logistic": torch.sigmoid,
+    "identity": lambda x: x,
+    "gelu": F.gelu,
+    "silu": F.silu,
+    "leaky_relu": F.leaky_relu,
+    "elu": F.elu,
+}
+
+
+class Dropout(nn.Module):
+    """Inverted dropout that draws its mask from a generator of its own."""
+
+    def __init__(self, p: float, generator: torch.Generator | None = None) -> None:
+        super().__init__()
+        self.p = p
+        self.generator = generator
+
+    def forward(self, x: Tensor) -> Tensor:
+        if not self.training or self.p == 0:
+            return x
+        keep = torch.empty_like(x).bernoulli_(1.0 - self.p, generator=self.generator)
+        return x * keep.div_(1.0 - self.p)
+
+
+class MLPModule(nn.Module):
+    """Fully connected layers with the scaling between the user's units and the trained space.
+
+    Parameters
+    ----------
+    sizes : sequence of int
+        Number of units of each layer, the features first and the targets last.
+    activation : str
+        A key of `ACTIVATIONS`, applied after each hidden layer.
+    dropout : float
+        Share of hidden units that are left out in training.
+    bias : bool
+        Whether the layers have intercepts.
+    log_link : bool
+        Whether predictions are the exponential of the last layer's output.
+
+    Notes
+    -----
+    In training, dense rows come in standardised already and outputs stay in that space
+    (`scale_input` and `scale_output` are False); a fitted module has both set and takes raw
+    features. Sparse rows are never centred: the first layer takes the shift into its intercept.
+    """
+
+    x_offset: Tensor
+    x_factor: Tensor
+    y_offset: Tensor
+    y_scale: Tensor
+
+    def __init__(
+        self,
+        sizes: Sequence[int],
+        activation: str = "relu",
+        dropout: float = 0.0,
+        *,
+        bias: bool = True,
+        log_link: bool = False,
+    ) -> None:
+        super().__init__()
+        self.activation = activation
+        self.log_link = log_link
+        self.layers = nn.ModuleList(
+            nn.utils.skip_init(nn.Linear, n_in, n_out, bias=bias)  # type: ignore[no-untyped-call]
+            for n_in, n_out in itertools.pairwise(sizes)
+        )
+        self.dropout = Dropout(dropout)
+        self.scale_input = self.scale_output = False
+        for name, size, value in (
+            ("x_offset", sizes[0], 0.0),
+            ("x_factor", sizes[0], 1.0),
+            ("y_offset", sizes[-1], 0.0),
+            ("y_scale", sizes[-1], 1.0),
+        ):
+            self.register_buffer(name, torch.full((size,), value, dtype=torch.float32))
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Outputs of shape (n_samples, n_targets) for rows of shape (n_samples, n_features)."""
+        act = ACTIVATIONS[self.activation]
+        h: Tensor = self._first(x)
+        for layer in self.linears[1:]:
+            h = layer(self.dropout(act(h)))
+        if not self.scale_output:
+            return h
+        h = h * self.y_scale + self.y_offset
+        return h.exp() if self.log_link else h
+
+    def _first(self, x: Tensor) -> Tensor:
+        layer = self.linears[0]
+        if x.layout != torch.strided:
+            weight = layer.weight * self.x_factor if self.scale_input else layer.weight
+            h = torch.sparse.mm(x, weight.T)
+            shift = -(weight @ self.x_offset) if self.scale_input else None
+            if layer.bias is not None:
+                h = h + layer.bias
+            return h if shift is None else h + shift
+        if self.scale_input:
+            x = (x - self.x_offset) * self.x_factor
+        out: Tensor = layer(x)
+        return out
+
+    @property
+    def linears(self) -> list[nn.Linear]:
+        """The layers, typed."""
+        return list(self.layers)  # type: ignore[arg-type]
+
+    @property
+    def weights(self) -> list[Tensor]:
+        """The penalised parameters: the weight matrix of each layer."""
+        return [layer.weight for layer in self.linears]
+
+    @torch.no_grad()
+    def initialize_(self, generator: torch.Generator) -> None:
+        """Draw what `nn.Linear` would: weight, then bias, uniform within 1 / sqrt(fan_in).
+
+        Numbers are drawn in float32 on the CPU, so that they are the same for any dtype and device.
+        """
+        for layer in self.linears:
+            bound = 1.0 / math.sqrt(layer.in_features)
+            for parameter in layer.parameters():
+                drawn = torch.empty(parameter.shape, dtype=torch.float32)
+                parameter.copy_(drawn.uniform_(-bound, bound, generator=generator))
+
+    @torch.no_grad()
+    def load_(self, layers: Layers) -> None:
+        """Set weights and intercepts from arrays."""
+        for layer, (weight, bias) in zip(self.linears, layers, strict=True):
+            layer.weight.copy_(torch.from_numpy(np.ascontiguousarray(weight)))
+            if bias is not None:
+                layer.bias.copy_(torch.from_numpy(np.ascontiguousarray(bias)))
+
+    def arrays(self) -> Layers:
+        """Copies of weights and intercepts."""
+        return [
+            (
+                layer.weight.detach().cpu().numpy().copy(),
+                None if layer.bias is None else layer.bias.detach().cpu().numpy().copy(),
+            )
+            for layer in self.linears
+        ]
+
+    def set_scaling_(self, scaling: Scaling) -> None:
+        """Fill in the scaling buffers; `scale_input` and `scale_output` say when they are used."""
+        for name in ("x_offset", "x_factor", "y_offset", "y_scale"):
+            buffer = getattr(self, name)
+            buffer.copy_(torch.from_numpy(np.asarray(getattr(scaling, name))))
+
+
+class LinearModule(MLPModule):
+    """One layer: `x @ weight.T + bias`."""
+
+    def __init__(
+        self, n_features: int, n_targets: int, *, bias: bool = True, log_link: bool = False
+    ) -> None:
+        super().__init__((n_features, n_targets), "identity", bias=bias, log_link=log_link)
+
+
+def make_module(
+    sizes: Sequence[int],
+    activation: str,
+    dropout: float,
+    *,
+    bias: bool,
+    log_link: bool,
+    dtype: torch.dtype,
+    device: torch.device,
+) -> MLPModule:
+    """A module on its device, not yet initialised; linear where there is no hidden layer."""
+    module: MLPModule
+    if len(sizes) == 2:
+        module = LinearModule(sizes[0], sizes[1], bias=bias, log_link=log_link)
+    else:
+        module = MLPModule(sizes, activation, dropout, bias=bias, log_link=log_link)
+    return module.to(device=device, dtype=dtype)
+
+
+def build_module(
+    layers: Layers,
+    scaling: Scaling,
+    *,
+    activation: str = "identity",
+    log_link: bool = False,
+    dtype: torch.dtype,
+    device: torch.device,
+) -> MLPModule:
+    """A fitted module over raw features from layers in the trained space."""
+    sizes = [layers[0][0].shape[1], *(w.shape[0] for w, _ in layers)]
+    bias = layers[0][1] is not None
+    module = make_module(
+        sizes, activation, 0.0, bias=bias, log_link=log_link, dtype=dtype, device=device
+    )
+    module.load_(layers)
+    module.set_scaling_(scaling)
+    module.scale_input = module.scale_output = True
+    return module.eval()

@@ -1,0 +1,263 @@
+"""Names of optimizers and learning-rate schedules, and L-BFGS for non-smooth objectives."""
+
+from __future__ import annotations
+
+import inspect
+import math
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.optim import lr_scheduler
+
+from ._losses import Penalty
+from ._names import check_options, unknown_name
+
+OPTIMIZERS: dict[str, type[torch.optim.Optimizer]] = {
+    "lbfgs": torch.optim.LBFGS,
+    "sgd": torch.optim.SGD,
+    "adam": torch.optim.Adam,
+    "adamw": torch.optim.AdamW,
+    "nadam": torch.optim.NAdam,
+    "radam": torch.optim.RAdam,
+    "rmsprop": torch.optim.RMSprop,
+    "adagrad": torch.optim.Adagrad,
+    "adadelta": torch.optim.Adadelta,
+    "adamax": torch.optim.Adamax,
+}
+# L-BFGS is only worth its price when it converges, so it stops on its own, not on torch's defaults
+LBFGS_DEFAULTS = {
+    "line_search_fn": "strong_wolfe",
+    "history_size": 20,
+    "tolerance_grad": 1e-12,
+    "tolerance_change": 0.0,
+}
+
+# name: (class, options that it needs, from the number of epochs and the learning rate)
+Defaults = Callable[[int, float], dict[str, Any]]
+SCHEDULES: dict[str, tuple[type[Any], Defaults]] = {
+    "constant": (lr_scheduler.LambdaLR, lambda epochs, lr: {"lr_lambda": _one}),
+    "step": (lr_scheduler.StepLR, lambda epochs, lr: {"step_size": max(1, epochs // 3)}),
+    "exponential": (
+        lr_scheduler.ExponentialLR,
+        lambda epochs, lr: {"gamma": 0.01 ** (1.0 / epochs)},
+    ),
+    "linear": (
+        lr_scheduler.LinearLR,
+        lambda epochs, lr: {"start_factor": 1.0, "end_factor": 0.01, "total_iters": epochs},
+    ),
+    "polynomial": (lr_scheduler.PolynomialLR, lambda epochs, lr: {"total_iters": epochs}),
+    "cosine": (lr_scheduler.CosineAnnealingLR, lambda epochs, lr: {"T_max": epochs}),
+    "cosine_restarts": (
+        lr_scheduler.CosineAnnealingWarmRestarts,
+        lambda epochs, lr: {"T_0": max(1, epochs // 10)},
+    ),
+    "one_cycle": (
+        lr_scheduler.OneCycleLR,
+        lambda epochs, lr: {"max_lr": lr, "total_steps": epochs},
+    ),
+    "plateau": (lr_scheduler.ReduceLROnPlateau, lambda epochs, lr: {}),
+}
+
+
+def _one(epoch: int) -> float:
+    return 1.0
+
+
+def _options_of(cls: type[Any]) -> dict[str, Any]:
+    """Names and defaults of what `cls` can be constructed with, besides what it works on."""
+    parameters = list(inspect.signature(cls).parameters.values())[1:]
+    return {p.name: p.default for p in parameters if p.kind is not p.VAR_KEYWORD}
+
+
+def resolve_optimizer(
+    optimizer: Any, lr: float | None, options: Mapping[str, Any], extra_names: tuple[str, ...] = ()
+) -> tuple[str, type[torch.optim.Optimizer], dict[str, Any]]:
+    """Name, class and constructor options (with the learning rate) of an optimizer."""
+    if isinstance(optimizer, str):
+        if optimizer not in OPTIMIZERS:
+            known = [*extra_names, *OPTIMIZERS]
+            raise unknown_name("optimizer", optimizer, known, "or a torch.optim.Optimizer subclass")
+        name, cls = optimizer, OPTIMIZERS[optimizer]
+    elif isinstance(optimizer, type) and issubclass(optimizer, torch.optim.Optimizer):
+        name, cls = optimizer.__name__, optimizer
+    else:
+        known = [*extra_names, *OPTIMIZERS]
+        raise unknown_name("optimizer", optimizer, known, "or a torch.optim.Optimizer subclass")
+    known_options = _options_of(cls)
+    check_options("optimizer", name, options, [k for k in known_options if k != "lr"])
+    resolved = {**(LBFGS_DEFAULTS if optimizer == "lbfgs" else {}), **options}
+    if "lr" in known_options:
+        default = known_options["lr"]
+        if lr is None and default is inspect.Parameter.empty:
+            raise ValueError(f"The optimizer {name} has no default learning rate: set lr.")
+        resolved["lr"] = float(default if lr is None else lr)
+    elif lr is not None:
+        raise ValueError(f"The optimizer {name} takes no learning rate: leave lr=None.")
+    return name, cls, resolved
+
+
+def resolve_schedule(
+    schedule: Any, options: Mapping[str, Any], max_epochs: int, lr: float
+) -> tuple[type[Any] | None, dict[str, Any]]:
+    """Class and constructor options of a learning-rate schedule, (None, {}) for no schedule."""
+    if schedule is None:
+        if options:
+            listed = ", ".join(f"lr_schedule__{k}" for k in options)
+            raise ValueError(
+                f"{listed} was given, but lr_schedule is None. Set lr_schedule to one of "
+                f"{', '.join(repr(k) for k in SCHEDULES)}, or leave the option out."
+            )
+        return None, {}
+    defaults: dict[str, Any] = {}
+    if isinstance(schedule, str):
+        if schedule not in SCHEDULES:
+            what = "or a class of torch.optim.lr_scheduler"
+            raise unknown_name("lr_schedule", schedule, SCHEDULES, what)
+        name = schedule
+        cls, make_defaults = SCHEDULES[schedule]
+        defaults = make_defaults(max_epochs, lr)
+    elif isinstance(schedule, type) and issubclass(schedule, lr_scheduler.LRScheduler):
+        name, cls = schedule.__name__, schedule
+    else:
+        what = "or a class of torch.optim.lr_scheduler"
+        raise unknown_name("lr_schedule", schedule, SCHEDULES, what)
+    known = _options_of(cls)
+    check_options("lr_schedule", name, options, known)
+    resolved = {**defaults, **options}
+    missing = [k for k, v in known.items() if v is inspect.Parameter.empty and k not in resolved]
+    if missing:
+        listed = ", ".join(f"lr_schedule__{k}" for k in missing)
+        raise ValueError(f"The lr_schedule {name} needs {listed}.")
+    return cls, resolved
+
+
+class OrthantLBFGS(torch.optim.Optimizer):
+    """L-BFGS for a smooth objective plus an L1 term, or under a sign constraint.
+
+    Orthant-wise limited-memory quasi-Newton (Andrew and Gao, 2007, "Scalable training of
+    L1-regularized log-linear models"): the direction comes from gradients of the smooth part, is
+    kept in the orthant of the pseudo-gradient, and the line search projects onto that orthant.
+    Parameters of two dimensions are penalised, others (intercepts) are not. The closure has to
+    give the smooth part alone.
+
+    Parameters
+    ----------
+    params : iterable of torch.nn.Parameter
+        What to optimise.
+    penalty : Penalty
+        The L1 term and the constraint; its squared norm belongs to the smooth part.
+    lr : float, default=1.0
+        First step length tried.
+    max_iter : int, default=20
+        Iterations per call of `step`.
+    history_size : int, default=20
+        Number of curvature pairs kept.
+    tolerance_grad : float, default=1e-12
+        Stop where no entry of the pseudo-gradient is larger.
+    """
+
+    def __init__(
+        self,
+        params: Any,
+        penalty: Penalty,
+        lr: float = 1.0,
+        max_iter: int = 20,
+        history_size: int = 20,
+        tolerance_grad: float = 1e-12,
+        **unused: Any,
+    ) -> None:
+        super().__init__(params, {"lr": lr})
+        self.penalty = penalty
+        self.max_iter = max_iter
+        self.history_size = history_size
+        self.tolerance_grad = tolerance_grad
+        self._parameters = self.param_groups[0]["params"]
+        self._pairs: list[tuple[Tensor, Tensor]] = []
+
+    def _flat(self, gradient: bool = False) -> Tensor:
+        parts = [p.grad if gradient else p for p in self._parameters]
+        return torch.cat([p.detach().reshape(-1) for p in parts])
+
+    def _set(self, flat: Tensor) -> None:
+        start = 0
+        for p in self._parameters:
+            p.copy_(flat[start : start + p.numel()].view_as(p))
+            start += p.numel()
+
+    def _direction(self, gradient: Tensor) -> Tensor:
+        """The two-loop recursion."""
+        q = gradient.clone()
+        steps = []
+        for s, y in reversed(self._pairs):
+            a = s.dot(q) / y.dot(s)
+            q.add_(y, alpha=-float(a))
+            steps.append(a)
+        if self._pairs:
+            s, y = self._pairs[-1]
+            q.mul_(s.dot(y) / y.dot(y))
+        for (s, y), a in zip(self._pairs, reversed(steps), strict=True):
+            q.add_(s, alpha=float(a - y.dot(q) / y.dot(s)))
+        return -q
+
+    def _objective(self, closure: Callable[[], Tensor], x: Tensor, mask: Tensor) -> float:
+        self._set(x)
+        with torch.enable_grad():
+            smooth = float(closure())
+        return smooth + self.penalty.l1 * float(x[mask].abs().sum())
+
+    def forget(self) -> None:
+        """Drop the curvature pairs, for when the objective has changed."""
+        self._pairs.clear()
+
+    @torch.no_grad()
+    def step(self, closure: Callable[[], Tensor]) -> float:  # type: ignore[override]
+        """Run up to `max_iter` iterations; returns the objective before the first."""
+        mask = torch.cat([torch.full((p.numel(),), p.ndim == 2) for p in self._parameters])
+        x = self._flat()
+        mask = mask.to(x.device)
+        first = value = self._objective(closure, x, mask)
+        gradient = self._flat(gradient=True)
+        for _ in range(self.max_iter):
+            pseudo = torch.where(mask, self.penalty.pseudo_gradient(x, gradient), gradient)
+            if not math.isfinite(value) or float(pseudo.abs().max()) <= self.tolerance_grad:
+                break
+            found = self._search(closure, x, value, pseudo, mask)
+            if found is None and self._pairs:
+                self._pairs.clear()
+                found = self._search(closure, x, value, pseudo, mask)
+            if found is None:
+                break
+            moved, value = found
+            new_gradient = self._flat(gradient=True)
+            s, y = moved - x, new_gradient - gradient
+            if float(s.dot(y)) > 1e-10 * float(s.norm() * y.norm()):
+                self._pairs = [*self._pairs[1 - self.history_size :], (s, y)]
+            x, gradient = moved, new_gradient
+        self._set(x)
+        return first
+
+    def _search(
+        self,
+        closure: Callable[[], Tensor],
+        x: Tensor,
+        value: float,
+        pseudo: Tensor,
+        mask: Tensor,
+    ) -> tuple[Tensor, float] | None:
+        """Backtrack along the projected direction until the objective falls enough."""
+        direction = self._direction(pseudo)
+        direction[mask & (direction * pseudo >= 0)] = 0.0
+        orthant = torch.where(x != 0, x.sign(), -pseudo.sign())
+        step = self.param_groups[0]["lr"]
+        if not self._pairs:
+            step = min(step, 1.0 / max(float(pseudo.norm()), 1e-30))
+        for _ in range(40):
+            moved = x + step * direction
+            moved[mask & (moved * orthant < 0)] = 0.0
+            new_value = self._objective(closure, moved, mask)
+            if new_value <= value + 1e-4 * float(pseudo.dot(moved - x)) and new_value < value:
+                return moved, new_value
+            step *= 0.5
+        return None
