@@ -1,0 +1,54 @@
+"""When to stop, which weights were best, and the loss curves."""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Tensor, nn
+
+from ._types import FitSpec
+
+
+class Monitor:
+    """Plateau stop, best weights and the curves of one training run."""
+
+    def __init__(self, spec: FitSpec, validates: bool) -> None:
+        self.spec = spec
+        self.validates = validates
+        self.loss_curve: list[float] = []
+        self.validation_curve: list[float] = []
+        self.best = math.inf
+        self.best_state: dict[str, Tensor] | None = None
+        self.minimised = math.inf
+        self.no_improvement = 0
+        self.stopped = False
+        self.settled = False
+
+    def update(
+        self, loss: float, validation: float | None, minimised: float, module: nn.Module
+    ) -> None:
+        """Take in one epoch: its losses, and the value of what the optimizer works on."""
+        gain, self.minimised = self.minimised - minimised, minimised
+        self.loss_curve.append(loss)
+        if validation is not None:
+            self.validation_curve.append(validation)
+        monitored = loss if validation is None else validation
+        tol = self.spec.tol
+        if tol is not None:
+            self.no_improvement = self.no_improvement + 1 if monitored > self.best - tol else 0
+        elif self.validates:
+            self.no_improvement = self.no_improvement + 1 if monitored >= self.best else 0
+        if monitored < self.best:
+            self.best = monitored
+            if self.validates:
+                self.best_state = {k: v.detach().clone() for k, v in module.state_dict().items()}
+        self.stopped = self.no_improvement > self.spec.n_iter_no_change
+        # twenty iterations of L-BFGS that gain nothing in this precision have converged
+        eps = torch.finfo(self.spec.dtype).eps
+        self.settled = self.spec.optimizer == "lbfgs" and gain <= 4 * eps * abs(minimised)
+
+    @property
+    def must_stop(self) -> bool:
+        """Whether the user asked for training until convergence."""
+        return self.spec.tol is not None or self.spec.optimizer == "lbfgs"

@@ -1,0 +1,30 @@
+"""State of optimizers and schedules as plain numbers and arrays, and back."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+
+def to_arrays(value: Any) -> Any:
+    """Tensors in nested containers as numpy arrays, which is how state is kept."""
+    if isinstance(value, Tensor):
+        return value.detach().cpu().numpy().copy()
+    if isinstance(value, dict):
+        return {k: to_arrays(v) for k, v in value.items()}
+    if isinstance(value, list | tuple):
+        return type(value)(to_arrays(v) for v in value)
+    return value
+
+
+def to_tensors(value: Any, device: Any) -> Any:
+    if isinstance(value, np.ndarray):
+        return torch.from_numpy(value.copy()).to(device)
+    if isinstance(value, dict):
+        return {k: to_tensors(v, device) for k, v in value.items()}
+    if isinstance(value, list | tuple):
+        return type(value)(to_tensors(v, device) for v in value)
+    return value

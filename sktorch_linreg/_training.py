@@ -1,0 +1,193 @@
+"""Training by gradient descent: from rows and a specification to fitted layers."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import scipy.sparse as sp
+import torch
+
+from ._batches import TabularDataset
+from ._data import (
+    DISTINCT_ENTRIES,
+    distinct_rows,
+    from_user_units,
+    make_generator,
+    make_scaling,
+    moments,
+    split_rows,
+    to_user_units,
+)
+from ._modules import MLPModule, make_module
+from ._monitor import Monitor
+from ._net import RegressionNet, make_net
+from ._state import to_arrays
+from ._types import (
+    FitResult,
+    FitSpec,
+    Moments,
+    Scaling,
+    Start,
+    TrainingData,
+    TrainingDivergedError,
+)
+
+
+def _schedule_state(schedule: Any) -> dict[str, Any] | None:
+    if schedule is None:
+        return None
+    skipped = ("lr_lambdas", "anneal_func", "_anneal_func_type", "_scale_fn_ref")
+    state = schedule.state_dict()
+    return {k: to_arrays(v) for k, v in state.items() if k not in skipped and not callable(v)}
+
+
+def _prepare_rows(data: TrainingData, spec: FitSpec) -> tuple[TrainingData, TrainingData | None]:
+    """Training and validation rows; rows of a full batch are merged where they are equal."""
+    full = spec.batch_size is None or spec.batch_size >= data.n_samples
+    if full and data.n_samples * data.n_features <= DISTINCT_ENTRIES:
+        data = distinct_rows(data)
+    if spec.validation_fraction is None:
+        return data, None
+    return split_rows(data, spec.validation_fraction, spec.seed)
+
+
+def _running(moments_now: tuple[Moments, Moments], start: Start | None) -> tuple[Moments, Moments]:
+    if start is None or start.moments is None:
+        return moments_now
+    (x, y), (x_before, y_before) = moments_now, start.moments
+    return x_before.merge(x), y_before.merge(y)
+
+
+def train(data: TrainingData, spec: FitSpec, start: Start | None = None) -> FitResult:
+    """Minimise the objective by gradient descent.
+
+    Parameters
+    ----------
+    data : TrainingData
+        Rows of the fit, or of one `partial_fit`.
+    spec : FitSpec
+        Objective, optimizer and schedule.
+    start : Start, optional
+        Layers to go on from, with optimizer state and running moments for `partial_fit`.
+
+    Returns
+    -------
+    FitResult
+        Layers in the user's units, curves, and the net.
+
+    Raises
+    ------
+    TrainingDivergedError
+        If the loss of an epoch is not finite.
+    """
+    rows, held_out = _prepare_rows(data, spec)
+    pair = _running((moments(rows.X, rows.weights), moments(rows.y, rows.weights)), start)
+    scaling = make_scaling(
+        *pair,
+        standardize=spec.standardize,
+        centred=spec.fit_intercept,
+        scales_target=spec.loss.scales_target,
+    )
+    generator = make_generator(spec.seed)
+    module = _start_module(rows, spec, scaling, generator, start)
+    state = None if start is None else start.state
+    if state is not None:
+        generator.set_state(torch.from_numpy(np.asarray(state["generator"]).copy()))
+    dropout_generator = make_generator(spec.seed, stream=2, device=spec.device)
+    if state is not None and state.get("dropout") is not None:
+        dropout_generator.set_state(torch.from_numpy(np.asarray(state["dropout"]).copy()))
+    module.dropout.generator = dropout_generator
+    with torch.enable_grad():
+        net = make_net(module, spec, state)
+        _run(net, rows, held_out, scaling, spec, generator if spec.shuffle else None)
+    monitor, path = net.monitor, net.path
+    if monitor.best_state is not None:
+        module.load_state_dict(monitor.best_state)
+    _check_finite(module, monitor, net)
+    trained = module.arrays()
+    new_state = {
+        "optimizer": to_arrays(net.optimizer_.state_dict()),
+        "schedule": _schedule_state(net.schedule_),
+        "generator": generator.get_state().numpy().copy(),
+        "dropout": dropout_generator.get_state().cpu().numpy().copy(),
+    }
+    history = _plain_history(net)
+    net.finish()
+    module.scale_input = module.scale_output = True
+    module.eval()
+    return FitResult(
+        layers=to_user_units(trained, scaling),
+        scaling=scaling,
+        loss=monitor.loss_curve[-1],
+        loss_curve=monitor.loss_curve,
+        validation_loss_curve=monitor.validation_curve,
+        best_loss=monitor.best,
+        n_iter=len(monitor.loss_curve),
+        optimizer=spec.optimizer,
+        trained=trained,
+        history=history,
+        path=[to_user_units(layers, scaling) for layers in path or []],
+        net=net,
+        moments=pair,
+        state=new_state,
+    )
+
+
+def _start_module(
+    rows: TrainingData,
+    spec: FitSpec,
+    scaling: Scaling,
+    generator: torch.Generator,
+    start: Start | None,
+) -> MLPModule:
+    module = make_module(
+        (rows.n_features, *spec.hidden, rows.n_targets),
+        spec.activation,
+        spec.dropout,
+        bias=spec.fit_intercept,
+        log_link=spec.loss.log_link,
+        dtype=spec.dtype,
+        device=spec.device,
+    )
+    if start is None:
+        module.initialize_(generator)
+    else:
+        module.load_(from_user_units(start.layers, scaling))
+    module.set_scaling_(scaling)
+    module.scale_input = sp.issparse(rows.X)
+    if spec.positive:
+        with torch.no_grad():
+            for weight in module.weights:
+                weight.clamp_(min=0.0)
+    return module
+
+
+def _run(
+    net: RegressionNet,
+    rows: TrainingData,
+    held_out: TrainingData | None,
+    scaling: Scaling,
+    spec: FitSpec,
+    generator: torch.Generator | None,
+) -> None:
+    validation = None if held_out is None else TabularDataset(held_out, scaling, spec)
+    path = [net.module_.arrays()] if spec.record_path else None
+    net.prepare(Monitor(spec, validation is not None), validation, generator, path)
+    net.partial_fit(TabularDataset(rows, scaling, spec))
+    if net.interrupted:
+        # skorch swallows the interrupt, but without a finished epoch there is nothing to keep
+        raise KeyboardInterrupt
+
+
+def _check_finite(module: MLPModule, monitor: Monitor, net: RegressionNet) -> None:
+    """The last update can diverge after the last loss was seen."""
+    if not all(bool(torch.isfinite(p).all()) for p in module.parameters()):
+        raise TrainingDivergedError(
+            len(monitor.loss_curve), float(net.optimizer_.param_groups[0]["lr"])
+        )
+
+
+def _plain_history(net: RegressionNet) -> list[dict[str, Any]]:
+    finished = list(net.history)[: len(net.monitor.loss_curve)]
+    return [{k: v for k, v in row.items() if k != "batches"} for row in finished]
