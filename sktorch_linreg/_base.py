@@ -1,0 +1,362 @@
+"""What both estimators share: parameters, dunder options, fit, partial_fit and state."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import replace
+from numbers import Integral, Real
+from typing import Any, ClassVar, Self
+
+import torch
+from sklearn.base import BaseEstimator, MultiOutputMixin, RegressorMixin
+from sklearn.utils.validation import check_is_fitted, validate_data
+
+from ._compat import Interval, StrOptions
+from ._data import (
+    SPARSE_FORMATS,
+    float_dtypes,
+    resolve_device,
+    resolve_dtype,
+    resolve_seed,
+    validate_rows,
+)
+from ._losses import resolve_loss
+from ._modules import MLPModule, build_module
+from ._names import nearest
+from ._net import wrap
+from ._optimizers import OPTIMIZERS, resolve_optimizer, resolve_schedule
+from ._training import train
+from ._types import FitResult, FitSpec, Layers, Moments, Scaling, Start, TrainingData
+
+# prefixes of options that are handed on: `optimizer__momentum` reaches the optimizer as `momentum`
+PREFIXES = ("optimizer__", "loss__", "lr_schedule__")
+# kept in memory for a later partial_fit, and in a pickle only where one is to be expected
+RESUME = ("_training_state", "_statistics")
+
+
+def can_partial_fit(estimator: Any) -> bool:
+    """Whether the estimator learns from single batches; raises AttributeError saying why not."""
+    if estimator.early_stopping is True:
+        raise AttributeError(
+            "partial_fit does not go with early_stopping=True: it sees one batch at a time and has "
+            "no rows to hold out. Set early_stopping=False, or call fit."
+        )
+    optimizer = estimator.optimizer
+    optimizer = OPTIMIZERS.get(optimizer) if isinstance(optimizer, str) else optimizer
+    if isinstance(optimizer, type) and issubclass(optimizer, torch.optim.LBFGS):
+        raise AttributeError(
+            "partial_fit does not go with L-BFGS, which needs all rows at once. Choose an "
+            "optimizer that learns from batches, such as optimizer='adam'."
+        )
+    return True
+
+
+class BaseTorchRegressor(MultiOutputMixin, RegressorMixin, BaseEstimator):  # type: ignore[misc]
+    """Parameters, dunder options, and the steps of a fit: validate, spec, engine, adopt."""
+
+    _parameter_constraints: ClassVar[dict[str, Any]] = {
+        "loss": "no_validation",
+        "alpha": [Interval(Real, 0, None, closed="left")],
+        "l1_ratio": [Interval(Real, 0, 1, closed="both")],
+        "optimizer": "no_validation",
+        "lr": [None, Interval(Real, 0, None, closed="neither")],
+        "lr_schedule": "no_validation",
+        "max_epochs": [Interval(Integral, 1, None, closed="left")],
+        "batch_size": [None, StrOptions({"auto"}), Interval(Integral, 1, None, closed="left")],
+        "shuffle": ["boolean"],
+        "tol": [None, Interval(Real, 0, None, closed="left")],
+        "n_iter_no_change": [Interval(Integral, 1, None, closed="left")],
+        "early_stopping": ["boolean"],
+        "validation_fraction": [Interval(Real, 0, 1, closed="neither")],
+        "standardize": ["boolean"],
+        "device": [str, torch.device],
+        "dtype": [StrOptions({"auto", "float32", "float64"}), torch.dtype],
+        "warm_start": ["boolean"],
+        "random_state": ["random_state"],
+        "verbose": ["verbose"],
+        "callbacks": [None, list, tuple],
+    }
+    _options: dict[str, Any]
+
+    # -- dunder options -------------------------------------------------------------------------
+
+    def _set_options(self, options: Mapping[str, Any]) -> None:
+        """Keep the constructor's dunder options as they are; other names are not parameters."""
+        known = type(self)._get_param_names()
+        for name in options:
+            if not name.startswith(PREFIXES):
+                raise TypeError(
+                    f"{type(self).__name__} has no parameter {name!r}.{nearest(name, known)} "
+                    f"Options may start with {', '.join(PREFIXES)}."
+                )
+        self._options = dict(options)
+
+    def __getattr__(self, name: str) -> Any:
+        options = self.__dict__.get("_options", {})
+        if name in options:
+            return options[name]
+        raise AttributeError(f"{type(self).__name__!r} object has no attribute {name!r}")
+
+    def get_params(self, deep: bool = True) -> dict[str, Any]:
+        """Get parameters, dunder options included.
+
+        Parameters
+        ----------
+        deep : bool, default=True
+            Kept for scikit-learn; there are no nested estimators.
+
+        Returns
+        -------
+        dict
+            Parameter names mapped to their values.
+
+        Examples
+        --------
+        >>> from sktorch_linreg import TorchLinearRegressor
+        >>> TorchLinearRegressor(optimizer__momentum=0.9).get_params()["optimizer__momentum"]
+        0.9
+        """
+        params = {name: getattr(self, name) for name in self._get_param_names()}
+        return {**params, **self._options}
+
+    def set_params(self, **params: Any) -> Self:
+        """Set parameters, dunder options included.
+
+        Parameters
+        ----------
+        **params : dict
+            Parameters by name; ``optimizer__*``, ``loss__*`` and ``lr_schedule__*`` need not have
+            been given before.
+
+        Returns
+        -------
+        self : estimator
+            This estimator.
+
+        Raises
+        ------
+        ValueError
+            If a name is not that of a parameter.
+
+        Examples
+        --------
+        >>> from sktorch_linreg import TorchLinearRegressor
+        >>> TorchLinearRegressor().set_params(optimizer="sgd", optimizer__momentum=0.9)
+        TorchLinearRegressor(optimizer='sgd', optimizer__momentum=0.9)
+        """
+        known = self._get_param_names()
+        for name in params:
+            if name not in known and not name.startswith(PREFIXES):
+                raise ValueError(
+                    f"{type(self).__name__} has no parameter {name!r}.{nearest(name, known)} "
+                    f"Valid parameters are {known}, and options that start with "
+                    f"{', '.join(PREFIXES)}."
+                )
+        options = {k: v for k, v in params.items() if k not in known}
+        for name, value in params.items():
+            if name in known:
+                setattr(self, name, value)
+        if options:
+            self._options = {**self._options, **options}
+        return self
+
+    def _options_of(self, prefix: str) -> dict[str, Any]:
+        return {k.removeprefix(prefix): v for k, v in self._options.items() if k.startswith(prefix)}
+
+    # -- fit ------------------------------------------------------------------------------------
+
+    def _fit(self, X: Any, y: Any, sample_weight: Any, *, incremental: bool) -> Self:
+        """Fit, or leave the estimator exactly as it was."""
+        before = dict(vars(self))
+        try:
+            self._fit_or_fail(X, y, sample_weight, incremental)
+        except BaseException:
+            self.__dict__.clear()
+            self.__dict__.update(before)
+            raise
+        return self
+
+    def _fit_or_fail(self, X: Any, y: Any, sample_weight: Any, incremental: bool) -> None:
+        goes_on = hasattr(self, "n_iter_") and (incremental or self.warm_start)
+        data, n_dim = validate_rows(self, X, y, sample_weight, reset=not goes_on)
+        if goes_on:
+            self._check_same_shape(data)
+        spec = self._make_spec(data, incremental)
+        minimum = spec.loss.minimum_target
+        if minimum is not None and float(data.y.min()) < minimum:
+            raise ValueError(
+                f"loss={spec.loss.name!r} needs targets of at least {minimum:g}; the smallest is "
+                f"{float(data.y.min()):g}. Choose another loss, such as 'squared_error'."
+            )
+        result = self._run(data, spec, goes_on, incremental)
+        self._adopt(result, data, spec, n_dim)
+        self._incremental = incremental
+
+    def _check_same_shape(self, data: TrainingData) -> None:
+        """Raise where training cannot go on with the layers that are there."""
+        layers = self._user_layers()
+        n_out = layers[-1][0].shape[0]
+        hidden = tuple(w.shape[0] for w, _ in layers[:-1])
+        if n_out != data.n_targets:
+            raise ValueError(
+                f"The model was fitted to {n_out} target(s), but y has {data.n_targets}. To start "
+                "afresh, set warm_start=False and call fit, or clone the estimator."
+            )
+        if hidden != self._hidden():
+            raise ValueError(
+                f"The model was fitted with hidden_layer_sizes={hidden}, which is now "
+                f"{self._hidden()}. To start afresh, set warm_start=False and call fit."
+            )
+
+    def _make_spec(self, data: TrainingData, incremental: bool) -> FitSpec:
+        device = resolve_device(self.device)
+        batch_size = min(200, data.n_samples) if self.batch_size == "auto" else self.batch_size
+        spec = FitSpec(
+            loss=resolve_loss(self.loss, self._options_of("loss__")),
+            alpha=float(self.alpha),
+            l1_ratio=float(self.l1_ratio),
+            positive=bool(getattr(self, "positive", False)),
+            fit_intercept=bool(getattr(self, "fit_intercept", True)),
+            standardize=bool(self.standardize),
+            tol=None if self.tol is None else float(self.tol),
+            dtype=resolve_dtype(self.dtype, data.X, device),
+            device=device,
+            optimizer="",
+            hidden=self._hidden(),
+            activation=getattr(self, "activation", "identity"),
+            dropout=float(getattr(self, "dropout", 0.0)),
+            max_epochs=1 if incremental else int(self.max_epochs),
+            batch_size=batch_size,
+            shuffle=bool(self.shuffle),
+            n_iter_no_change=int(self.n_iter_no_change),
+            validation_fraction=self.validation_fraction if self.early_stopping else None,
+            seed=resolve_seed(self.random_state),
+            record_path=bool(getattr(self, "record_path", False)) and not incremental,
+            callbacks=self.callbacks,
+            verbose=int(self.verbose),
+        )
+        return self._with_optimizer(spec, data, incremental)
+
+    def _with_optimizer(self, spec: FitSpec, data: TrainingData, incremental: bool) -> FitSpec:
+        """Fill in the optimizer; the linear model puts its exact solvers before this."""
+        return self._with_trainer(spec, self.optimizer)
+
+    def _with_trainer(self, spec: FitSpec, optimizer: Any, extra: tuple[str, ...] = ()) -> FitSpec:
+        name, cls, options = resolve_optimizer(
+            optimizer, self.lr, self._options_of("optimizer__"), extra
+        )
+        schedule, schedule_options = resolve_schedule(
+            self.lr_schedule,
+            self._options_of("lr_schedule__"),
+            int(self.max_epochs),
+            float(options.get("lr", 0.0)),
+        )
+        return replace(
+            spec,
+            optimizer=name,
+            optimizer_class=cls,
+            optimizer_options=options,
+            schedule_class=schedule,
+            schedule_options=schedule_options,
+        )
+
+    def _run(
+        self, data: TrainingData, spec: FitSpec, goes_on: bool, incremental: bool
+    ) -> FitResult:
+        start = None
+        if goes_on:
+            start = Start(self._user_layers())
+            if incremental:
+                moments = vars(self).get("_moments")
+                start.moments = moments and tuple(Moments(**m) for m in moments)
+                state = vars(self).get("_training_state")
+                # another optimizer cannot read this one's state
+                start.state = state if state and self.optimizer_ == spec.optimizer else None
+        return train(data, spec, start)
+
+    def _adopt(self, result: FitResult, data: TrainingData, spec: FitSpec, n_dim: int) -> None:
+        """Take over a result as fitted attributes."""
+        self.n_iter_ = result.n_iter
+        self.loss_ = result.loss
+        self.best_loss_ = result.best_loss
+        self.loss_curve_ = result.loss_curve
+        self.validation_loss_curve_ = result.validation_loss_curve
+        self.optimizer_ = result.optimizer
+        self.history_ = result.history or [{"epoch": 1, "train_loss": result.loss}]
+        self._log_link = spec.loss.log_link
+        self._squeeze = n_dim == 1
+        self._trained_dtype = str(spec.dtype).removeprefix("torch.")
+        self._net = result.net
+        self._training_state = result.state
+        self._moments = result.moments and tuple(dict(vars(m)) for m in result.moments)
+
+    # -- what the subclasses say ----------------------------------------------------------------
+
+    def _hidden(self) -> tuple[int, ...]:
+        """Sizes of the hidden layers."""
+        return ()
+
+    def _user_layers(self) -> Layers:
+        """Weights and intercepts in the user's units."""
+        raise NotImplementedError
+
+    def _trained_layers(self) -> tuple[Layers, Scaling]:
+        """Weights and intercepts as they were trained, and the scaling round them."""
+        raise NotImplementedError
+
+    # -- after fit ------------------------------------------------------------------------------
+
+    def _validate_predict(self, X: Any) -> Any:
+        check_is_fitted(self)
+        return validate_data(
+            self, X, reset=False, accept_sparse=SPARSE_FORMATS, dtype=float_dtypes(X)
+        )
+
+    def _build_module(self, dtype: torch.dtype, device: torch.device) -> MLPModule:
+        layers, scaling = self._trained_layers()
+        return build_module(
+            layers,
+            scaling,
+            activation=getattr(self, "_fitted_activation", "identity"),
+            log_link=getattr(self, "_log_link", self.loss == "poisson"),
+            dtype=dtype,
+            device=device,
+        )
+
+    def _fitted_device(self) -> torch.device:
+        """The device asked for, or the CPU where that is not there (any more)."""
+        try:
+            return resolve_device(self.device)
+        except ValueError:
+            return torch.device("cpu")
+
+    @property
+    def module_(self) -> MLPModule:
+        """The trained `torch.nn.Module`; it takes raw features and gives predictions."""
+        check_is_fitted(self)
+        net = vars(self).get("_net")
+        if net is not None:
+            return net.module_  # type: ignore[no-any-return]
+        dtype = getattr(torch, getattr(self, "_trained_dtype", "float64"))
+        return self._build_module(dtype, self._fitted_device())
+
+    @property
+    def net_(self) -> Any:
+        """The skorch net around `module_`."""
+        check_is_fitted(self)
+        net = vars(self).get("_net")
+        return wrap(self.module_) if net is None else net
+
+    def __getstate__(self) -> dict[str, Any]:
+        state = dict(super().__getstate__())
+        state.pop("_net", None)
+        if not (self.warm_start or state.get("_incremental")):
+            for name in RESUME:
+                state.pop(name, None)
+        return state
+
+    def __sklearn_tags__(self) -> Any:
+        tags = super().__sklearn_tags__()
+        tags.input_tags.sparse = True
+        tags.target_tags.positive_only = self.loss == "poisson"
+        return tags

@@ -1,0 +1,419 @@
+"""The linear estimator: parameters, documentation and fitted attributes."""
+
+from __future__ import annotations
+
+from numbers import Integral
+from typing import Any, ClassVar, Self
+
+import numpy as np
+from sklearn.utils.extmath import safe_sparse_dot
+
+from . import _exact
+from ._base import BaseTorchRegressor, can_partial_fit
+from ._compat import available_if, fit_context
+from ._data import identity_scaling
+from ._names import check_options
+from ._types import Array, FitResult, FitSpec, Layers, Scaling, TrainingData
+
+
+class TorchLinearRegressor(BaseTorchRegressor):
+    """Linear regression in PyTorch, a drop-in for scikit-learn's ``LinearRegression``.
+
+    Used as it comes it gives the exact least-squares solution. With a learning rate, a batch size,
+    another optimizer or another loss it trains by gradient descent, by default on data that are
+    standardised inside, with coefficients reported in the units of `X` and `y`.
+
+    The objective is the weighted mean of the loss over the rows plus
+    ``alpha * (l1_ratio * |W|_1 + (1 - l1_ratio) / 2 * |W|_2^2)``. The loss of a row is the mean
+    over its targets, squared error has no factor of one half, and intercepts are not penalised.
+
+    Parameters
+    ----------
+    fit_intercept : bool, default=True
+        Whether to fit an intercept.
+    copy_X : bool, default=True
+        Accepted for compatibility; `X` is never written to.
+    n_jobs : int or None, default=None
+        Accepted for compatibility; torch's own threads are used.
+    positive : bool, default=False
+        Whether the coefficients have to be non-negative.
+    loss : str or class, default="squared_error"
+        ``"squared_error"``, ``"absolute_error"``, ``"huber"`` (option ``loss__delta``, in
+        standardised units unless ``standardize=False``), ``"quantile"`` (option
+        ``loss__quantile``), ``"poisson"`` (predictions are the exponential of the linear model), or
+        a `torch.nn.Module` loss class.
+    alpha : float, default=0.0
+        Strength of the penalty, on the coefficients of the standardised data.
+    l1_ratio : float, default=0.0
+        Share of the L1 norm in the penalty: 0 is ridge, 1 is the lasso.
+    optimizer : str or class, default="auto"
+        ``"lstsq"`` (exact), ``"lbfgs"``, ``"sgd"``, ``"adam"``, ``"adamw"``, ``"nadam"``,
+        ``"radam"``, ``"rmsprop"``, ``"adagrad"``, ``"adadelta"``, ``"adamax"`` or a
+        `torch.optim.Optimizer` subclass. ``"auto"`` solves squared error exactly; it takes
+        ``"adam"`` if `lr`, `lr_schedule`, `batch_size`, `early_stopping`, `record_path` or
+        `callbacks` asks for training, and ``"lbfgs"`` for other losses.
+    lr : float or None, default=None
+        Learning rate; None is the optimizer's own default.
+    lr_schedule : str, class or None, default=None
+        ``"constant"``, ``"step"``, ``"exponential"``, ``"linear"``, ``"polynomial"``,
+        ``"cosine"``, ``"cosine_restarts"``, ``"one_cycle"``, ``"plateau"`` or a class of
+        `torch.optim.lr_scheduler`, stepped once per epoch.
+    max_epochs : int, default=1000
+        Number of passes over the data, at the most.
+    batch_size : int, "auto" or None, default=None
+        Rows per update: None is all of them, ``"auto"`` is ``min(200, n_samples)``.
+    shuffle : bool, default=True
+        Whether to draw a new order of the rows in each epoch.
+    tol : float or None, default=None
+        In training, stop when the monitored loss has not improved by more than `tol` for more than
+        `n_iter_no_change` epochs; None runs every epoch. For the exact solver, the relative
+        singular-value cut-off of the column-scaled `X`; None is machine epsilon times
+        ``max(X.shape)``, and at most 1e-6.
+    n_iter_no_change : int, default=10
+        Epochs without improvement that are waited for.
+    early_stopping : bool, default=False
+        Whether to hold rows out, stop on their loss and restore the best weights.
+    validation_fraction : float, default=0.1
+        Share of the rows held out under `early_stopping`.
+    standardize : bool, default=True
+        Whether to centre and scale features and target inside. Without an intercept they are only
+        scaled, by their root mean square.
+    device : str or torch.device, default="cpu"
+        ``"cpu"``, ``"cuda"``, ``"cuda:1"``, ``"mps"``, or ``"auto"`` for the fastest there is.
+    dtype : {"auto", "float32", "float64"} or torch.dtype, default="auto"
+        Compute type; ``"auto"`` keeps float32 and float64 input, other input becomes float64.
+    warm_start : bool, default=False
+        Whether `fit` goes on from the coefficients there are.
+    random_state : int, RandomState instance or None, default=None
+        Seed of initial weights, batch order and held-out rows. torch's and numpy's global random
+        state is never changed.
+    verbose : bool or int, default=0
+        Whether to print a line per epoch.
+    record_path : bool, default=False
+        Whether to keep the coefficients of every epoch.
+    callbacks : list or None, default=None
+        skorch callbacks for the inner net.
+    **optimizer__options : dict
+        ``optimizer__*``, ``loss__*`` and ``lr_schedule__*`` are handed to the optimizer, the loss
+        and the schedule.
+
+    Attributes
+    ----------
+    coef_ : ndarray of shape (n_features,) or (n_targets, n_features)
+        Coefficients in the units of `X` and `y`.
+    intercept_ : float or ndarray of shape (n_targets,)
+        Intercept; 0.0 without `fit_intercept`.
+    rank_ : int
+        Rank of the centred, column-scaled `X`. Exact solver, `X` not wide and sparse.
+    singular_ : ndarray of shape (min(n_samples, n_features),)
+        Singular values of the centred `X`. Only where `rank_` is.
+    n_iter_ : int
+        Number of epochs run.
+    loss_, best_loss_ : float
+        The last and the best of the monitored losses.
+    loss_curve_ : list of float
+        Objective per epoch, as seen while training.
+    validation_loss_curve_ : list of float
+        Loss of the held-out rows per epoch, without the penalty.
+    coef_path_ : ndarray of shape (n_iter_ + 1, ...)
+        With `record_path`: `coef_` before the first update, and after each epoch.
+    intercept_path_ : ndarray of shape (n_iter_ + 1, ...)
+        With `record_path`: `intercept_` likewise.
+    optimizer_ : str
+        Name of the solver used: one of the optimizers, ``"nnls"`` or ``"fista"``.
+    module_ : torch.nn.Module
+        The fitted model over raw features.
+    net_ : skorch.NeuralNet
+        The net that trained it.
+    history_ : list of dict
+        One record per epoch.
+    n_features_in_ : int
+        Number of features seen in `fit`.
+    feature_names_in_ : ndarray of shape (n_features_in_,)
+        Names of the features, where `X` has string names for all of them.
+
+    See Also
+    --------
+    TorchMLPRegressor : A neural network with the same interface.
+    sklearn.linear_model.LinearRegression : The estimator that this one stands in for.
+
+    Notes
+    -----
+    The exact solver takes a QR decomposition of the centred rows, chunk by chunk in float64. If
+    columns are collinear it returns the solution of minimum norm in the user's units. A constant
+    column gets coefficient 0.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from sktorch_linreg import TorchLinearRegressor
+    >>> X = np.array([[1.0, 1.0], [1.0, 2.0], [2.0, 2.0], [2.0, 3.0]])
+    >>> y = X @ np.array([1.0, 2.0]) + 3.0
+    >>> model = TorchLinearRegressor().fit(X, y)
+    >>> model.coef_.round(6), round(float(model.intercept_), 6)
+    (array([1., 2.]), 3.0)
+    >>> sgd = TorchLinearRegressor(optimizer="sgd", lr=0.1, max_epochs=500, random_state=0)
+    >>> sgd.fit(X, y).predict([[3.0, 5.0]]).round(3)
+    array([16.])
+    """
+
+    _parameter_constraints: ClassVar[dict[str, Any]] = {
+        **BaseTorchRegressor._parameter_constraints,
+        "fit_intercept": ["boolean"],
+        "copy_X": ["boolean"],
+        "n_jobs": [None, Integral],
+        "positive": ["boolean"],
+        "record_path": ["boolean"],
+    }
+
+    def __init__(
+        self,
+        *,
+        fit_intercept: Any = True,
+        copy_X: Any = True,
+        n_jobs: Any = None,
+        positive: Any = False,
+        loss: Any = "squared_error",
+        alpha: Any = 0.0,
+        l1_ratio: Any = 0.0,
+        optimizer: Any = "auto",
+        lr: Any = None,
+        lr_schedule: Any = None,
+        max_epochs: Any = 1000,
+        batch_size: Any = None,
+        shuffle: Any = True,
+        tol: Any = None,
+        n_iter_no_change: Any = 10,
+        early_stopping: Any = False,
+        validation_fraction: Any = 0.1,
+        standardize: Any = True,
+        device: Any = "cpu",
+        dtype: Any = "auto",
+        warm_start: Any = False,
+        random_state: Any = None,
+        verbose: Any = 0,
+        record_path: Any = False,
+        callbacks: Any = None,
+        **optimizer__options: Any,
+    ) -> None:
+        self.fit_intercept = fit_intercept
+        self.copy_X = copy_X
+        self.n_jobs = n_jobs
+        self.positive = positive
+        self.loss = loss
+        self.alpha = alpha
+        self.l1_ratio = l1_ratio
+        self.optimizer = optimizer
+        self.lr = lr
+        self.lr_schedule = lr_schedule
+        self.max_epochs = max_epochs
+        self.batch_size = batch_size
+        self.shuffle = shuffle
+        self.tol = tol
+        self.n_iter_no_change = n_iter_no_change
+        self.early_stopping = early_stopping
+        self.validation_fraction = validation_fraction
+        self.standardize = standardize
+        self.device = device
+        self.dtype = dtype
+        self.warm_start = warm_start
+        self.random_state = random_state
+        self.verbose = verbose
+        self.record_path = record_path
+        self.callbacks = callbacks
+        self._set_options(optimizer__options)
+
+    @fit_context
+    def fit(self, X: Any, y: Any, sample_weight: Any = None) -> Self:
+        """Fit the model.
+
+        Parameters
+        ----------
+        X : {array-like, sparse matrix} of shape (n_samples, n_features)
+            Features. A sparse matrix is never made dense as a whole.
+        y : array-like of shape (n_samples,) or (n_samples, n_targets)
+            Targets.
+        sample_weight : array-like of shape (n_samples,), default=None
+            Weights of the rows, not negative; rows of weight 0 are left out.
+
+        Returns
+        -------
+        self : TorchLinearRegressor
+            The fitted estimator.
+
+        Raises
+        ------
+        ValueError
+            If input or parameters are wrong; the estimator then is as it was before.
+        TrainingDivergedError
+            If the training loss is not finite.
+
+        Examples
+        --------
+        >>> from sktorch_linreg import TorchLinearRegressor
+        >>> TorchLinearRegressor().fit([[0.0], [1.0]], [1.0, 3.0]).coef_.round(6)
+        array([2.])
+        """
+        return self._fit(X, y, sample_weight, incremental=False)
+
+    @available_if(can_partial_fit)
+    @fit_context
+    def partial_fit(self, X: Any, y: Any, sample_weight: Any = None) -> Self:
+        """Learn from one more batch of rows.
+
+        The exact solver adds the batch to its sufficient statistics, and then equals one `fit` on
+        all rows so far. An optimizer makes one epoch over the batch; weights, optimizer and
+        schedule go on from where they were.
+
+        Parameters
+        ----------
+        X : {array-like, sparse matrix} of shape (n_samples, n_features)
+            Features.
+        y : array-like of shape (n_samples,) or (n_samples, n_targets)
+            Targets.
+        sample_weight : array-like of shape (n_samples,), default=None
+            Weights of the rows.
+
+        Returns
+        -------
+        self : TorchLinearRegressor
+            The fitted estimator.
+
+        Raises
+        ------
+        ValueError
+            If input or parameters are wrong, or if the statistics of an earlier `fit` are gone.
+        AttributeError
+            Under `early_stopping` or ``optimizer="lbfgs"``, which need all rows at once.
+
+        Examples
+        --------
+        >>> from sktorch_linreg import TorchLinearRegressor
+        >>> model = TorchLinearRegressor()
+        >>> for X, y in [([[0.0], [1.0]], [1.0, 3.0]), ([[2.0], [3.0]], [5.0, 7.0])]:
+        ...     model = model.partial_fit(X, y)
+        >>> model.predict([[10.0]]).round(6)
+        array([21.])
+        """
+        return self._fit(X, y, sample_weight, incremental=True)
+
+    def predict(self, X: Any) -> Array:
+        """Predict targets, in the precision of `X`.
+
+        Parameters
+        ----------
+        X : {array-like, sparse matrix} of shape (n_samples, n_features)
+            Features.
+
+        Returns
+        -------
+        ndarray of shape (n_samples,) or (n_samples, n_targets)
+            Predictions, shaped as `y` was in `fit`.
+
+        Raises
+        ------
+        NotFittedError
+            If there is no `coef_` yet; setting `coef_` and `intercept_` by hand is enough.
+
+        Examples
+        --------
+        >>> import numpy as np
+        >>> from sktorch_linreg import TorchLinearRegressor
+        >>> model = TorchLinearRegressor()
+        >>> model.coef_, model.intercept_ = np.array([2.0]), 1.0
+        >>> model.predict([[3.0]])
+        array([7.])
+        """
+        X = self._validate_predict(X)
+        coef = np.asarray(self.coef_, dtype=X.dtype)
+        intercept = np.asarray(self.intercept_, dtype=X.dtype)
+        out: Array = safe_sparse_dot(X, coef.T, dense_output=True) + intercept
+        return np.exp(out) if getattr(self, "_log_link", self.loss == "poisson") else out
+
+    # -- engine ---------------------------------------------------------------------------------
+
+    def _asks_for_training(self) -> bool:
+        values = (self.lr, self.lr_schedule, self.batch_size, self.callbacks)
+        return any(v is not None for v in values) or self.early_stopping or self.record_path
+
+    def _with_optimizer(self, spec: FitSpec, data: TrainingData, incremental: bool) -> FitSpec:
+        exact = _exact.handles(data, spec)
+        optimizer = self.optimizer
+        if isinstance(optimizer, str) and optimizer == "auto":
+            if self._asks_for_training():
+                optimizer = "adam"
+            elif exact:
+                optimizer = "lstsq"
+            else:
+                optimizer = "adam" if incremental else "lbfgs"
+        if not (isinstance(optimizer, str) and optimizer == "lstsq"):
+            return self._with_trainer(spec, optimizer, ("auto", "lstsq"))
+        if not exact:
+            raise ValueError(
+                "optimizer='lstsq' solves squared error alone, and with an L1 penalty or "
+                f"positive=True not a sparse X as wide as this. Here loss={spec.loss.name!r}, "
+                f"l1_ratio={spec.l1_ratio}, positive={spec.positive}. Choose optimizer='auto' or "
+                "'lbfgs'."
+            )
+        check_options("optimizer", "lstsq", self._options_of("optimizer__"), ())
+        return spec
+
+    def _run(
+        self, data: TrainingData, spec: FitSpec, goes_on: bool, incremental: bool
+    ) -> FitResult:
+        if spec.optimizer_class is not None:
+            self._statistics = None
+            return super()._run(data, spec, goes_on, incremental)
+        if not incremental:
+            result, stats = _exact.fit(data, spec)
+        else:
+            previous = self._previous_statistics(spec) if goes_on else None
+            stats = _exact.accumulate(
+                data, intercept=spec.fit_intercept, device=spec.device, previous=previous
+            )
+            result = _exact.solve(stats, spec)
+        self._statistics = None if stats is None else stats.to_state()
+        return result
+
+    def _previous_statistics(self, spec: FitSpec) -> _exact.Statistics:
+        state = vars(self).get("_statistics")
+        if state is None or state["intercept"] != spec.fit_intercept:
+            raise ValueError(
+                "The sufficient statistics of the rows seen so far are gone: they are not kept by "
+                "another optimizer, with another fit_intercept, or in a pickle of a plain fit. "
+                "Begin with partial_fit, or set warm_start=True before fit."
+            )
+        return _exact.Statistics(**state)
+
+    def _adopt(self, result: FitResult, data: TrainingData, spec: FitSpec, n_dim: int) -> None:
+        super()._adopt(result, data, spec, n_dim)
+        dtype = data.X.dtype
+        self.coef_, self.intercept_ = self._as_public(result.layers, dtype)
+        for name in ("rank_", "singular_", "coef_path_", "intercept_path_"):
+            self.__dict__.pop(name, None)
+        if result.rank is not None and result.singular is not None:
+            self.rank_ = result.rank
+            self.singular_ = result.singular.astype(dtype)
+        if result.path:
+            path = [self._as_public(layers, dtype) for layers in result.path]
+            self.coef_path_ = np.stack([coef for coef, _ in path])
+            self.intercept_path_ = np.stack([np.asarray(intercept) for _, intercept in path])
+
+    def _as_public(self, layers: Layers, dtype: Any) -> tuple[Array, Any]:
+        """`coef_` and `intercept_` in the shapes of LinearRegression."""
+        weight, bias = layers[0]
+        coef = weight.astype(dtype)
+        if bias is None:
+            return (coef[0] if self._squeeze else coef), 0.0
+        intercept = bias.astype(dtype)
+        return (coef[0], intercept[0]) if self._squeeze else (coef, intercept)
+
+    def _user_layers(self) -> Layers:
+        coef = np.atleast_2d(np.asarray(self.coef_))
+        if not self.fit_intercept:
+            return [(coef, None)]
+        return [(coef, np.broadcast_to(np.atleast_1d(self.intercept_), len(coef)).copy())]
+
+    def _trained_layers(self) -> tuple[Layers, Scaling]:
+        layers = self._user_layers()
+        return layers, identity_scaling(layers[0][0].shape[1], layers[0][0].shape[0])
