@@ -24,6 +24,7 @@ import torch
 from torch import Tensor, nn
 
 from ._names import check_options, unknown_name
+from ._types import Loss
 
 
 def squared_error(prediction: Tensor, target: Tensor) -> Tensor:
@@ -57,35 +58,6 @@ def smooth_quantile(
 
 def poisson(prediction: Tensor, target: Tensor) -> Tensor:
     return prediction.exp() - target * prediction
-
-
-@dataclass(frozen=True)
-class Loss:
-    """A loss with its options filled in.
-
-    `pointwise(prediction, target)` gives one value per row and target; a user's own module that
-    only gives their mean has `reduced` set, and can then take no sample weights. A loss with kinks
-    has `smoothed(width)`, its Moreau envelope, which L-BFGS follows down to a small width.
-    """
-
-    name: str
-    pointwise: Callable[[Tensor, Tensor], Tensor]
-    scales_target: bool = True
-    log_link: bool = False
-    smoothed: Callable[[float], Callable[[Tensor, Tensor], Tensor]] | None = None
-    minimum_target: float | None = None
-    reduced: bool = False
-
-    def mean(self, prediction: Tensor, target: Tensor, weight: Tensor | None) -> Tensor:
-        """Mean over the rows; `weight` is relative to its mean over the whole training set."""
-        values = self.pointwise(prediction, target)
-        if self.reduced or weight is None:
-            return values.mean()
-        return (values.reshape(len(values), -1).mean(1) * weight).mean()
-
-    def predict(self, output: Tensor) -> Tensor:
-        """The prediction that belongs to the model's output."""
-        return output.exp() if self.log_link else output
 
 
 def _positive(name: str, value: Any) -> None:

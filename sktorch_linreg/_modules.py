@@ -109,7 +109,7 @@ class MLPModule(nn.Module):
         layer = self.linears[0]
         if x.layout != torch.strided:
             weight = layer.weight * self.x_factor if self.scale_input else layer.weight
-            h = torch.sparse.mm(x, weight.T)
+            h: Tensor = torch.sparse.mm(x, weight.T)
             shift = -(weight @ self.x_offset) if self.scale_input else None
             if layer.bias is not None:
                 h = h + layer.bias

@@ -17,12 +17,12 @@ from torch import Tensor, nn
 from torch.optim import lr_scheduler
 
 from ._batches import BatchIterator, TabularDataset
-from ._losses import Loss, Penalty
+from ._losses import Penalty
 from ._modules import MLPModule
 from ._monitor import Monitor
 from ._optimizers import OrthantLBFGS
 from ._state import to_tensors
-from ._types import FitSpec, Layers, TrainingDivergedError
+from ._types import FitSpec, Layers, Loss, TrainingDivergedError
 
 
 class _Criterion(nn.Module):

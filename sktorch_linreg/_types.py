@@ -2,16 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
-
-if TYPE_CHECKING:
-    from ._losses import Loss
+from torch import Tensor
 
 Array = NDArray[Any]
 FloatArray = NDArray[np.float64]
@@ -118,6 +116,31 @@ class Scaling:
         factor = np.zeros_like(self.x_scale)
         np.divide(1.0, self.x_scale, out=factor, where=self.x_scale > 0)
         return factor
+
+
+@dataclass(frozen=True)
+class Loss:
+    """A loss with its options filled in.
+
+    `pointwise(prediction, target)` gives one value per row and target; a user's own module that
+    only gives their mean has `reduced` set, and can then take no sample weights. A loss with kinks
+    has `smoothed(width)`, its Moreau envelope, which L-BFGS follows down to a small width.
+    """
+
+    name: str
+    pointwise: Callable[[Tensor, Tensor], Tensor]
+    scales_target: bool = True
+    log_link: bool = False
+    smoothed: Callable[[float], Callable[[Tensor, Tensor], Tensor]] | None = None
+    minimum_target: float | None = None
+    reduced: bool = False
+
+    def mean(self, prediction: Tensor, target: Tensor, weight: Tensor | None) -> Tensor:
+        """Mean over the rows; `weight` is relative to its mean over the whole training set."""
+        values = self.pointwise(prediction, target)
+        if self.reduced or weight is None:
+            return values.mean()
+        return (values.reshape(len(values), -1).mean(1) * weight).mean()
 
 
 @dataclass(frozen=True)

@@ -1,0 +1,38 @@
+"""Shared fixtures; the environment is set before scipy is imported."""
+
+import os
+
+# lets scikit-learn's array API checks run instead of being skipped
+os.environ.setdefault("SCIPY_ARRAY_API", "1")
+
+import numpy as np
+import pytest
+import torch
+
+collect_ignore_glob = []
+
+
+def pytest_collection_modifyitems(items):
+    if not torch.cuda.is_available():
+        for item in items:
+            if "gpu" in item.keywords:
+                item.add_marker(pytest.mark.skip(reason="needs a CUDA device"))
+
+
+@pytest.fixture
+def regression():
+    """200 rows, 6 features of very different scales, a known solution and some noise."""
+    rng = np.random.default_rng(0)
+    scale = 10.0 ** np.array([-3, -1, 0, 1, 2, 4])
+    X = rng.normal(size=(200, 6)) * scale + 5 * scale
+    coef = rng.normal(size=6) / scale
+    return X, X @ coef + 3.0 + 0.1 * rng.normal(size=200)
+
+
+@pytest.fixture
+def easy():
+    """150 standard normal rows, three targets."""
+    rng = np.random.default_rng(1)
+    X = rng.normal(size=(150, 4))
+    Y = X @ rng.normal(size=(4, 3)) + rng.normal(size=3) + 0.3 * rng.normal(size=(150, 3))
+    return X, Y

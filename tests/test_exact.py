@@ -1,0 +1,305 @@
+"""The exact solvers against numpy, scipy and scikit-learn."""
+
+import numpy as np
+import pytest
+import scipy.sparse as sp
+from sklearn.linear_model import ElasticNet, LinearRegression, Ridge
+
+from sktorch_linreg import TorchLinearRegressor, _exact
+from sktorch_linreg._quadratic import proximal_quadratic
+
+FORMATS = [sp.csr_matrix, sp.csc_matrix, sp.coo_matrix, sp.csr_array, sp.csc_array, sp.coo_array]
+
+
+def standard(X, y, w=None):
+    """X and y in standard units, with their scales."""
+    w = np.ones(len(X)) if w is None else w
+    x_mean, y_mean = np.average(X, axis=0, weights=w), np.average(y, axis=0, weights=w)
+    x_scale = np.sqrt(np.average((X - x_mean) ** 2, axis=0, weights=w))
+    y_scale = np.sqrt(np.average((y - y_mean) ** 2, axis=0, weights=w))
+    return (X - x_mean) / x_scale, (y - y_mean) / y_scale, x_scale, y_scale
+
+
+@pytest.mark.parametrize("fit_intercept", [True, False])
+@pytest.mark.parametrize("weighted", [True, False])
+@pytest.mark.parametrize("many", [True, False])
+@pytest.mark.parametrize("standardize", [True, False])
+@pytest.mark.parametrize(("dtype", "rtol"), [(np.float64, 1e-9), (np.float32, 1e-4)])
+def test_equals_linear_regression(easy, fit_intercept, weighted, many, standardize, dtype, rtol):
+    X, Y = (a.astype(dtype) for a in easy)
+    y = Y if many else Y[:, 0]
+    w = np.random.default_rng(0).uniform(0, 2, len(X)) if weighted else None
+    ours = TorchLinearRegressor(fit_intercept=fit_intercept, standardize=standardize)
+    theirs = LinearRegression(fit_intercept=fit_intercept)
+    ours.fit(X, y, sample_weight=w)
+    theirs.fit(X, y, sample_weight=w)
+    np.testing.assert_allclose(ours.coef_, theirs.coef_, rtol=rtol)
+    np.testing.assert_allclose(ours.intercept_, theirs.intercept_, rtol=rtol)
+    np.testing.assert_allclose(ours.predict(X), theirs.predict(X), rtol=rtol, atol=rtol)
+    np.testing.assert_allclose(ours.singular_, theirs.singular_, rtol=rtol)
+    assert ours.rank_ == theirs.rank_ == 4
+    assert ours.coef_.dtype == theirs.coef_.dtype == dtype
+    assert ours.predict(X).dtype == dtype
+    assert ours.optimizer_ == "lstsq"
+
+
+def test_columns_whose_scales_differ_by_1e24():
+    rng = np.random.default_rng(0)
+    scale = 10.0 ** np.linspace(-12, 12, 9)
+    X = rng.normal(size=(100, 9)) * scale
+    coef = rng.normal(size=9) / scale
+    model = TorchLinearRegressor().fit(X, X @ coef + 2.0)
+    assert model.rank_ == 9
+    np.testing.assert_allclose(model.coef_, coef, rtol=1e-12)
+    assert model.intercept_ == pytest.approx(2.0, rel=1e-12)
+
+
+def test_small_column_is_kept_where_linear_regression_drops_it():
+    x = 1e6 + np.linspace(-500, 500, 200)
+    X = np.column_stack([x, x**2])
+    y = 3.0 * x - 2e-3 * x**2
+    model = TorchLinearRegressor().fit(X, y)
+    assert LinearRegression().fit(X, y).rank_ == 1
+    assert model.rank_ == 2
+    np.testing.assert_allclose(model.coef_, [3.0, -2e-3], rtol=1e-6)
+
+
+def test_target_with_a_mean_far_above_its_spread():
+    rng = np.random.default_rng(0)
+    X = rng.normal(size=(100, 3))
+    coef = np.array([1.0, -2.0, 0.5])
+    model = TorchLinearRegressor().fit(X, X @ coef + 1e9)
+    np.testing.assert_allclose(model.coef_, coef, rtol=1e-6)
+
+
+def collinear(n=60):
+    rng = np.random.default_rng(3)
+    A = rng.normal(size=(n, 3)) * [1.0, 100.0, 0.01]
+    X = np.column_stack([A, A[:, 0] + A[:, 1], np.full(n, 7.0), A[:, 2]])
+    return X, A @ [1.0, 2.0, 3.0] + rng.normal(size=n)
+
+
+@pytest.mark.parametrize("to", [np.asarray, sp.csr_array])
+@pytest.mark.parametrize("fit_intercept", [True, False])
+def test_minimum_norm_in_the_units_of_the_user(to, fit_intercept):
+    X, y = collinear()
+    model = TorchLinearRegressor(fit_intercept=fit_intercept).fit(to(X), y)
+    if fit_intercept:
+        expected = np.linalg.pinv(X - X.mean(axis=0), rcond=1e-12) @ (y - y.mean())
+    else:
+        expected = np.linalg.pinv(X, rcond=1e-12) @ y
+    np.testing.assert_allclose(model.coef_, expected, rtol=1e-8, atol=1e-10)
+    assert model.rank_ == (3 if fit_intercept else 4)
+    assert model.coef_[2] == pytest.approx(model.coef_[5], rel=1e-9)
+    if fit_intercept:
+        assert model.coef_[4] == 0.0
+
+
+def test_minimum_norm_with_scales_far_apart():
+    rng = np.random.default_rng(5)
+    A = rng.normal(size=(50, 2)) * [1e-6, 1e6]
+    X = np.column_stack([A, A[:, 0] * 1e3, A[:, 1] * 1e-3])
+    model = TorchLinearRegressor().fit(X, A @ [1e6, 1e-6])
+    assert model.rank_ == 2
+    # two directions that do not mix: each shares its effect in proportion to the columns' scales
+    expected = np.array([1e6 / (1 + 1e6), 1e-6 / (1 + 1e-6), 1e9 / (1 + 1e6), 1e-9 / (1 + 1e-6)])
+    np.testing.assert_allclose(model.coef_, expected, atol=1e-9 * np.linalg.norm(expected))
+    np.testing.assert_allclose(model.predict(X), A @ [1e6, 1e-6], rtol=1e-9)
+
+
+@pytest.mark.parametrize("dtype", [np.float64, np.float32])
+@pytest.mark.parametrize("many", [True, False])
+def test_fewer_rows_than_columns(dtype, many):
+    rng = np.random.default_rng(0)
+    X = rng.normal(size=(20, 60)).astype(dtype)
+    Y = rng.normal(size=(20, 3)).astype(dtype)
+    y = Y if many else Y[:, 0]
+    ours, theirs = TorchLinearRegressor().fit(X, y), LinearRegression().fit(X, y)
+    rtol = 1e-9 if dtype == np.float64 else 1e-4
+    np.testing.assert_allclose(ours.coef_, theirs.coef_, rtol=rtol, atol=rtol)
+    np.testing.assert_allclose(ours.predict(X), y, rtol=10 * rtol, atol=10 * rtol)
+    assert ours.rank_ == theirs.rank_ == 19
+    assert ours.singular_.shape == theirs.singular_.shape == (20,)
+
+
+def test_float32_rounding_is_not_taken_for_information():
+    rng = np.random.default_rng(0)
+    A = rng.normal(size=(300, 2)).astype(np.float32)
+    X = np.column_stack([A, A[:, 0] + A[:, 1]])
+    model = TorchLinearRegressor().fit(X, A @ np.float32([1, 2]))
+    assert model.rank_ == 2
+    np.testing.assert_allclose(model.coef_, [0.0, 1.0, 1.0], atol=1e-5)
+
+
+def test_tol_is_the_relative_singular_value_cut_off():
+    rng = np.random.default_rng(0)
+    a = rng.normal(size=200)
+    X = np.column_stack([a, a + 1e-4 * rng.normal(size=200)])
+    assert TorchLinearRegressor().fit(X, a).rank_ == 2
+    assert TorchLinearRegressor(tol=1e-3).fit(X, a).rank_ == 1
+
+
+@pytest.mark.parametrize(
+    ("container", "shape"),
+    [(c, (300, 20)) for c in FORMATS] + [(sp.csr_array, (40, 90)), (sp.coo_array, (300, 120))],
+)
+@pytest.mark.parametrize("alpha", [0.0, 0.1])
+@pytest.mark.parametrize("limit", [2000, 10])
+def test_sparse_equals_dense(container, shape, alpha, limit, monkeypatch):
+    monkeypatch.setattr(_exact, "MAX_FACTOR_FEATURES", limit)
+    rng = np.random.default_rng(0)
+    S = sp.random(*shape, density=0.1, random_state=0)
+    y = rng.normal(size=(shape[0], 2))
+    w = rng.integers(0, 4, shape[0]).astype(float)
+    sparse = TorchLinearRegressor(alpha=alpha).fit(container(S), y, sample_weight=w)
+    dense = TorchLinearRegressor(alpha=alpha).fit(S.toarray(), y, sample_weight=w)
+    scale = np.abs(dense.coef_).max()
+    np.testing.assert_allclose(sparse.coef_, dense.coef_, atol=1e-8 * scale)
+    np.testing.assert_allclose(sparse.intercept_, dense.intercept_, atol=1e-8)
+    np.testing.assert_allclose(sparse.predict(container(S)), dense.predict(S.toarray()), atol=1e-8)
+    assert sparse.loss_ == pytest.approx(dense.loss_, rel=1e-8, abs=1e-10)
+
+
+def test_wide_sparse_minimum_norm_is_in_the_units_of_the_user():
+    S = sp.random(2300, 2050, density=0.01, random_state=0, format="csc")
+    doubled = sp.hstack([S, 10.0 * S[:, :5]], format="csr")
+    y = S @ np.linspace(-1, 1, 2050)
+    model = TorchLinearRegressor().fit(doubled, y)
+    np.testing.assert_allclose(10 * model.coef_[:5], model.coef_[2050:], rtol=1e-6)
+    np.testing.assert_allclose(model.coef_[:5] * (1 + 100), np.linspace(-1, 1, 2050)[:5], rtol=1e-6)
+
+
+def test_sparse_is_never_made_dense_whole(monkeypatch):
+    S = sp.random(20_000, 400, density=0.005, random_state=0, format="csr")
+    y = np.arange(20_000.0)
+    largest = []
+    original = sp.csr_matrix.toarray
+    for cls in (sp.csr_matrix, sp.csr_array):
+        monkeypatch.setattr(
+            cls,
+            "toarray",
+            lambda self, *a, **k: (largest.append(self.shape[0]), original(self, *a, **k))[1],
+        )
+    TorchLinearRegressor().fit(S, y)
+    assert largest
+    assert max(largest) <= 5_000
+
+
+@pytest.mark.parametrize("weighted", [True, False])
+@pytest.mark.parametrize("many", [True, False])
+@pytest.mark.parametrize("alpha", [0.01, 1.0])
+def test_ridge_is_the_stated_objective(easy, weighted, many, alpha):
+    X, Y = easy
+    y = Y if many else Y[:, 0]
+    w = np.random.default_rng(0).uniform(0.1, 2, len(X)) if weighted else np.ones(len(X))
+    model = TorchLinearRegressor(alpha=alpha, standardize=False).fit(X, y, sample_weight=w)
+    n_targets = 3 if many else 1
+    ridge = Ridge(alpha=0.5 * alpha * w.sum() * n_targets, tol=1e-12).fit(X, y, sample_weight=w)
+    np.testing.assert_allclose(model.coef_, ridge.coef_, rtol=1e-9)
+    np.testing.assert_allclose(model.intercept_, ridge.intercept_, rtol=1e-9)
+    residual = (model.predict(X) - y) ** 2
+    rows = residual.mean(axis=1) if many else residual
+    value = np.average(rows, weights=w) + 0.5 * alpha * np.sum(model.coef_**2)
+    assert model.loss_ == pytest.approx(value, rel=1e-12)
+
+
+@pytest.mark.parametrize("positive", [True, False])
+@pytest.mark.parametrize("l1_ratio", [0.3, 1.0])
+@pytest.mark.parametrize("many", [True, False])
+def test_elastic_net_equals_scikit_learns(regression, positive, l1_ratio, many):
+    X, y = regression
+    y = np.column_stack([y, y[::-1], X[:, 0] * 1e3 + 0.1 * y]) if many else y
+    alpha = 0.08
+    model = TorchLinearRegressor(alpha=alpha, l1_ratio=l1_ratio, positive=positive).fit(X, y)
+    Z, t, x_scale, y_scale = standard(X, y)
+    n_targets = 3 if many else 1
+    for k in range(n_targets):
+        net = ElasticNet(
+            alpha=alpha / 2 * n_targets, l1_ratio=l1_ratio, positive=positive, tol=1e-14,
+            max_iter=100_000,
+        ).fit(Z, t[:, k] if many else t)  # fmt: skip
+        coef = model.coef_[k] if many else model.coef_
+        ours = coef * x_scale / (y_scale[k] if many else y_scale)
+        np.testing.assert_allclose(ours, net.coef_, atol=1e-8)
+        np.testing.assert_array_equal(ours == 0, net.coef_ == 0)
+    assert model.optimizer_ == "fista"
+
+
+@pytest.mark.parametrize("alpha", [0.0, 0.1])
+@pytest.mark.parametrize("container", [np.asarray, sp.csr_array])
+def test_positive_is_exact(easy, alpha, container):
+    X, Y = easy
+    model = TorchLinearRegressor(positive=True, alpha=alpha, standardize=False)
+    model.fit(container(X), Y)
+    assert model.optimizer_ == "nnls"
+    assert (model.coef_ >= 0).all()
+    assert (model.coef_ == 0).any()
+    if alpha == 0:
+        expected = LinearRegression(positive=True).fit(X, Y)
+    else:
+        expected = Ridge(alpha=0.5 * alpha * len(X) * 3, positive=True, tol=1e-14).fit(X, Y)
+    np.testing.assert_allclose(model.coef_, expected.coef_, atol=1e-7)
+
+
+def test_proximal_quadratic_meets_its_optimality_conditions():
+    rng = np.random.default_rng(0)
+    for trial in range(30):
+        A = rng.normal(size=(12, 20)) if trial % 2 else rng.normal(size=(30, 8))
+        H, q = A.T @ A, A.T @ rng.normal(size=len(A))
+        l1, positive = 0.3 * np.abs(q).max(), trial % 3 == 0
+        x = proximal_quadratic(H, q, l1, positive)
+        gradient = H @ x - q
+        slack = 1e-8 * np.abs(q).max()
+        np.testing.assert_allclose(gradient[x != 0], -l1 * np.sign(x[x != 0]), atol=slack)
+        bound = -gradient if positive else np.abs(gradient)
+        assert bound[x == 0].max(initial=0) <= l1 + slack
+        assert not positive or (x >= 0).all()
+
+
+def test_proximal_quadratic_says_when_it_has_not_converged():
+    H = np.diag([1.0, 1e-12])
+    with pytest.warns(UserWarning, match="Raise alpha"):
+        proximal_quadratic(H, np.array([1.0, 1e-7]), 1e-12, max_iter=3)
+    assert (proximal_quadratic(np.zeros((2, 2)), np.zeros(2), 0.1) == 0).all()
+
+
+@pytest.mark.parametrize("fit_intercept", [True, False])
+@pytest.mark.parametrize("container", [np.asarray, sp.csr_array])
+@pytest.mark.parametrize(
+    "settings", [{}, {"alpha": 0.1}, {"positive": True}, {"alpha": 0.1, "l1_ratio": 0.9}]
+)
+def test_partial_fit_equals_one_fit(regression, fit_intercept, container, settings):
+    X, y = regression
+    w = np.random.default_rng(0).uniform(0.5, 2, len(X))
+    parts = TorchLinearRegressor(fit_intercept=fit_intercept, **settings)
+    for rows in np.split(np.arange(len(X)), [1, 3, 70, 71, 150]):
+        parts.partial_fit(container(X[rows]), y[rows], sample_weight=w[rows])
+    whole = TorchLinearRegressor(fit_intercept=fit_intercept, **settings)
+    whole.fit(container(X), y, sample_weight=w)
+    scale = X.std(axis=0)
+    np.testing.assert_allclose(parts.coef_ * scale, whole.coef_ * scale, rtol=1e-9, atol=1e-11)
+    np.testing.assert_allclose(parts.intercept_, whole.intercept_, rtol=1e-9)
+    assert parts.loss_ == pytest.approx(whole.loss_, rel=1e-9)
+
+
+def test_partial_fit_goes_on_after_fit(regression):
+    X, y = regression
+    model = TorchLinearRegressor().fit(X[:120], y[:120]).partial_fit(X[120:], y[120:])
+    whole = TorchLinearRegressor().fit(X, y)
+    np.testing.assert_allclose(model.coef_, whole.coef_, rtol=1e-9)
+
+
+def test_one_row_and_constant_target():
+    model = TorchLinearRegressor().fit([[1.0, 2.0]], [3.0])
+    np.testing.assert_array_equal(model.coef_, [0.0, 0.0])
+    assert model.intercept_ == 3.0
+    assert model.rank_ == 0
+    model = TorchLinearRegressor().fit(np.eye(3), np.full(3, 5.0))
+    np.testing.assert_allclose(model.predict(np.eye(3)), 5.0)
+
+
+def test_lstsq_by_name_solves_what_auto_would(easy):
+    X, Y = easy
+    auto = TorchLinearRegressor(alpha=0.1).fit(X, Y)
+    named = TorchLinearRegressor(alpha=0.1, optimizer="lstsq", lr=0.1).fit(X, Y)
+    np.testing.assert_array_equal(auto.coef_, named.coef_)
