@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Mapping
 from dataclasses import replace
 from numbers import Integral, Real
@@ -14,7 +15,8 @@ from sklearn.utils.validation import check_is_fitted, validate_data
 from ._compat import Interval, StrOptions
 from ._data import (
     SPARSE_FORMATS,
-    float_dtypes,
+    as_float,
+    own_torch_settings,
     resolve_device,
     resolve_dtype,
     resolve_seed,
@@ -23,7 +25,7 @@ from ._data import (
 from ._losses import resolve_loss
 from ._modules import MLPModule, build_module
 from ._names import nearest
-from ._net import wrap
+from ._net import check_callbacks, wrap
 from ._optimizers import OPTIMIZERS, resolve_optimizer, resolve_schedule
 from ._training import train
 from ._types import FitResult, FitSpec, Layers, Moments, Scaling, Start, TrainingData
@@ -95,7 +97,14 @@ class BaseTorchRegressor(MultiOutputMixin, RegressorMixin, BaseEstimator):  # ty
         options = self.__dict__.get("_options", {})
         if name in options:
             return options[name]
-        raise AttributeError(f"{type(self).__name__!r} object has no attribute {name!r}")
+        # once more, so that a property or an unavailable method says why it is not there
+        return object.__getattribute__(self, name)
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        if name.startswith(PREFIXES):
+            self._options = {**self._options, name: value}
+        else:
+            super().__setattr__(name, value)
 
     def get_params(self, deep: bool = True) -> dict[str, Any]:
         """Get parameters, dunder options included.
@@ -152,12 +161,8 @@ class BaseTorchRegressor(MultiOutputMixin, RegressorMixin, BaseEstimator):  # ty
                     f"Valid parameters are {known}, and options that start with "
                     f"{', '.join(PREFIXES)}."
                 )
-        options = {k: v for k, v in params.items() if k not in known}
         for name, value in params.items():
-            if name in known:
-                setattr(self, name, value)
-        if options:
-            self._options = {**self._options, **options}
+            setattr(self, name, value)
         return self
 
     def _options_of(self, prefix: str) -> dict[str, Any]:
@@ -169,7 +174,8 @@ class BaseTorchRegressor(MultiOutputMixin, RegressorMixin, BaseEstimator):  # ty
         """Fit, or leave the estimator exactly as it was."""
         before = dict(vars(self))
         try:
-            self._fit_or_fail(X, y, sample_weight, incremental)
+            with own_torch_settings(resolve_device(self.device)):
+                self._fit_or_fail(X, y, sample_weight, incremental)
         except BaseException:
             self.__dict__.clear()
             self.__dict__.update(before)
@@ -188,7 +194,14 @@ class BaseTorchRegressor(MultiOutputMixin, RegressorMixin, BaseEstimator):  # ty
                 f"loss={spec.loss.name!r} needs targets of at least {minimum:g}; the smallest is "
                 f"{float(data.y.min()):g}. Choose another loss, such as 'squared_error'."
             )
+        if spec.loss.reduced and data.weight is not None:
+            raise ValueError(
+                f"The loss {spec.loss.name} gives one mean and cannot weigh rows. Leave "
+                "sample_weight out, or give the class a 'reduction' parameter that takes 'none'."
+            )
         result = self._run(data, spec, goes_on, incremental)
+        if goes_on:
+            self._append_curves(result)
         self._adopt(result, data, spec, n_dim)
         self._incremental = incremental
 
@@ -210,32 +223,33 @@ class BaseTorchRegressor(MultiOutputMixin, RegressorMixin, BaseEstimator):  # ty
 
     def _make_spec(self, data: TrainingData, incremental: bool) -> FitSpec:
         device = resolve_device(self.device)
-        batch_size = min(200, data.n_samples) if self.batch_size == "auto" else self.batch_size
+        check_callbacks(self.callbacks)
+        sizes = {None: data.n_samples, "auto": min(200, data.n_samples)}
         spec = FitSpec(
             loss=resolve_loss(self.loss, self._options_of("loss__")),
             alpha=float(self.alpha),
             l1_ratio=float(self.l1_ratio),
-            positive=bool(getattr(self, "positive", False)),
-            fit_intercept=bool(getattr(self, "fit_intercept", True)),
             standardize=bool(self.standardize),
             tol=None if self.tol is None else float(self.tol),
             dtype=resolve_dtype(self.dtype, data.X, device),
             device=device,
             optimizer="",
-            hidden=self._hidden(),
-            activation=getattr(self, "activation", "identity"),
-            dropout=float(getattr(self, "dropout", 0.0)),
             max_epochs=1 if incremental else int(self.max_epochs),
-            batch_size=batch_size,
+            batch_size=sizes.get(self.batch_size, self.batch_size),
             shuffle=bool(self.shuffle),
             n_iter_no_change=int(self.n_iter_no_change),
             validation_fraction=self.validation_fraction if self.early_stopping else None,
             seed=resolve_seed(self.random_state),
-            record_path=bool(getattr(self, "record_path", False)) and not incremental,
+            incremental=incremental,
             callbacks=self.callbacks,
             verbose=int(self.verbose),
+            **self._model_spec(incremental),
         )
         return self._with_optimizer(spec, data, incremental)
+
+    def _model_spec(self, incremental: bool) -> dict[str, Any]:
+        """Fields of the FitSpec that only one of the estimators has."""
+        raise NotImplementedError
 
     def _with_optimizer(self, spec: FitSpec, data: TrainingData, incremental: bool) -> FitSpec:
         """Fill in the optimizer; the linear model puts its exact solvers before this."""
@@ -245,12 +259,7 @@ class BaseTorchRegressor(MultiOutputMixin, RegressorMixin, BaseEstimator):  # ty
         name, cls, options = resolve_optimizer(
             optimizer, self.lr, self._options_of("optimizer__"), extra
         )
-        schedule, schedule_options = resolve_schedule(
-            self.lr_schedule,
-            self._options_of("lr_schedule__"),
-            int(self.max_epochs),
-            float(options.get("lr", 0.0)),
-        )
+        schedule, schedule_options = self._schedule(float(options.get("lr", 0.0)))
         return replace(
             spec,
             optimizer=name,
@@ -259,6 +268,10 @@ class BaseTorchRegressor(MultiOutputMixin, RegressorMixin, BaseEstimator):  # ty
             schedule_class=schedule,
             schedule_options=schedule_options,
         )
+
+    def _schedule(self, lr: float) -> tuple[type[Any] | None, dict[str, Any]]:
+        options = self._options_of("lr_schedule__")
+        return resolve_schedule(self.lr_schedule, options, int(self.max_epochs), lr)
 
     def _run(
         self, data: TrainingData, spec: FitSpec, goes_on: bool, incremental: bool
@@ -270,9 +283,17 @@ class BaseTorchRegressor(MultiOutputMixin, RegressorMixin, BaseEstimator):  # ty
                 moments = vars(self).get("_moments")
                 start.moments = moments and tuple(Moments(**m) for m in moments)
                 state = vars(self).get("_training_state")
-                # another optimizer cannot read this one's state
-                start.state = state if state and self.optimizer_ == spec.optimizer else None
+                start.state = state
         return train(data, spec, start)
+
+    def _append_curves(self, result: FitResult) -> None:
+        """Let curves and history go on, as MLPRegressor does."""
+        result.loss_curve = self.loss_curve_ + result.loss_curve
+        result.validation_loss_curve = self.validation_loss_curve_ + result.validation_loss_curve
+        result.best_loss = min(self.best_loss_, result.best_loss)
+        seen = len(self.history_)
+        later = [{**row, "epoch": seen + row["epoch"]} for row in result.history]
+        result.history = self.history_ + later
 
     def _adopt(self, result: FitResult, data: TrainingData, spec: FitSpec, n_dim: int) -> None:
         """Take over a result as fitted attributes."""
@@ -282,7 +303,7 @@ class BaseTorchRegressor(MultiOutputMixin, RegressorMixin, BaseEstimator):  # ty
         self.loss_curve_ = result.loss_curve
         self.validation_loss_curve_ = result.validation_loss_curve
         self.optimizer_ = result.optimizer
-        self.history_ = result.history or [{"epoch": 1, "train_loss": result.loss}]
+        self.history_ = result.history
         self._log_link = spec.loss.log_link
         self._squeeze = n_dim == 1
         self._trained_dtype = str(spec.dtype).removeprefix("torch.")
@@ -308,20 +329,19 @@ class BaseTorchRegressor(MultiOutputMixin, RegressorMixin, BaseEstimator):  # ty
 
     def _validate_predict(self, X: Any) -> Any:
         check_is_fitted(self)
-        return validate_data(
-            self, X, reset=False, accept_sparse=SPARSE_FORMATS, dtype=float_dtypes(X)
-        )
+        return as_float(validate_data(self, X, reset=False, accept_sparse=SPARSE_FORMATS))
 
     def _build_module(self, dtype: torch.dtype, device: torch.device) -> MLPModule:
         layers, scaling = self._trained_layers()
-        return build_module(
-            layers,
-            scaling,
-            activation=getattr(self, "_fitted_activation", "identity"),
-            log_link=getattr(self, "_log_link", self.loss == "poisson"),
-            dtype=dtype,
-            device=device,
-        )
+        with own_torch_settings(device):
+            return build_module(
+                layers,
+                scaling,
+                activation=getattr(self, "_fitted_activation", "identity"),
+                log_link=getattr(self, "_log_link", self.loss == "poisson"),
+                dtype=dtype,
+                device=device,
+            )
 
     def _fitted_device(self) -> torch.device:
         """The device asked for, or the CPU where that is not there (any more)."""
@@ -335,8 +355,9 @@ class BaseTorchRegressor(MultiOutputMixin, RegressorMixin, BaseEstimator):  # ty
         """The trained `torch.nn.Module`; it takes raw features and gives predictions."""
         check_is_fitted(self)
         net = vars(self).get("_net")
-        if net is not None:
-            return net.module_  # type: ignore[no-any-return]
+        return self._make_module() if net is None else net.module_
+
+    def _make_module(self) -> MLPModule:
         dtype = getattr(torch, getattr(self, "_trained_dtype", "float64"))
         return self._build_module(dtype, self._fitted_device())
 
@@ -354,6 +375,13 @@ class BaseTorchRegressor(MultiOutputMixin, RegressorMixin, BaseEstimator):  # ty
             for name in RESUME:
                 state.pop(name, None)
         return state
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> Self:
+        """Copy all that a later partial_fit needs, which a pickle may leave out."""
+        out = type(self).__new__(type(self))
+        state = {k: v for k, v in vars(self).items() if k != "_net"}
+        out.__dict__.update(copy.deepcopy(state, memo))
+        return out
 
     def __sklearn_tags__(self) -> Any:
         tags = super().__sklearn_tags__()

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator
-from typing import Any
+from typing import Any, Self
 
 import numpy as np
 import scipy.sparse as sp
@@ -17,45 +17,83 @@ from ._types import FitSpec, Scaling, TrainingData
 
 
 class TabularDataset(Dataset[Any]):
-    """Rows as tensors in the compute dtype; sparse rows stay a CSR matrix until they are a batch.
+    """Rows as tensors; sparse rows stay a CSR matrix until they are a batch.
 
-    `weight` is relative to its mean over the training set, so that the mean over a batch of
-    `weight * loss` estimates the weighted mean over all rows without bias.
+    Parameters
+    ----------
+    X : torch.Tensor or CSR matrix of shape (n_samples, n_features)
+        Features.
+    y : torch.Tensor of shape (n_samples, n_targets), optional
+        Targets.
+    weight : torch.Tensor of shape (n_samples,), optional
+        Weights relative to their mean over the training set, so that the mean over a batch of
+        ``weight * loss`` estimates the weighted mean over all rows without bias.
     """
 
-    def __init__(self, data: TrainingData, scaling: Scaling, spec: FitSpec) -> None:
-        numpy_dtype = torch.empty(0, dtype=spec.dtype).numpy().dtype
-        self.sparse = sp.issparse(data.X)
-        self.X: Any
-        if self.sparse:
-            self.X = data.X.astype(numpy_dtype)
+    def __init__(self, X: Any, y: Tensor | None = None, weight: Tensor | None = None) -> None:
+        self.X, self.y, self.weight = X, y, weight
+
+    @classmethod
+    def for_training(cls, data: TrainingData, scaling: Scaling, spec: FitSpec) -> Self:
+        """Scaled rows in the compute dtype, on the device."""
+        dtype = torch.empty(0, dtype=spec.dtype).numpy().dtype
+        X: Any
+        if sp.issparse(data.X):
+            X = data.X.astype(dtype)
+            X.sum_duplicates()
         else:
-            block = scaled_block(data.X, scaling.x_offset, scaling.x_factor, numpy_dtype)
-            self.X = torch.from_numpy(block).to(spec.device)
-        target = scaled_block(data.y, scaling.y_offset, 1.0 / scaling.y_scale, numpy_dtype)
-        self.y = torch.from_numpy(target).to(spec.device)
-        self.weight: Tensor | None = None
+            block = scaled_block(data.X, scaling.x_offset, scaling.x_factor, dtype)
+            X = torch.from_numpy(block).to(spec.device)
+        target = scaled_block(data.y, scaling.y_offset, 1.0 / scaling.y_scale, dtype)
+        weight = None
         if data.weight is not None:
-            relative = (data.weight / data.weight.mean()).astype(numpy_dtype)
-            self.weight = torch.from_numpy(relative).to(spec.device)
+            relative = (data.weight / data.weight.mean()).astype(dtype)
+            weight = torch.from_numpy(relative).to(spec.device)
+        return cls(X, torch.from_numpy(target).to(spec.device), weight)
+
+    @classmethod
+    def raw(cls, X: Any, y: Any = None) -> Self:
+        """Rows as they are."""
+        rows = X.tocsr() if sp.issparse(X) else torch.as_tensor(np.array(X))
+        return cls(rows, None if y is None else torch.as_tensor(np.array(y)))
 
     def __len__(self) -> int:
-        return len(self.y)
+        return int(self.X.shape[0])
 
     def __getitem__(self, index: Any) -> tuple[Any, Any]:
-        x = self.to_batch(self.X[index]) if self.sparse else self.X[index]
-        y = self.y[index]
-        return x, y if self.weight is None else (y, self.weight[index])
+        x, y, _ = self.batch(index)
+        # torch's own loader cannot collate None
+        return x, torch.tensor(0) if y is None else y
 
-    def to_batch(self, rows: Any) -> Tensor:
-        """A CSR matrix as a sparse tensor on the device of the targets."""
-        return torch.sparse_csr_tensor(
-            torch.from_numpy(rows.indptr.astype(np.int64)),
-            torch.from_numpy(rows.indices.astype(np.int64)),
+    def batch(self, index: Any) -> tuple[Any, Any, Any]:
+        """Features, targets and weights of the rows that `index` names."""
+        x = self.X[index] if isinstance(self.X, Tensor) else self._as_tensor(self.X[index])
+        return (
+            x,
+            None if self.y is None else self.y[index],
+            None if self.weight is None else self.weight[index],
+        )
+
+    def permuted(self, order: Tensor) -> TabularDataset:
+        """A copy with rows in another order."""
+        on_device = order if self.y is None else order.to(self.y.device)
+        X = self.X[on_device] if isinstance(self.X, Tensor) else self.X[order.numpy()]
+        return TabularDataset(
+            X,
+            None if self.y is None else self.y[on_device],
+            None if self.weight is None else self.weight[on_device],
+        )
+
+    def _as_tensor(self, rows: Any) -> Tensor:
+        row = np.repeat(np.arange(rows.shape[0]), np.diff(rows.indptr))
+        tensor = torch.sparse_coo_tensor(
+            torch.from_numpy(np.stack([row, rows.indices.astype(np.int64)])),
             torch.from_numpy(rows.data),
             size=rows.shape,
+            is_coalesced=True,
             check_invariants=False,
-        ).to(self.y.device)
+        )
+        return tensor if self.y is None else tensor.to(self.y.device)
 
 
 class BatchIterator:
@@ -68,31 +106,25 @@ class BatchIterator:
         generator: torch.Generator | None = None,
     ) -> None:
         self.dataset = dataset
-        self.batch_size = min(batch_size or len(dataset), len(dataset))
+        self.batch_size = max(1, min(batch_size or len(dataset), len(dataset)))
         # the order of rows within a full batch changes nothing
         self.generator = generator if self.batch_size < len(dataset) else None
-        self._whole = dataset[:] if self.batch_size == len(dataset) else None
+        self._whole = dataset.batch(slice(None)) if self.batch_size == len(dataset) else None
 
     def __len__(self) -> int:
         return math.ceil(len(self.dataset) / self.batch_size)
 
     def __iter__(self) -> Iterator[tuple[Any, Any]]:
+        for x, y, _ in self.weighted():
+            yield x, y
+
+    def weighted(self) -> Iterator[tuple[Any, Any, Any]]:
+        """Features, targets and weights (or None) of each batch."""
         if self._whole is not None:
             yield self._whole
             return
         rows = self.dataset
         if self.generator is not None:
-            order = torch.randperm(len(rows), generator=self.generator)
-            rows = self._permuted(order)
+            rows = rows.permuted(torch.randperm(len(rows), generator=self.generator))
         for start in range(0, len(rows), self.batch_size):
-            yield rows[start : start + self.batch_size]
-
-    def _permuted(self, order: Tensor) -> TabularDataset:
-        source = self.dataset
-        out = TabularDataset.__new__(TabularDataset)
-        out.sparse = source.sparse
-        on_device = order.to(source.y.device)
-        out.X = source.X[order.numpy()] if source.sparse else source.X[on_device]
-        out.y = source.y[on_device]
-        out.weight = None if source.weight is None else source.weight[on_device]
-        return out
+            yield rows.batch(slice(start, start + self.batch_size))

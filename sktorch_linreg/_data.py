@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
 from typing import Any
 
 import numpy as np
@@ -20,22 +21,22 @@ from ._types import Array, FloatArray, Layers, Moments, Scaling, TrainingData
 CHUNK_BYTES = 8 * 2**20
 # beyond this many entries sorting the rows would cost more than it is worth
 DISTINCT_ENTRIES = 2_000_000
+# numpy's limit on what a hypergeometric distribution draws from
+MAX_DRAWN = 10**9
 SPARSE_FORMATS = ["csr", "csc", "coo"]
 
 
-def float_dtypes(X: Any) -> list[type[np.floating[Any]]]:
-    """Dtypes that validation keeps, the one to cast to first.
+def as_float(X: Any) -> Any:
+    """Validated numbers as float32, where they are that, or float64; sparse ones as CSR.
 
-    A polars or pyarrow frame is always cast to the first of the list, so one that holds nothing
-    but float32 has that put first.
+    Validation keeps the dtype (a list of dtypes would cast every polars frame to its first).
     """
-    if hasattr(X, "__array__") and not hasattr(X, "dtype") and not hasattr(X, "iloc"):
-        schema = getattr(X, "schema", None)
-        kinds: Any = getattr(schema, "types", None) or getattr(X, "dtypes", ())
-        names = {str(kind).lower() for kind in kinds}
-        if names and names <= {"float32", "float"}:
-            return [np.float32, np.float64]
-    return [np.float64, np.float32]
+    if sp.issparse(X):
+        X = X.tocsr()
+        if not X.has_canonical_format:
+            X = X.copy()
+            X.sum_duplicates()
+    return X if X.dtype in (np.float32, np.float64) else X.astype(np.float64)
 
 
 def validate_rows(
@@ -48,17 +49,17 @@ def validate_rows(
         y,
         reset=reset,
         accept_sparse=SPARSE_FORMATS,
-        dtype=float_dtypes(X),
         multi_output=True,
         y_numeric=True,
     )
-    y = np.asarray(y)
+    if sp.issparse(y):
+        raise TypeError("y is sparse, but dense targets are required. Pass y.toarray().")
+    X, y = as_float(X), np.asarray(y)
     if y.dtype != X.dtype:
         # float32 is kept only where it loses nothing of what was given
         y = y.astype(np.float64)
     n_dim = y.ndim
     y = y.reshape(len(y), -1)
-    X = X.tocsr() if sp.issparse(X) else X
     if sample_weight is None:
         return TrainingData(X, y, None), n_dim
     weight = check_sample_weight(sample_weight, X, dtype=np.float64, ensure_non_negative=True)
@@ -77,13 +78,20 @@ def chunks(n_rows: int, n_columns: int, budget: int = CHUNK_BYTES) -> Iterator[s
 
 def _sparse_moments(X: Any, weight: FloatArray, total: float) -> Moments:
     entries = X.astype(np.float64).tocoo()
-    n_features = X.shape[1]
-    w = weight[entries.row]
-    mean = np.bincount(entries.col, w * entries.data, minlength=n_features) / total
-    squares = w * (entries.data - mean[entries.col]) ** 2
-    stored = np.bincount(entries.col, w, minlength=n_features)
-    deviation = np.bincount(entries.col, squares, minlength=n_features)
-    return Moments(total, mean, deviation + np.maximum(total - stored, 0.0) * mean**2)
+    n_rows, n_features = X.shape
+    column, w = entries.col, weight[entries.row]
+
+    def per_column(values: FloatArray) -> FloatArray:
+        return np.bincount(column, values, minlength=n_features).astype(np.float64)
+
+    stored = np.bincount(column, minlength=n_features)
+    # zeros that are not stored; exactly none of them in a full column, whatever the rounding
+    absent = np.where(stored == n_rows, 0.0, np.maximum(total - per_column(w), 0.0))
+    mean = per_column(w * entries.data) / total
+    centred = entries.data - mean[column]
+    rest = (per_column(w * centred) - absent * mean) / total
+    deviation = per_column(w * centred**2) + absent * mean**2
+    return Moments(total, mean + rest, np.maximum(deviation - total * rest**2, 0.0))
 
 
 def moments(X: Any, weight: FloatArray) -> Moments:
@@ -171,40 +179,65 @@ def scaled_block(X: Array, offset: FloatArray, factor: FloatArray, dtype: Any) -
     return out
 
 
-def distinct_rows(data: TrainingData) -> TrainingData:
-    """Merge equal rows into one that carries their weight, in an order that is theirs alone.
-
-    A full-batch objective does not change by this, and its training then gives the same bits for
-    rows in any order and for repeated rows as for weights.
-    """
-    X, y = data.X, data.y
+def _row_keys(X: Any, y: Array) -> Array:
+    """One value per row, equal where and only where the rows are."""
     if sp.issparse(X):
         X = X.copy()
-        X.sum_duplicates()
         X.eliminate_zeros()
-        # equal rows have equal projections, bit for bit, and unequal ones almost surely do not
-        probe = np.random.default_rng(0).standard_normal((X.shape[1], 3))
-        key = np.hstack([X.astype(np.float64) @ probe, y])
-    else:
-        key = np.hstack([X, y]).astype(np.float64)
-    key = np.ascontiguousarray(key + 0.0)  # -0.0 and 0.0 are one value
-    rows = key.view(np.dtype((np.void, key.dtype.itemsize * key.shape[1]))).ravel()
-    _, first, inverse = np.unique(rows, return_index=True, return_inverse=True)
-    weight: FloatArray = np.bincount(inverse.ravel(), data.weights).astype(np.float64)
-    return TrainingData(X[first], y[first], None if (weight == 1).all() else weight)
+        rows = [
+            X.indices[i:j].tobytes() + X.data[i:j].tobytes() + target.tobytes()
+            for i, j, target in zip(X.indptr[:-1], X.indptr[1:], y + 0.0, strict=True)
+        ]
+        return np.array([*rows, b""], dtype=object)[:-1]
+    key = np.ascontiguousarray(np.hstack([X, y]).astype(np.float64) + 0.0)  # no -0.0
+    return key.view(np.dtype((np.void, key.dtype.itemsize * key.shape[1]))).ravel()
 
 
-def split_rows(data: TrainingData, fraction: float, seed: int) -> tuple[TrainingData, TrainingData]:
-    """Training and validation rows for early stopping; raises ValueError where one is empty."""
-    n_valid = int(np.ceil(fraction * data.n_samples))
-    if n_valid >= data.n_samples:
+def distinct_rows(data: TrainingData) -> tuple[TrainingData, Array]:
+    """Merge equal rows into one that carries their weight; also returns how many each stands for.
+
+    They come in an order that is theirs alone, so that rows in any order, and repeated rows as
+    well as integer weights, give the same bits. A full-batch objective does not change by this.
+    """
+    keys = _row_keys(data.X, data.y)
+    _, first, inverse = np.unique(keys, return_index=True, return_inverse=True)
+    inverse = inverse.ravel()
+    weight: FloatArray = np.bincount(inverse, data.weights).astype(np.float64)
+    whole = (data.weights % 1 == 0).all() and weight.sum() < MAX_DRAWN
+    count = weight.astype(np.int64) if whole else np.bincount(inverse)
+    kept = None if (weight == 1).all() else weight
+    return TrainingData(data.X[first], data.y[first], kept), count
+
+
+def split_rows(
+    data: TrainingData, fraction: float, seed: int, count: Array | None = None
+) -> tuple[TrainingData, TrainingData]:
+    """Training and validation rows for early stopping; raises ValueError where one is empty.
+
+    With `count`, a row stands for that many, and may have some of them on either side, as if each
+    had been drawn by itself.
+    """
+    total = data.n_samples if count is None else int(count.sum())
+    n_valid = int(np.ceil(fraction * total))
+    if n_valid >= total:
         raise ValueError(
             f"early_stopping=True with validation_fraction={fraction} leaves no row to train on: "
-            f"n_samples={data.n_samples} distinct rows with non-zero weight were given. Give more "
-            "rows, a smaller validation_fraction, or early_stopping=False."
+            f"there are n_samples={total} rows with non-zero weight. Give more rows, a smaller "
+            "validation_fraction, or early_stopping=False."
         )
-    order = torch.randperm(data.n_samples, generator=make_generator(seed, stream=1)).numpy()
-    return data.rows(np.sort(order[n_valid:])), data.rows(np.sort(order[:n_valid]))
+    if count is None:
+        order = torch.randperm(total, generator=make_generator(seed, stream=1)).numpy()
+        return data.rows(np.sort(order[n_valid:])), data.rows(np.sort(order[:n_valid]))
+    draw = np.random.default_rng([seed, 1])
+    held_out = draw.multivariate_hypergeometric(count, n_valid, method="marginals")
+    share = held_out / count
+    return _weighted_rows(data, 1.0 - share), _weighted_rows(data, share)
+
+
+def _weighted_rows(data: TrainingData, share: FloatArray) -> TrainingData:
+    keep = share > 0
+    weight = (data.weights * share)[keep]
+    return TrainingData(data.X[keep], data.y[keep], None if (weight == 1).all() else weight)
 
 
 def resolve_seed(random_state: Any) -> int:
@@ -214,6 +247,20 @@ def resolve_seed(random_state: Any) -> int:
     if isinstance(random_state, np.random.RandomState):
         return int(check_random_state(random_state).randint(2**31 - 1))
     return int(random_state)
+
+
+@contextmanager
+def own_torch_settings(device: torch.device, *, grad: bool = True) -> Iterator[None]:
+    """Shut out torch modes of the caller: inference, autocast and a default device."""
+    with ExitStack() as stack:
+        stack.enter_context(torch.inference_mode(False))
+        stack.enter_context(torch.set_grad_enabled(grad))
+        if torch.is_autocast_enabled(device.type):
+            stack.enter_context(torch.autocast(device.type, enabled=False))
+        # a device context costs time in every call, so it is only entered where it is needed
+        if torch.get_default_device().type != "cpu":
+            stack.enter_context(torch.device("cpu"))
+        yield
 
 
 def make_generator(seed: int, stream: int = 0, device: Any = "cpu") -> torch.Generator:
@@ -253,6 +300,8 @@ def resolve_dtype(dtype: Any, X: Any, device: torch.device) -> torch.dtype:
     if dtype == "auto":
         dtype = "float32" if device.type == "mps" else str(X.dtype)
     resolved: torch.dtype = getattr(torch, dtype) if isinstance(dtype, str) else dtype
+    if resolved not in (torch.float32, torch.float64):
+        raise ValueError(f"dtype must be torch.float32 or torch.float64; got {dtype}.")
     if device.type == "mps" and resolved == torch.float64:
         raise ValueError("The device 'mps' has no float64. Set dtype='float32', or device='cpu'.")
     return resolved

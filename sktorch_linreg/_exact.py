@@ -150,43 +150,46 @@ def _unit_columns(A: FloatArray) -> tuple[FloatArray, FloatArray]:
     return A * factor, norms
 
 
-def _minimum_norm(
-    A: FloatArray, c: FloatArray, U: FloatArray, S: FloatArray, Vh: FloatArray, norms: FloatArray
-) -> FloatArray:
-    """The least-squares solution of least norm in the user's units, from a scaled SVD.
-
-    With ``A = U S Vh D`` (D the norms) the solution lies in the row space, spanned by ``D Vh.T``,
-    and has to solve ``Vh D b = U.T c / S``; both follow from one QR decomposition of that basis.
-    """
-    target = (U.T @ c) / S[:, None]
+def _row_space(norms: FloatArray, Vh: FloatArray) -> FloatArray:
+    """Orthonormal basis of the row space of ``U S Vh D``, with D the norms, as columns."""
     # rows sorted by size keep a QR with very different row scales accurate (Cox and Higham, 1998)
     order = np.argsort(-norms, kind="stable")
-    Q, T, pivot = scipy.linalg.qr((norms[:, None] * Vh.T)[order], mode="economic", pivoting=True)
-    q = scipy.linalg.solve_triangular(T, target[pivot], trans="T")
-    b = np.empty((A.shape[1], c.shape[1]))
-    b[order] = Q @ q
-    return b
+    Q = scipy.linalg.qr((norms[:, None] * Vh.T)[order], mode="economic", pivoting=True)[0]
+    basis: FloatArray = np.empty_like(Q)
+    basis[order] = Q
+    return basis
 
 
 def _closed_form(p: _Problem, spec: FitSpec, tol: float) -> tuple[FloatArray, int]:
-    """Coefficients of shape (n_features, n_targets) in the user's units, and the rank."""
+    """Coefficients of shape (n_features, n_targets) in the user's units, and the rank.
+
+    The solution lies in the row space, of the penalised units if there is a penalty and of the
+    user's if not. If that is not the whole space, a basis of it takes the place of the columns,
+    and of all least-squares solutions the one of least norm comes out.
+    """
     scaled, norms = _unit_columns(p.A)
     live = norms > 0
     b = np.zeros((p.A.shape[1], p.c.shape[1]))
     if not live.any() or not p.A.size:
         return b, 0
-    U, S, Vh = scipy.linalg.svd(scaled[:, live], full_matrices=False)
+    _, S, Vh = scipy.linalg.svd(scaled[:, live], full_matrices=False)
     rank = int(np.sum(S > tol * S[0]))
     damping = _damping(p, spec)
-    if damping == 0 and rank < live.sum():
-        b[live] = _minimum_norm(p.A[:, live], p.c, U[:, :rank], S[:rank], Vh[:rank], norms[live])
-        return b, rank
-    rows, right = _damped(p, spec, damping)
-    rows, scale = _unit_columns(rows[:, live])
-    Q, R = scipy.linalg.qr(rows, mode="economic")
-    solution = scipy.linalg.solve_triangular(R, Q.T @ right)
-    b[live] = solution / scale[:, None] * p.scaling.x_factor[live, None]
+    factor = p.scaling.x_factor[live] if damping > 0 else np.ones(int(live.sum()))
+    rows = p.A[:, live] * factor
+    basis = None if rank == live.sum() else _row_space(norms[live] * factor, Vh[:rank])
+    z = _least_squares(rows if basis is None else rows @ basis, p.c, damping)
+    b[live] = (z if basis is None else basis @ z) * factor[:, None]
     return b, rank
+
+
+def _least_squares(rows: FloatArray, right: FloatArray, damping: float) -> FloatArray:
+    """Minimiser of ``|rows @ z - right|**2 + damping * |z|**2`` for rows of full column rank."""
+    rows, right = _damped(rows, right, damping)
+    unit, norms = _unit_columns(rows)
+    Q, R = scipy.linalg.qr(unit, mode="economic")
+    out: FloatArray = scipy.linalg.solve_triangular(R, Q.T @ right) / norms[:, None]
+    return out
 
 
 def _damping(p: _Problem, spec: FitSpec) -> float:
@@ -194,21 +197,20 @@ def _damping(p: _Problem, spec: FitSpec) -> float:
     return float(0.5 * spec.l2 * p.weight * p.c.shape[1])
 
 
-def _damped(p: _Problem, spec: FitSpec, damping: float) -> tuple[FloatArray, FloatArray]:
-    """Rows and right-hand sides in the space that is penalised, with those of the ridge term."""
-    A, c = p.A * p.scaling.x_factor, p.c
+def _damped(rows: FloatArray, right: FloatArray, damping: float) -> tuple[FloatArray, FloatArray]:
+    """Rows and right-hand sides with those of the ridge term below."""
     if damping == 0:
-        return A, c
-    d = A.shape[1]
+        return rows, right
+    d = rows.shape[1]
     return (
-        np.vstack([A, np.sqrt(damping) * np.eye(d)]),
-        np.vstack([c, np.zeros((d, c.shape[1]))]),
+        np.vstack([rows, np.sqrt(damping) * np.eye(d)]),
+        np.vstack([right, np.zeros((d, right.shape[1]))]),
     )
 
 
 def _non_negative(p: _Problem, spec: FitSpec) -> FloatArray:
     """Non-negative least squares (Lawson and Hanson, 1974), target by target."""
-    rows, right = _damped(p, spec, _damping(p, spec))
+    rows, right = _damped(p.A * p.scaling.x_factor, p.c, _damping(p, spec))
     rows, norms = _unit_columns(rows)
     out = np.zeros((p.A.shape[1], p.c.shape[1]))
     live = norms > 0
@@ -297,6 +299,7 @@ def _result(
         best_loss=loss,
         n_iter=1,
         optimizer=name,
+        history=[{"epoch": 1, "train_loss": loss}],
         rank=rank,
         singular=singular,
     )

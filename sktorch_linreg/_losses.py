@@ -18,6 +18,8 @@ from __future__ import annotations
 import inspect
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
+from functools import partial
+from numbers import Real
 from typing import Any
 
 import torch
@@ -60,13 +62,19 @@ def poisson(prediction: Tensor, target: Tensor) -> Tensor:
     return prediction.exp() - target * prediction
 
 
+def _envelope(
+    function: Callable[..., Tensor], width: float, **options: Any
+) -> Callable[[Tensor, Tensor], Tensor]:
+    return partial(function, width=width, **options)
+
+
 def _positive(name: str, value: Any) -> None:
-    if not (isinstance(value, int | float) and value > 0):
+    if not (isinstance(value, Real) and float(value) > 0):
         raise ValueError(f"loss__{name} must be a number above 0; got {value!r}.")
 
 
 def _fraction(name: str, value: Any) -> None:
-    if not (isinstance(value, int | float) and 0 < value < 1):
+    if not (isinstance(value, Real) and 0 < float(value) < 1):
         raise ValueError(f"loss__{name} must be a number between 0 and 1; got {value!r}.")
 
 
@@ -100,24 +108,27 @@ def resolve_loss(loss: Any, options: Mapping[str, Any]) -> Loss:
         check_options("loss", loss, options, checks)
         for key, value in options.items():
             checks[key](key, value)
+        numbers = {key: float(value) for key, value in options.items()}
         if loss in SMOOTHED:
-            envelope = SMOOTHED[loss]
-            fields = {
-                **fields,
-                "smoothed": lambda width: lambda f, y: envelope(f, y, width, **options),
-            }
-        return Loss(loss, lambda f, y: function(f, y, **options), **fields)
+            fields = {**fields, "smoothed": partial(_envelope, SMOOTHED[loss], **numbers)}
+        return Loss(loss, partial(function, **numbers), **fields)
     if not (isinstance(loss, type) and issubclass(loss, nn.Module)):
         raise unknown_name("loss", loss, LOSSES, "or a torch.nn.Module loss class")
     known = inspect.signature(loss).parameters
     check_options("loss", loss.__name__, options, [k for k in known if k != "reduction"])
     reduces = "reduction" not in known
-    module = loss(**options) if reduces else loss(**options, reduction="none")
+    try:
+        module = loss(**options) if reduces else loss(**options, reduction="none")
+    except (TypeError, ValueError) as error:
+        raise ValueError(
+            f"The loss {loss.__name__} does not take these loss__* options: {error}"
+        ) from error
     return Loss(
         loss.__name__,
         module,
         scales_target=issubclass(loss, SHIFT_INVARIANT),
         reduced=reduces,
+        smoothed=partial(_envelope, smooth_absolute_error) if loss is nn.L1Loss else None,
     )
 
 

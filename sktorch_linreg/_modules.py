@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import itertools
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 
 import numpy as np
 import torch
@@ -100,10 +101,33 @@ class MLPModule(nn.Module):
         h: Tensor = self._first(x)
         for layer in self.linears[1:]:
             h = layer(self.dropout(act(h)))
-        if not self.scale_output:
-            return h
-        h = h * self.y_scale + self.y_offset
-        return h.exp() if self.log_link else h
+        return self.to_predictions(h) if self.scale_output else h
+
+    def to_user_units(self, y: Tensor) -> Tensor:
+        """Targets out of the trained space."""
+        return y * self.y_scale + self.y_offset
+
+    def to_predictions(self, output: Tensor) -> Tensor:
+        """Outputs of the last layer as predictions in the user's units."""
+        out = self.to_user_units(output)
+        return out.exp() if self.log_link else out
+
+    def to_user_rows(self, x: Tensor) -> Tensor:
+        """Features out of the trained space; sparse ones were never scaled."""
+        if x.layout != torch.strided:
+            return x
+        scale = torch.where(self.x_factor > 0, 1.0 / self.x_factor, 0.0)
+        return x * scale + self.x_offset
+
+    @contextmanager
+    def raw(self) -> Iterator[None]:
+        """Take raw features and give predictions inside this context."""
+        before = self.scale_input, self.scale_output
+        self.scale_input = self.scale_output = True
+        try:
+            yield
+        finally:
+            self.scale_input, self.scale_output = before
 
     def _first(self, x: Tensor) -> Tensor:
         layer = self.linears[0]
@@ -145,9 +169,9 @@ class MLPModule(nn.Module):
     def load_(self, layers: Layers) -> None:
         """Set weights and intercepts from arrays."""
         for layer, (weight, bias) in zip(self.linears, layers, strict=True):
-            layer.weight.copy_(torch.from_numpy(np.ascontiguousarray(weight)))
+            layer.weight.copy_(torch.from_numpy(np.array(weight)))
             if bias is not None:
-                layer.bias.copy_(torch.from_numpy(np.ascontiguousarray(bias)))
+                layer.bias.copy_(torch.from_numpy(np.array(bias)))
 
     def arrays(self) -> Layers:
         """Copies of weights and intercepts."""
@@ -163,7 +187,7 @@ class MLPModule(nn.Module):
         """Fill in the scaling buffers; `scale_input` and `scale_output` say when they are used."""
         for name in ("x_offset", "x_factor", "y_offset", "y_scale"):
             buffer = getattr(self, name)
-            buffer.copy_(torch.from_numpy(np.asarray(getattr(scaling, name))))
+            buffer.copy_(torch.from_numpy(np.array(getattr(scaling, name))))
 
 
 class LinearModule(MLPModule):

@@ -46,9 +46,9 @@ class Monitor:
         self.stopped = self.no_improvement > self.spec.n_iter_no_change
         # twenty iterations of L-BFGS that gain nothing in this precision have converged
         eps = torch.finfo(self.spec.dtype).eps
-        self.settled = self.spec.optimizer == "lbfgs" and gain <= 4 * eps * abs(minimised)
+        self.settled = self.spec.is_lbfgs and gain <= 4 * eps * abs(minimised)
 
     @property
     def must_stop(self) -> bool:
         """Whether the user asked for training until convergence."""
-        return self.spec.tol is not None or self.spec.optimizer == "lbfgs"
+        return self.spec.tol is not None or self.spec.is_lbfgs

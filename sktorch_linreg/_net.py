@@ -6,13 +6,14 @@ import math
 import time
 import warnings
 from collections.abc import Mapping
-from dataclasses import replace
-from typing import Any
+from dataclasses import dataclass, replace
+from functools import partial
+from typing import Any, NoReturn
 
 import skorch
 import torch
 from sklearn.exceptions import ConvergenceWarning
-from skorch.callbacks import PrintLog
+from skorch.callbacks import Callback, PrintLog
 from torch import Tensor, nn
 from torch.optim import lr_scheduler
 
@@ -20,37 +21,56 @@ from ._batches import BatchIterator, TabularDataset
 from ._losses import Penalty
 from ._modules import MLPModule
 from ._monitor import Monitor
-from ._optimizers import OrthantLBFGS
-from ._state import to_tensors
+from ._optimizers import OrthantLBFGS, construct
+from ._state import load_schedule_state, to_tensors
 from ._types import FitSpec, Layers, Loss, TrainingDivergedError
+
+BATCH_METHODS = ("on_batch_begin", "on_batch_end")
+
+
+class NetDataset(TabularDataset, skorch.dataset.Dataset):  # type: ignore[misc]
+    """Rows in the form that skorch's callbacks look for."""
 
 
 class _Criterion(nn.Module):
-    """The loss as the module that skorch expects; a target may come as (y, weight)."""
+    """The loss as the module that skorch expects."""
 
     def __init__(self, loss: Loss) -> None:
         super().__init__()
         self.loss = loss
 
-    def forward(self, prediction: Tensor, target: Any) -> Tensor:
-        y, weight = target if isinstance(target, list | tuple) else (target, None)
-        return self.loss.mean(prediction, y, weight)
+    def forward(self, prediction: Tensor, target: Tensor, weight: Tensor | None = None) -> Tensor:
+        return self.loss.mean(prediction, target, weight)
 
 
 class _StopTraining(Exception):
     """A callback asked to stop; skorch's own way is a KeyboardInterrupt, which Ctrl-C is too."""
 
 
+@dataclass
+class Run:
+    """What belongs to one training run, and is let go of after it."""
+
+    monitor: Monitor
+    validation: NetDataset | None
+    order: torch.Generator | None
+    path: list[Layers] | None
+    # rows in the user's units, for callbacks
+    shown: Mapping[str, Any]
+    interrupted: bool = False
+
+
 class RegressionNet(skorch.NeuralNet):  # type: ignore[misc]
     """skorch's net over tensor slices, with the package's objective and stopping rules.
 
-    Losses per batch are kept in the history, and callbacks told of batches, only where there are
-    callbacks; that is most of what makes plain skorch slow on tabular data.
+    Training sees scaled rows. Everything a callback is handed, and every prediction of the net, is
+    in the user's units. Losses per batch are kept in the history only where a callback listens to
+    batches; that is most of what makes plain skorch slow on tabular data.
     """
 
     optimizer_: Any
     spec: Any
-    monitor: Any
+    run: Any
 
     def __init__(
         self,
@@ -62,6 +82,9 @@ class RegressionNet(skorch.NeuralNet):  # type: ignore[misc]
         super().__init__(*args, **kwargs)
         self.spec = spec
         self.start = start
+        self.run = None
+
+    # -- set-up ---------------------------------------------------------------------------------
 
     @property
     def _default_callbacks(self) -> list[Any]:
@@ -73,24 +96,66 @@ class RegressionNet(skorch.NeuralNet):  # type: ignore[misc]
 
     def initialize_optimizer(self, *args: Any, **kwargs: Any) -> RegressionNet:
         spec, parameters = self.spec, list(self.module_.parameters())
-        if spec is None or spec.optimizer_class is None:
+        if spec is None:
             return super().initialize_optimizer(*args, **kwargs)  # type: ignore[no-any-return]
         self.penalty_ = Penalty(spec.l1, spec.l2, spec.positive)
         # an optimizer that keeps the L1 term and the constraint by itself gets smooth gradients
-        self.own_penalty_ = spec.optimizer == "lbfgs" and self.penalty_.projects
+        self.own_penalty_ = spec.is_lbfgs and self.penalty_.projects
         if self.own_penalty_:
-            options = dict(spec.optimizer_options)
-            self.optimizer_ = OrthantLBFGS(parameters, self.penalty_, **options)
+            cls = partial(OrthantLBFGS, penalty=self.penalty_)
         else:
-            self.optimizer_ = spec.optimizer_class(parameters, **spec.optimizer_options)
+            cls = spec.optimizer_class
+        self.optimizer_ = construct("optimizer", cls, parameters, spec.optimizer_options)
         self.schedule_ = None
-        if self.start is not None:
-            self.optimizer_.load_state_dict(to_tensors(self.start["optimizer"], self.device))
         if spec.schedule_class is not None:
-            self.schedule_ = spec.schedule_class(self.optimizer_, **spec.schedule_options)
-            if self.start is not None and self.start["schedule"] is not None:
-                self.schedule_.load_state_dict(dict(self.start["schedule"]))
+            options = spec.schedule_options
+            self.schedule_ = construct("lr_schedule", spec.schedule_class, self.optimizer_, options)
+        if self.start is not None:
+            self._resume(self.start)
         return self
+
+    def _resume(self, state: Mapping[str, Any]) -> None:
+        """Go on with an optimizer's state; a learning rate that was set anew holds from now on."""
+        lr = self.spec.optimizer_options.get("lr")
+        self.optimizer_.load_state_dict(to_tensors(state["optimizer"], self.device))
+        if lr == state["lr"]:
+            # after the schedule was made, whose constructor sets the first learning rate
+            load_schedule_state(self.schedule_, state["schedule"])
+            return
+        for group in self.optimizer_.param_groups:
+            group["lr"] = group["initial_lr"] = lr
+
+    # -- skorch's interface outside a training run ----------------------------------------------
+
+    def fit(self, X: Any, y: Any = None, **kwargs: Any) -> NoReturn:
+        raise NotImplementedError(
+            "This net belongs to an estimator. Call the estimator's fit or partial_fit, which also "
+            "scale the data and keep coef_ and predict up to date."
+        )
+
+    def partial_fit(self, X: Any, y: Any = None, **kwargs: Any) -> Any:
+        if self.run is None:
+            self.fit(X, y)
+        return super().partial_fit(X, y, **kwargs)
+
+    def get_dataset(self, X: Any, y: Any = None) -> Any:
+        return X if isinstance(X, torch.utils.data.Dataset) else NetDataset.raw(X, y)
+
+    def get_iterator(self, dataset: Any, training: bool = False) -> Any:
+        if not isinstance(dataset, TabularDataset):
+            return super().get_iterator(dataset, training=training)
+        if not training or self.run is None:
+            return BatchIterator(dataset, max(self.batch_size, 4096))
+        return BatchIterator(dataset, self.batch_size, self.run.order)
+
+    def evaluation_step(self, batch: Any, training: bool = False) -> Tensor:
+        """Predict raw rows, in the user's units, in the middle of training as well."""
+        module: MLPModule = self.module_
+        x = batch[0].to(device=self.device, dtype=module.x_offset.dtype)
+        with torch.set_grad_enabled(training), module.raw():
+            self._set_training(training)
+            out: Tensor = module(x)
+            return out
 
     def notify(self, method_name: str, **kwargs: Any) -> None:
         try:
@@ -99,64 +164,61 @@ class RegressionNet(skorch.NeuralNet):  # type: ignore[misc]
             if method_name in ("on_train_begin", "on_train_end"):
                 raise
             raise _StopTraining from error
+        except KeyError as error:
+            if self.run and self.run.validation is None and "valid_loss" in str(error):
+                raise ValueError(
+                    "A callback asked for 'valid_loss', which is only recorded with "
+                    "early_stopping=True. Set that, or let the callback monitor 'train_loss'."
+                ) from error
+            raise
 
-    def get_split_datasets(self, X: Any, y: Any = None, **kwargs: Any) -> tuple[Any, Any]:
-        return (X, self.validation) if isinstance(X, TabularDataset) else (X, None)
+    # -- epochs ---------------------------------------------------------------------------------
 
-    def get_iterator(self, dataset: Any, training: bool = False) -> Any:
-        if not isinstance(dataset, TabularDataset):
-            return super().get_iterator(dataset, training=training)
-        if not training:
-            return BatchIterator(dataset, max(self.batch_size or 0, 4096))
-        return BatchIterator(dataset, self.batch_size, self.order_generator)
-
-    def prepare(
-        self,
-        monitor: Monitor,
-        validation: TabularDataset | None,
-        order_generator: torch.Generator | None,
-        path: list[Layers] | None,
-    ) -> None:
-        """Hand over what belongs to one training run."""
-        self.monitor, self.validation = monitor, validation
-        self.order_generator, self.path = order_generator, path
-        self.interrupted = False
+    def train(self, rows: NetDataset, run: Run) -> None:
+        """Train on scaled rows for `max_epochs`, or until a rule or a callback stops it."""
+        self.run = run
         # line searches fail at kinks, so L-BFGS follows ever sharper smooth losses
-        kinks = self.spec.optimizer == "lbfgs" and self.spec.loss.smoothed is not None
+        kinks = self.spec.is_lbfgs and self.spec.loss.smoothed is not None
         self._smooth_at(0.1 if kinks else None)
-
-    def finish(self) -> None:
-        """Let go of the rows and of what was only needed for the run."""
-        self.monitor = self.validation = self.order_generator = self.path = self.start = None
+        types = [type(callback) for _, callback in self.callbacks_]
+        self.tells_batches = any(
+            getattr(t, m) is not getattr(Callback, m) for t in types for m in BATCH_METHODS
+        )
+        self.partial_fit(rows)
+        if run.interrupted:
+            # skorch swallows the interrupt, but without a finished epoch there is nothing to keep
+            raise KeyboardInterrupt
 
     def fit_loop(self, X: Any, y: Any = None, epochs: int | None = None, **kwargs: Any) -> Any:
-        if not isinstance(X, TabularDataset):
-            return super().fit_loop(X, y, epochs, **kwargs)
+        monitor, validation = self.run.monitor, self.run.validation
         batches = self.get_iterator(X, training=True)
-        checks = None if self.validation is None else self.get_iterator(self.validation)
-        about = {"dataset_train": X, "dataset_valid": self.validation}
-        keeps_epochs = len(batches) > 1
+        checks = None if validation is None else self.get_iterator(validation)
         done: Any = None
         try:
-            for _ in range(self.max_epochs if epochs is None else epochs):
+            for _ in range(self.max_epochs):
                 begin = time.perf_counter()
-                self.notify("on_epoch_begin", **about)
+                self.notify("on_epoch_begin", **self.run.shown)
                 self.run_single_epoch(batches, True, "train", self.train_step)
                 self.run_single_epoch(checks, False, "valid", self.validation_step)
                 self._end_epoch(time.perf_counter() - begin)
-                if keeps_epochs:
+                if len(batches) > 1 or self.spec.is_lbfgs:
                     done = [p.detach().clone() for p in self.module_.parameters()]
-                self.notify("on_epoch_end", **about)
-                if self.monitor.stopped or (self.monitor.settled and not self._sharpen()):
+                self.notify("on_epoch_end", **self.run.shown)
+                if monitor.stopped or (monitor.settled and not self._sharpen()):
                     break
             else:
                 self._warn_unfinished()
         except _StopTraining:
-            self.monitor.stopped = True
-            if not self.monitor.loss_curve:
-                self._interrupt(None)
+            self._keep_finished_epochs(done)
         except KeyboardInterrupt:
-            self._interrupt(done)
+            self._keep_finished_epochs(done)
+            warnings.warn(
+                f"Training was interrupted; the estimator is fitted with the "
+                f"{len(monitor.loss_curve)} epochs that were done. Set warm_start=True and call "
+                "fit again to go on from there.",
+                UserWarning,
+                stacklevel=2,
+            )
         return self
 
     def _sharpen(self) -> bool:
@@ -164,7 +226,7 @@ class RegressionNet(skorch.NeuralNet):  # type: ignore[misc]
         if self.width is None or self.width <= 10 * torch.finfo(self.spec.dtype).eps ** 0.5:
             return False
         self._smooth_at(0.1 * self.width)
-        self.monitor.minimised = math.inf
+        self.run.monitor.minimised = math.inf
         if isinstance(self.optimizer_, OrthantLBFGS):
             self.optimizer_.forget()
         else:
@@ -176,25 +238,20 @@ class RegressionNet(skorch.NeuralNet):  # type: ignore[misc]
         self.width = width
         self.surrogate = None if width is None else replace(loss, pointwise=loss.smoothed(width))
 
-    def _interrupt(self, done: list[Tensor] | None) -> None:
-        """Keep the epochs that were finished, and say so; without any, let the interrupt pass."""
-        n_done = len(self.monitor.loss_curve)
-        if n_done == 0:
-            self.interrupted = True
+    def _keep_finished_epochs(self, done: list[Tensor] | None) -> None:
+        """Undo an unfinished epoch; without a finished one, let the interrupt pass."""
+        finished = len(self.run.monitor.loss_curve)
+        if finished == 0:
+            self.run.interrupted = True
             raise KeyboardInterrupt
-        if done is not None:
+        # a stop at the end of an epoch comes when its row in the history is complete
+        if done is not None and "lr" not in self.history[-1]:
             with torch.no_grad():
                 for parameter, kept in zip(self.module_.parameters(), done, strict=True):
                     parameter.copy_(kept)
-        warnings.warn(
-            f"Training was interrupted; the estimator is fitted with the {n_done} epochs that were "
-            "done. Set warm_start=True and call fit again to go on from there.",
-            UserWarning,
-            stacklevel=2,
-        )
 
     def _warn_unfinished(self) -> None:
-        if self.monitor.must_stop and self.max_epochs > 1:
+        if self.run.monitor.must_stop and not self.spec.incremental:
             warnings.warn(
                 f"Training stopped at max_epochs={self.max_epochs} before the loss settled within "
                 f"tol={self.spec.tol}. Raise max_epochs, lr or tol, or set tol=None to run a fixed "
@@ -204,66 +261,78 @@ class RegressionNet(skorch.NeuralNet):  # type: ignore[misc]
             )
 
     def _end_epoch(self, seconds: float) -> None:
-        monitor, row = self.monitor, self.history[-1]
+        """Take the epoch's losses in, refuse those that are not finite, and step the schedule."""
+        monitor, row = self.run.monitor, self.history[-1]
         loss, validation = row["train_loss"], row.get("valid_loss")
         lr = float(self.optimizer_.param_groups[0]["lr"])
         if not (math.isfinite(loss) and (validation is None or math.isfinite(validation))):
             raise TrainingDivergedError(len(monitor.loss_curve) + 1, lr)
+        # skorch's Checkpoint and PrintLog look for these
         best_train = min(monitor.loss_curve, default=math.inf)
-        best_valid = min(monitor.validation_curve, default=math.inf)
         self.history.record("train_loss_best", loss < best_train)
         if validation is not None:
+            best_valid = min(monitor.validation_curve, default=math.inf)
             self.history.record("valid_loss_best", validation < best_valid)
         self.history.record("lr", lr)
         self.history.record("dur", seconds)
         monitor.update(loss, validation, self.minimised, self.module_)
-        if self.path is not None:
-            self.path.append(self.module_.arrays())
-        if self.schedule_ is not None:
-            if isinstance(self.schedule_, lr_scheduler.ReduceLROnPlateau):
-                self.schedule_.step(loss if validation is None else validation)
-            else:
-                self.schedule_.step()
+        if self.run.path is not None:
+            self.run.path.append(self.module_.arrays())
+        self._step_schedule(loss if validation is None else validation)
+
+    def _step_schedule(self, monitored: float) -> None:
+        if self.schedule_ is None:
+            return
+        if isinstance(self.schedule_, lr_scheduler.ReduceLROnPlateau):
+            self.schedule_.step(monitored)
+            return
+        try:
+            self.schedule_.step()
+        except (ArithmeticError, TypeError, ValueError) as error:
+            raise ValueError(
+                f"The lr_schedule could not be stepped: {error}. If it has run through all of its "
+                "epochs, raise max_epochs, which it is planned for; else check lr_schedule__*."
+            ) from error
+
+    # -- batches --------------------------------------------------------------------------------
 
     def run_single_epoch(
         self, iterator: Any, training: bool, prefix: str, step_fn: Any, **kwargs: Any
     ) -> None:
         if iterator is None:
             return
-        if not isinstance(iterator, BatchIterator):
-            super().run_single_epoch(iterator, training, prefix, step_fn, **kwargs)
-            return
-        told = bool(self.callbacks_)
         total: Any = 0.0
         minimised: Any = 0.0
-        for batch in iterator:
-            n_rows = len(batch[0])
-            if told:
-                self.notify("on_batch_begin", batch=batch, training=training)
-            step = step_fn(batch)
-            total = total + step["loss"] * n_rows
-            minimised = minimised + step.get("minimised", 0.0) * n_rows
-            if told:
+        for x, y, weight in iterator.weighted():
+            if self.tells_batches:
+                shown = self.module_.to_user_rows(x), self.module_.to_user_units(y)
+                self.notify("on_batch_begin", batch=shown, training=training)
+            step = step_fn((x, y), weight=weight)
+            total = total + step["loss"] * len(x)
+            minimised = minimised + step["minimised"] * len(x)
+            if self.tells_batches:
                 self.history.record_batch(f"{prefix}_loss", float(step["loss"]))
-                self.history.record_batch(f"{prefix}_batch_size", n_rows)
-                step.pop("minimised", None)
-                self.notify("on_batch_end", batch=batch, training=training, **step)
+                self.history.record_batch(f"{prefix}_batch_size", len(x))
+                y_pred = self.module_.to_predictions(step["y_pred"])
+                about = {"loss": step["loss"], "y_pred": y_pred, "training": training}
+                self.notify("on_batch_end", batch=shown, **about)
         self.history.record(f"{prefix}_loss", float(total) / len(iterator.dataset))
+        self.history.record(f"{prefix}_batch_count", len(iterator))
         if training:
             self.minimised = float(minimised) / len(iterator.dataset)
-        self.history.record(f"{prefix}_batch_count", len(iterator))
 
-    def train_step(self, batch: Any, **kwargs: Any) -> dict[str, Any]:
+    def train_step(self, batch: Any, weight: Tensor | None = None, **kwargs: Any) -> dict[str, Any]:
         """One update; the loss returned is the objective before it."""
         if not self.module_.training:
             self._set_training(True)
-        weights, penalty = self.module_.weights, self.penalty_
+        penalty = self.penalty_
+        weights = [w for w in self.module_.weights if w.requires_grad]
         projected = weights if penalty.projects and not self.own_penalty_ else []
         first: dict[str, Any] = {}
 
         def closure() -> Tensor:
             self.optimizer_.zero_grad()
-            step = self._gradients(batch, weights)
+            step = self._gradients(batch, weight, weights)
             for w in projected:
                 w.grad = penalty.pseudo_gradient(w, w.grad)
             if not first:
@@ -283,13 +352,14 @@ class RegressionNet(skorch.NeuralNet):  # type: ignore[misc]
                 penalty.project_(w, old)
         return first
 
-    def _gradients(self, batch: Any, weights: list[Tensor]) -> dict[str, Any]:
+    def _gradients(
+        self, batch: Any, weight: Tensor | None, weights: list[Tensor]
+    ) -> dict[str, Any]:
         """Fill in the gradients of the smooth part; returns the values of the objective."""
-        x, target = batch
+        x, y = batch
         output = self.module_(x)
-        loss = minimised = self.criterion_(output, target)
+        loss = minimised = self.criterion_(output, y, weight)
         if self.surrogate is not None:
-            y, weight = target if isinstance(target, tuple) else (target, None)
             minimised = self.surrogate.mean(output, y, weight)
         minimised.backward()
         penalty = self.penalty_
@@ -304,14 +374,30 @@ class RegressionNet(skorch.NeuralNet):  # type: ignore[misc]
                 "minimised": minimised.detach() + smooth,
             }
 
-    def infer(self, x: Any, **kwargs: Any) -> Any:
-        if isinstance(x, Tensor):
-            dtype = self.module_.layers[0].weight.dtype
-            return self.module_(x.to(device=self.device, dtype=dtype))
-        return super().infer(x, **kwargs)
+    def validation_step(
+        self, batch: Any, weight: Tensor | None = None, **kwargs: Any
+    ) -> dict[str, Any]:
+        """Loss of held-out rows, without the penalty."""
+        self._set_training(False)
+        x, y = batch
+        with torch.no_grad():
+            output = self.module_(x)
+            loss = self.criterion_(output, y, weight)
+        return {"loss": loss, "y_pred": output, "minimised": loss}
 
-    def get_loss(self, y_pred: Any, y_true: Any, X: Any = None, training: bool = False) -> Any:
-        return self.criterion_(y_pred, y_true)
+
+def check_callbacks(callbacks: Any) -> None:
+    """Raise ValueError for what skorch could not call."""
+    for callback in callbacks or []:
+        given = callback[1] if isinstance(callback, tuple) and len(callback) == 2 else callback
+        if not (isinstance(given, Callback) or given is None) and not (
+            isinstance(given, type) and issubclass(given, Callback)
+        ):
+            raise ValueError(
+                f"callbacks must be skorch callbacks or (name, callback) pairs; got {callback!r}. "
+                "See skorch.callbacks for those there are, and subclass skorch.callbacks.Callback "
+                "for your own."
+            )
 
 
 def make_net(
@@ -348,6 +434,5 @@ def wrap(module: MLPModule) -> RegressionNet:
         predict_nonlinearity=None,
         verbose=0,
         device=str(module.x_offset.device),
-        spec=None,
     )
     return net.initialize()  # type: ignore[no-any-return]

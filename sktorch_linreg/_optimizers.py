@@ -65,10 +65,22 @@ def _one(epoch: int) -> float:
     return 1.0
 
 
-def _options_of(cls: type[Any]) -> dict[str, Any]:
-    """Names and defaults of what `cls` can be constructed with, besides what it works on."""
+def _signature_of(cls: type[Any]) -> tuple[dict[str, Any], bool]:
+    """Options that `cls` takes, with their defaults, and whether it takes others as well."""
     parameters = list(inspect.signature(cls).parameters.values())[1:]
-    return {p.name: p.default for p in parameters if p.kind is not p.VAR_KEYWORD}
+    named = {p.name: p.default for p in parameters if p.kind is not p.VAR_KEYWORD}
+    return named, len(named) < len(parameters)
+
+
+def construct(kind: str, cls: Callable[..., Any], target: Any, options: Mapping[str, Any]) -> Any:
+    """Make an optimizer or a schedule; raises ValueError where it does not take the options."""
+    try:
+        return cls(target, **options)
+    except (ArithmeticError, AttributeError, TypeError, ValueError) as error:
+        given = ", ".join(f"{k}={v!r}" for k, v in options.items())
+        raise ValueError(
+            f"The {kind} does not take the options {given}: {error} Change {kind}__* accordingly."
+        ) from error
 
 
 def resolve_optimizer(
@@ -85,14 +97,17 @@ def resolve_optimizer(
     else:
         known = [*extra_names, *OPTIMIZERS]
         raise unknown_name("optimizer", optimizer, known, "or a torch.optim.Optimizer subclass")
-    known_options = _options_of(cls)
-    check_options("optimizer", name, options, [k for k in known_options if k != "lr"])
+    known_options, takes_others = _signature_of(cls)
+    if not takes_others:
+        check_options("optimizer", name, options, [k for k in known_options if k != "lr"])
     resolved = {**(LBFGS_DEFAULTS if optimizer == "lbfgs" else {}), **options}
     if "lr" in known_options:
         default = known_options["lr"]
         if lr is None and default is inspect.Parameter.empty:
             raise ValueError(f"The optimizer {name} has no default learning rate: set lr.")
         resolved["lr"] = float(default if lr is None else lr)
+    elif lr is not None and takes_others:
+        resolved["lr"] = float(lr)
     elif lr is not None:
         raise ValueError(f"The optimizer {name} takes no learning rate: leave lr=None.")
     return name, cls, resolved
@@ -123,8 +138,9 @@ def resolve_schedule(
     else:
         what = "or a class of torch.optim.lr_scheduler"
         raise unknown_name("lr_schedule", schedule, SCHEDULES, what)
-    known = _options_of(cls)
-    check_options("lr_schedule", name, options, known)
+    known, takes_others = _signature_of(cls)
+    if not takes_others:
+        check_options("lr_schedule", name, options, known)
     resolved = {**defaults, **options}
     missing = [k for k, v in known.items() if v is inspect.Parameter.empty and k not in resolved]
     if missing:
@@ -156,6 +172,8 @@ class OrthantLBFGS(torch.optim.Optimizer):
         Number of curvature pairs kept.
     tolerance_grad : float, default=1e-12
         Stop where no entry of the pseudo-gradient is larger.
+    tolerance_change, max_eval, line_search_fn
+        Taken as `torch.optim.LBFGS` takes them, and of no effect: the search is always by halving.
     """
 
     def __init__(
@@ -166,7 +184,9 @@ class OrthantLBFGS(torch.optim.Optimizer):
         max_iter: int = 20,
         history_size: int = 20,
         tolerance_grad: float = 1e-12,
-        **unused: Any,
+        tolerance_change: float = 0.0,
+        max_eval: int | None = None,
+        line_search_fn: str | None = None,
     ) -> None:
         super().__init__(params, {"lr": lr})
         self.penalty = penalty

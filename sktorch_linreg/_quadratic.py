@@ -11,25 +11,21 @@ from ._types import FloatArray
 
 
 def _active_set_solution(
-    H: FloatArray, q: FloatArray, l1: float, x: FloatArray, positive: bool
+    H: FloatArray, q: FloatArray, l1: FloatArray, x: FloatArray, positive: bool
 ) -> FloatArray | None:
     """The minimiser if `x` has its signs already, else None."""
     sign = np.sign(x)
-    active = np.flatnonzero(sign)
+    active = sign != 0
     exact = np.zeros_like(x)
-    if len(active):
-        right = q[active] - l1 * sign[active]
+    if active.any():
+        right = q[active] - (l1 * sign)[active]
         exact[active] = np.linalg.lstsq(H[np.ix_(active, active)], right, rcond=None)[0]
-    slack = 1e-10 * max(l1, float(np.abs(q).max()))
     gradient = H @ exact - q
-    held = gradient[active] + l1 * sign[active]
-    free = np.delete(gradient, active)
-    bound = -free if positive else np.abs(free)
-    ok = (
-        np.all(exact[active] * sign[active] >= 0)
-        and np.all(np.abs(held) <= slack)
-        and np.all(bound <= l1 + slack)
-    )
+    # rounding of each entry of the gradient, generously
+    slack = 1e-10 * (np.abs(H) @ np.abs(exact) + np.abs(q) + l1)
+    held = np.abs(gradient + l1 * sign) <= slack
+    free = (-gradient if positive else np.abs(gradient)) <= l1 + slack
+    ok = np.all(exact * sign >= 0) and np.all(np.where(active, held, free))
     return exact if ok else None
 
 
@@ -59,10 +55,22 @@ def proximal_quadratic(
     ndarray of shape (n_features,)
         The minimiser, with exact zeros.
     """
-    lipschitz = float(np.linalg.eigvalsh(H)[-1]) if len(q) else 0.0
+    # in units in which H has ones on its diagonal, columns of any scale converge alike
+    unit = np.sqrt(np.diag(H))
+    factor = np.zeros_like(unit)
+    np.divide(1.0, unit, out=factor, where=unit > 0)
+    if not factor.any():
+        return np.zeros_like(q)
+    x = _solve_scaled(H * factor[:, None] * factor, q * factor, l1 * factor, positive, max_iter)
+    out: FloatArray = x * factor
+    return out
+
+
+def _solve_scaled(
+    H: FloatArray, q: FloatArray, l1: FloatArray, positive: bool, max_iter: int
+) -> FloatArray:
+    lipschitz = float(np.linalg.eigvalsh(H)[-1])
     x = np.zeros_like(q)
-    if lipschitz <= 0:
-        return x
     z, t = x, 1.0
     for k in range(max_iter):
         step = z - (H @ z - q) / lipschitz

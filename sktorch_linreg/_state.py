@@ -28,3 +28,18 @@ def to_tensors(value: Any, device: Any) -> Any:
     if isinstance(value, list | tuple):
         return type(value)(to_tensors(v, device) for v in value)
     return value
+
+
+def schedule_state(schedule: Any) -> dict[str, Any] | None:
+    """What a schedule needs to go on; functions are made anew from its options."""
+    if schedule is None:
+        return None
+    plain = (int, float, str, bool, list, tuple, dict, type(None), Tensor)
+    state = schedule.state_dict().items()
+    return {k: to_arrays(v) for k, v in state if isinstance(v, plain) and k != "lr_lambdas"}
+
+
+def load_schedule_state(schedule: Any, state: Any) -> None:
+    """Let a new schedule go on where an earlier one stopped."""
+    if schedule is not None and state is not None:
+        schedule.load_state_dict({**schedule.state_dict(), **state})

@@ -8,7 +8,6 @@ import numpy as np
 import scipy.sparse as sp
 import torch
 
-from ._batches import TabularDataset
 from ._data import (
     DISTINCT_ENTRIES,
     distinct_rows,
@@ -21,8 +20,8 @@ from ._data import (
 )
 from ._modules import MLPModule, make_module
 from ._monitor import Monitor
-from ._net import RegressionNet, make_net
-from ._state import to_arrays
+from ._net import NetDataset, RegressionNet, Run, make_net
+from ._state import schedule_state, to_arrays
 from ._types import (
     FitResult,
     FitSpec,
@@ -34,22 +33,28 @@ from ._types import (
 )
 
 
-def _schedule_state(schedule: Any) -> dict[str, Any] | None:
-    if schedule is None:
-        return None
-    skipped = ("lr_lambdas", "anneal_func", "_anneal_func_type", "_scale_fn_ref")
-    state = schedule.state_dict()
-    return {k: to_arrays(v) for k, v in state.items() if k not in skipped and not callable(v)}
+def _fits(spec: FitSpec) -> dict[str, Any]:
+    """What has to be as it was for an optimizer's state to be of use; the rate may change."""
+    options = {k: to_arrays(v) for k, v in spec.optimizer_options.items() if k != "lr"}
+    return {
+        "optimizer": spec.optimizer,
+        "options": repr(sorted(options.items())),
+        "fit_intercept": spec.fit_intercept,
+        "standardize": spec.standardize,
+    }
 
 
 def _prepare_rows(data: TrainingData, spec: FitSpec) -> tuple[TrainingData, TrainingData | None]:
     """Training and validation rows; rows of a full batch are merged where they are equal."""
-    full = spec.batch_size is None or spec.batch_size >= data.n_samples
-    if full and data.n_samples * data.n_features <= DISTINCT_ENTRIES:
-        data = distinct_rows(data)
+    full = spec.batch_size >= data.n_samples
+    small = data.n_samples * data.n_features <= DISTINCT_ENTRIES
+    count = None
+    # callbacks see the rows as they were given, and a loss that only gives a mean has no weights
+    if full and small and not spec.callbacks and not spec.loss.reduced:
+        data, count = distinct_rows(data)
     if spec.validation_fraction is None:
         return data, None
-    return split_rows(data, spec.validation_fraction, spec.seed)
+    return split_rows(data, spec.validation_fraction, spec.seed, count)
 
 
 def _running(moments_now: tuple[Moments, Moments], start: Start | None) -> tuple[Moments, Moments]:
@@ -92,28 +97,33 @@ def train(data: TrainingData, spec: FitSpec, start: Start | None = None) -> FitR
     generator = make_generator(spec.seed)
     module = _start_module(rows, spec, scaling, generator, start)
     state = None if start is None else start.state
+    if state is not None and state["fits"] != _fits(spec):
+        state = None
     if state is not None:
         generator.set_state(torch.from_numpy(np.asarray(state["generator"]).copy()))
     dropout_generator = make_generator(spec.seed, stream=2, device=spec.device)
     if state is not None and state.get("dropout") is not None:
         dropout_generator.set_state(torch.from_numpy(np.asarray(state["dropout"]).copy()))
     module.dropout.generator = dropout_generator
-    with torch.enable_grad():
-        net = make_net(module, spec, state)
-        _run(net, rows, held_out, scaling, spec, generator if spec.shuffle else None)
-    monitor, path = net.monitor, net.path
+    net = make_net(module, spec, state)
+    run = _make_run(rows, held_out, scaling, spec, module)
+    run.order = generator if spec.shuffle else None
+    net.train(NetDataset.for_training(rows, scaling, spec), run)
+    monitor = run.monitor
     if monitor.best_state is not None:
         module.load_state_dict(monitor.best_state)
     _check_finite(module, monitor, net)
     trained = module.arrays()
     new_state = {
+        "fits": _fits(spec),
+        "lr": spec.optimizer_options.get("lr"),
         "optimizer": to_arrays(net.optimizer_.state_dict()),
-        "schedule": _schedule_state(net.schedule_),
+        "schedule": schedule_state(net.schedule_),
         "generator": generator.get_state().numpy().copy(),
         "dropout": dropout_generator.get_state().cpu().numpy().copy(),
     }
     history = _plain_history(net)
-    net.finish()
+    net.run = net.start = None
     module.scale_input = module.scale_output = True
     module.eval()
     return FitResult(
@@ -127,7 +137,7 @@ def train(data: TrainingData, spec: FitSpec, start: Start | None = None) -> FitR
         optimizer=spec.optimizer,
         trained=trained,
         history=history,
-        path=[to_user_units(layers, scaling) for layers in path or []],
+        path=[to_user_units(layers, scaling) for layers in run.path or []],
         net=net,
         moments=pair,
         state=new_state,
@@ -163,21 +173,21 @@ def _start_module(
     return module
 
 
-def _run(
-    net: RegressionNet,
+def _make_run(
     rows: TrainingData,
     held_out: TrainingData | None,
     scaling: Scaling,
     spec: FitSpec,
-    generator: torch.Generator | None,
-) -> None:
-    validation = None if held_out is None else TabularDataset(held_out, scaling, spec)
-    path = [net.module_.arrays()] if spec.record_path else None
-    net.prepare(Monitor(spec, validation is not None), validation, generator, path)
-    net.partial_fit(TabularDataset(rows, scaling, spec))
-    if net.interrupted:
-        # skorch swallows the interrupt, but without a finished epoch there is nothing to keep
-        raise KeyboardInterrupt
+    module: MLPModule,
+) -> Run:
+    validation = None if held_out is None else NetDataset.for_training(held_out, scaling, spec)
+    shown: dict[str, Any] = {"dataset_train": None, "dataset_valid": None}
+    if spec.callbacks:
+        shown["dataset_train"] = NetDataset.raw(rows.X, rows.y)
+        if held_out is not None:
+            shown["dataset_valid"] = NetDataset.raw(held_out.X, held_out.y)
+    path = [module.arrays()] if spec.record_path else None
+    return Run(Monitor(spec, validation is not None), validation, None, path, shown)
 
 
 def _check_finite(module: MLPModule, monitor: Monitor, net: RegressionNet) -> None:
@@ -189,5 +199,5 @@ def _check_finite(module: MLPModule, monitor: Monitor, net: RegressionNet) -> No
 
 
 def _plain_history(net: RegressionNet) -> list[dict[str, Any]]:
-    finished = list(net.history)[: len(net.monitor.loss_curve)]
+    finished = list(net.history)[: len(net.run.monitor.loss_curve)]
     return [{k: v for k, v in row.items() if k != "batches"} for row in finished]

@@ -150,8 +150,6 @@ class FitSpec:
     loss: Loss
     alpha: float
     l1_ratio: float
-    positive: bool
-    fit_intercept: bool
     standardize: bool
     tol: float | None
     dtype: torch.dtype
@@ -161,18 +159,27 @@ class FitSpec:
     optimizer_options: Mapping[str, Any] = field(default_factory=dict)
     schedule_class: type[Any] | None = None
     schedule_options: Mapping[str, Any] = field(default_factory=dict)
+    positive: bool = False
+    fit_intercept: bool = True
     hidden: tuple[int, ...] = ()
     activation: str = "identity"
     dropout: float = 0.0
     max_epochs: int = 1
-    batch_size: int | None = None
+    batch_size: int = 1
     shuffle: bool = True
     n_iter_no_change: int = 10
     validation_fraction: float | None = None
     seed: int = 0
+    incremental: bool = False
     record_path: bool = False
     callbacks: Sequence[Any] | None = None
     verbose: int = 0
+
+    @property
+    def is_lbfgs(self) -> bool:
+        """Whether the optimizer is L-BFGS, by name or by class."""
+        cls = self.optimizer_class
+        return cls is not None and issubclass(cls, torch.optim.LBFGS)
 
     @property
     def l1(self) -> float:

@@ -7,11 +7,13 @@ from typing import Any, ClassVar, Self
 
 import numpy as np
 from sklearn.utils.extmath import safe_sparse_dot
+from sklearn.utils.validation import check_is_fitted
 
 from . import _exact
 from ._base import BaseTorchRegressor, can_partial_fit
 from ._compat import available_if, fit_context
 from ._data import identity_scaling
+from ._modules import MLPModule
 from ._names import check_options
 from ._types import Array, FitResult, FitSpec, Layers, Scaling, TrainingData
 
@@ -336,6 +338,13 @@ class TorchLinearRegressor(BaseTorchRegressor):
         values = (self.lr, self.lr_schedule, self.batch_size, self.callbacks)
         return any(v is not None for v in values) or self.early_stopping or self.record_path
 
+    def _model_spec(self, incremental: bool) -> dict[str, Any]:
+        return {
+            "fit_intercept": bool(self.fit_intercept),
+            "positive": bool(self.positive),
+            "record_path": bool(self.record_path) and not incremental,
+        }
+
     def _with_optimizer(self, spec: FitSpec, data: TrainingData, incremental: bool) -> FitSpec:
         exact = _exact.handles(data, spec)
         optimizer = self.optimizer
@@ -356,6 +365,7 @@ class TorchLinearRegressor(BaseTorchRegressor):
                 "'lbfgs'."
             )
         check_options("optimizer", "lstsq", self._options_of("optimizer__"), ())
+        self._schedule(0.0)  # a wrong name is an error also where no schedule is needed
         return spec
 
     def _run(
@@ -409,11 +419,16 @@ class TorchLinearRegressor(BaseTorchRegressor):
         return (coef[0], intercept[0]) if self._squeeze else (coef, intercept)
 
     def _user_layers(self) -> Layers:
-        coef = np.atleast_2d(np.asarray(self.coef_))
-        if not self.fit_intercept:
-            return [(coef, None)]
-        return [(coef, np.broadcast_to(np.atleast_1d(self.intercept_), len(coef)).copy())]
+        (coef, intercept), *_ = self._trained_layers()[0]
+        return [(coef, intercept if self.fit_intercept else None)]
 
     def _trained_layers(self) -> tuple[Layers, Scaling]:
-        layers = self._user_layers()
-        return layers, identity_scaling(layers[0][0].shape[1], layers[0][0].shape[0])
+        coef = np.atleast_2d(np.asarray(self.coef_))
+        intercept = np.broadcast_to(np.atleast_1d(self.intercept_), len(coef)).copy()
+        return [(coef, intercept)], identity_scaling(coef.shape[1], coef.shape[0])
+
+    @property
+    def module_(self) -> MLPModule:
+        """The linear model as a `torch.nn.Module`, made from `coef_` and `intercept_`."""
+        check_is_fitted(self)
+        return self._make_module()

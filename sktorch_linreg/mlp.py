@@ -12,7 +12,7 @@ import torch
 
 from ._base import BaseTorchRegressor, can_partial_fit
 from ._compat import Interval, InvalidParameterError, available_if, fit_context
-from ._data import CHUNK_BYTES, chunks, to_user_units
+from ._data import CHUNK_BYTES, chunks, own_torch_settings, to_user_units
 from ._modules import ACTIVATIONS
 from ._names import unknown_name
 from ._types import Array, FitResult, FitSpec, Layers, Scaling, TrainingData
@@ -138,10 +138,6 @@ class TorchMLPRegressor(BaseTorchRegressor):
     >>> from sktorch_linreg import TorchMLPRegressor
     >>> X = np.linspace(-2, 2, 200)[:, None]
     >>> y = np.sin(2 * X[:, 0])
-    >>> model = TorchMLPRegressor((32, 32), lr=0.01, random_state=0)
-    Traceback (most recent call last):
-        ...
-    TypeError: TorchMLPRegressor.__init__() takes 1 positional argument but 2 were given
     >>> model = TorchMLPRegressor(hidden_layer_sizes=(32, 32), lr=0.01, random_state=0)
     >>> bool(model.fit(X, y).score(X, y) > 0.99)
     True
@@ -308,7 +304,6 @@ class TorchMLPRegressor(BaseTorchRegressor):
         (1, 1)
         """
         X = self._validate_predict(X)
-        X = X.tocsr() if sp.issparse(X) else X
         dtype = torch.float32 if X.dtype == np.float32 else torch.float64
         device = self._fitted_device()
         if device.type == "mps" and dtype == torch.float64:
@@ -316,7 +311,7 @@ class TorchMLPRegressor(BaseTorchRegressor):
         module = self._build_module(dtype, device)
         widest = max(layer.out_features + layer.in_features for layer in module.linears)
         out = np.empty((X.shape[0], self.n_outputs_), dtype=X.dtype)
-        with torch.inference_mode():
+        with own_torch_settings(device, grad=False):
             for part in chunks(X.shape[0], widest, CHUNK_BYTES):
                 rows = X[part].toarray() if sp.issparse(X) else X[part]
                 block = torch.from_numpy(np.array(rows)).to(device)
@@ -340,17 +335,23 @@ class TorchMLPRegressor(BaseTorchRegressor):
     def _hidden(self) -> tuple[int, ...]:
         given = self.hidden_layer_sizes
         sizes: tuple[Any, ...] = tuple(given) if isinstance(given, Iterable) else (given,)
-        if not all(isinstance(s, Integral) and int(s) > 0 for s in sizes):
+        if not all(
+            isinstance(s, Integral) and not isinstance(s, bool) and int(s) > 0 for s in sizes
+        ):
             raise InvalidParameterError(
                 "hidden_layer_sizes must be a positive integer or a sequence of them, such as "
                 f"(100,) or (64, 64); got {self.hidden_layer_sizes!r}."
             )
         return tuple(int(s) for s in sizes)
 
-    def _with_optimizer(self, spec: FitSpec, data: TrainingData, incremental: bool) -> FitSpec:
+    def _model_spec(self, incremental: bool) -> dict[str, Any]:
         if not (isinstance(self.activation, str) and self.activation in ACTIVATIONS):
             raise unknown_name("activation", self.activation, ACTIVATIONS)
-        return super()._with_optimizer(spec, data, incremental)
+        return {
+            "hidden": self._hidden(),
+            "activation": self.activation,
+            "dropout": float(self.dropout),
+        }
 
     def _adopt(self, result: FitResult, data: TrainingData, spec: FitSpec, n_dim: int) -> None:
         super()._adopt(result, data, spec, n_dim)
