@@ -54,8 +54,13 @@ class TabularDataset(Dataset[Any]):
     @classmethod
     def raw(cls, X: Any, y: Any = None) -> Self:
         """Rows as they are."""
-        rows = X.tocsr() if sp.issparse(X) else torch.as_tensor(np.array(X))
-        return cls(rows, None if y is None else torch.as_tensor(np.array(y)))
+
+        def as_tensor(values: Any) -> Any:
+            if sp.issparse(values):
+                return values.tocsr()
+            return values if isinstance(values, Tensor) else torch.as_tensor(np.array(values))
+
+        return cls(as_tensor(X), None if y is None else as_tensor(y))
 
     def __len__(self) -> int:
         return int(self.X.shape[0])

@@ -179,18 +179,23 @@ def scaled_block(X: Array, offset: FloatArray, factor: FloatArray, dtype: Any) -
     return out
 
 
-def _row_keys(X: Any, y: Array) -> Array:
-    """One value per row, equal where and only where the rows are."""
-    if sp.issparse(X):
-        X = X.copy()
-        X.eliminate_zeros()
-        rows = [
-            X.indices[i:j].tobytes() + X.data[i:j].tobytes() + target.tobytes()
-            for i, j, target in zip(X.indptr[:-1], X.indptr[1:], y + 0.0, strict=True)
-        ]
-        return np.array([*rows, b""], dtype=object)[:-1]
-    key = np.ascontiguousarray(np.hstack([X, y]).astype(np.float64) + 0.0)  # no -0.0
-    return key.view(np.dtype((np.void, key.dtype.itemsize * key.shape[1]))).ravel()
+def _group_rows(X: Any, y: Array) -> tuple[Array, Array]:
+    """Index of the first row of each group of equal rows, and the group of each row."""
+    if not sp.issparse(X):
+        # ordered by value, which neither scaling nor shifting a column changes
+        rows = np.hstack([X, y])
+        _, first, group = np.unique(rows, axis=0, return_index=True, return_inverse=True)
+        return first, group.ravel()
+    X = X.copy()
+    X.eliminate_zeros()
+    keys = [
+        X.indices[i:j].tobytes() + X.data[i:j].tobytes() + target.tobytes()
+        for i, j, target in zip(X.indptr[:-1], X.indptr[1:], y, strict=True)
+    ]
+    as_objects = np.empty(len(keys), dtype=object)
+    as_objects[:] = keys
+    _, first, group = np.unique(as_objects, return_index=True, return_inverse=True)
+    return first, group.ravel()
 
 
 def distinct_rows(data: TrainingData) -> tuple[TrainingData, Array]:
@@ -199,12 +204,10 @@ def distinct_rows(data: TrainingData) -> tuple[TrainingData, Array]:
     They come in an order that is theirs alone, so that rows in any order, and repeated rows as
     well as integer weights, give the same bits. A full-batch objective does not change by this.
     """
-    keys = _row_keys(data.X, data.y)
-    _, first, inverse = np.unique(keys, return_index=True, return_inverse=True)
-    inverse = inverse.ravel()
-    weight: FloatArray = np.bincount(inverse, data.weights).astype(np.float64)
+    first, group = _group_rows(data.X, data.y)
+    weight: FloatArray = np.bincount(group, data.weights).astype(np.float64)
     whole = (data.weights % 1 == 0).all() and weight.sum() < MAX_DRAWN
-    count = weight.astype(np.int64) if whole else np.bincount(inverse)
+    count = weight.astype(np.int64) if whole else np.bincount(group)
     kept = None if (weight == 1).all() else weight
     return TrainingData(data.X[first], data.y[first], kept), count
 

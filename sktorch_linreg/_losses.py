@@ -119,9 +119,11 @@ def resolve_loss(loss: Any, options: Mapping[str, Any]) -> Loss:
     reduces = "reduction" not in known
     try:
         module = loss(**options) if reduces else loss(**options, reduction="none")
-    except (TypeError, ValueError) as error:
+        module(torch.ones(2, 1), torch.ones(2, 1)).mean()
+    except (AttributeError, RuntimeError, TypeError, ValueError) as error:
         raise ValueError(
-            f"The loss {loss.__name__} does not take these loss__* options: {error}"
+            f"The loss {loss.__name__} cannot be used: {error} It has to be constructed from its "
+            "loss__* options and called with predictions and targets of one shape."
         ) from error
     return Loss(
         loss.__name__,

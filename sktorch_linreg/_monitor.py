@@ -26,9 +26,17 @@ class Monitor:
         self.settled = False
 
     def update(
-        self, loss: float, validation: float | None, minimised: float, module: nn.Module
+        self,
+        loss: float,
+        validation: float | None,
+        minimised: float,
+        module: nn.Module,
+        slack: float = 0.0,
     ) -> None:
-        """Take in one epoch: its losses, and the value of what the optimizer works on."""
+        """Take in one epoch: its losses, and the value of what the optimizer works on.
+
+        `slack` is the gain of an epoch below which L-BFGS has converged well enough.
+        """
         gain, self.minimised = self.minimised - minimised, minimised
         self.loss_curve.append(loss)
         if validation is not None:
@@ -45,8 +53,8 @@ class Monitor:
                 self.best_state = {k: v.detach().clone() for k, v in module.state_dict().items()}
         self.stopped = self.no_improvement > self.spec.n_iter_no_change
         # twenty iterations of L-BFGS that gain nothing in this precision have converged
-        eps = torch.finfo(self.spec.dtype).eps
-        self.settled = self.spec.is_lbfgs and gain <= 4 * eps * abs(minimised)
+        rounding = 4 * torch.finfo(self.spec.dtype).eps * abs(minimised)
+        self.settled = self.spec.is_lbfgs and gain <= max(rounding, slack)
 
     @property
     def must_stop(self) -> bool:

@@ -275,7 +275,9 @@ class RegressionNet(skorch.NeuralNet):  # type: ignore[misc]
             self.history.record("valid_loss_best", validation < best_valid)
         self.history.record("lr", lr)
         self.history.record("dur", seconds)
-        monitor.update(loss, validation, self.minimised, self.module_)
+        # an envelope is off by about its width anyway
+        slack = 0.0 if self.width is None else 1e-4 * self.width
+        monitor.update(loss, validation, self.minimised, self.module_, slack)
         if self.run.path is not None:
             self.run.path.append(self.module_.arrays())
         self._step_schedule(loss if validation is None else validation)
@@ -316,7 +318,12 @@ class RegressionNet(skorch.NeuralNet):  # type: ignore[misc]
                 y_pred = self.module_.to_predictions(step["y_pred"])
                 about = {"loss": step["loss"], "y_pred": y_pred, "training": training}
                 self.notify("on_batch_end", batch=shown, **about)
-        self.history.record(f"{prefix}_loss", float(total) / len(iterator.dataset))
+        mean = float(total) / len(iterator.dataset)
+        if not self.tells_batches:
+            # skorch's Checkpoint looks up the last batch
+            self.history.new_batch()
+            self.history.record_batch(f"{prefix}_loss", mean)
+        self.history.record(f"{prefix}_loss", mean)
         self.history.record(f"{prefix}_batch_count", len(iterator))
         if training:
             self.minimised = float(minimised) / len(iterator.dataset)
@@ -405,7 +412,8 @@ def make_net(
 ) -> RegressionNet:
     """An initialised net around a module."""
     callbacks = list(spec.callbacks or [])
-    if spec.verbose and not any(isinstance(c, PrintLog) for c in callbacks):
+    types = [c if isinstance(c, type) else type(c) for c in callbacks]
+    if spec.verbose and PrintLog not in types:
         callbacks.append(PrintLog())
     net = RegressionNet(
         module,
@@ -416,7 +424,8 @@ def make_net(
         train_split=None,
         callbacks=callbacks,
         predict_nonlinearity=None,
-        verbose=spec.verbose,
+        # a PrintLog only prints where the net is verbose
+        verbose=spec.verbose or int(PrintLog in types),
         device=str(spec.device),
         spec=spec,
         start=start,

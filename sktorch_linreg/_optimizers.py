@@ -224,7 +224,7 @@ class OrthantLBFGS(torch.optim.Optimizer):
     def _objective(self, closure: Callable[[], Tensor], x: Tensor, mask: Tensor) -> float:
         self._set(x)
         with torch.enable_grad():
-            smooth = float(closure())
+            smooth = float(closure().detach())
         return smooth + self.penalty.l1 * float(x[mask].abs().sum())
 
     def forget(self) -> None:

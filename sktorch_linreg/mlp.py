@@ -9,6 +9,7 @@ from typing import Any, ClassVar, Self
 import numpy as np
 import scipy.sparse as sp
 import torch
+from sklearn.utils.validation import check_is_fitted
 
 from ._base import BaseTorchRegressor, can_partial_fit
 from ._compat import Interval, InvalidParameterError, available_if, fit_context
@@ -323,11 +324,13 @@ class TorchMLPRegressor(BaseTorchRegressor):
     @property
     def coefs_(self) -> list[Array]:
         """Weights of each layer, of shape (n_in, n_out), in the user's units."""
+        check_is_fitted(self)
         return [w.T for w, _ in self._user_layers()]
 
     @property
     def intercepts_(self) -> list[Array]:
         """Intercepts of each layer, in the user's units."""
+        check_is_fitted(self)
         return [b for _, b in self._user_layers() if b is not None]
 
     # -- engine ---------------------------------------------------------------------------------

@@ -289,6 +289,16 @@ def test_partial_fit_goes_on_after_fit(regression):
     np.testing.assert_allclose(model.coef_, whole.coef_, rtol=1e-9)
 
 
+@pytest.mark.gpu
+@pytest.mark.parametrize("dtype", [np.float64, np.float32])
+def test_gpu_solves_as_the_cpu_does(easy, dtype):
+    X, Y = (a.astype(dtype) for a in easy)
+    cpu, gpu = TorchLinearRegressor().fit(X, Y), TorchLinearRegressor(device="cuda").fit(X, Y)
+    np.testing.assert_allclose(gpu.coef_, cpu.coef_, rtol=1e-9 if dtype == np.float64 else 1e-5)
+    trained = TorchLinearRegressor(device="cuda", optimizer="lbfgs", random_state=0).fit(X, Y)
+    np.testing.assert_allclose(trained.coef_, cpu.coef_, rtol=1e-3, atol=1e-4)
+
+
 def test_one_row_and_constant_target():
     model = TorchLinearRegressor().fit([[1.0, 2.0]], [3.0])
     np.testing.assert_array_equal(model.coef_, [0.0, 0.0])

@@ -1,0 +1,179 @@
+"""skorch callbacks: they see the user's units, and do what they do in skorch."""
+
+import copy
+import pickle
+
+import numpy as np
+import pytest
+import torch
+from sklearn.metrics import mean_squared_error, r2_score
+from skorch.callbacks import (
+    Callback,
+    Checkpoint,
+    EarlyStopping,
+    EpochScoring,
+    Freezer,
+    GradientNormClipping,
+    LRScheduler,
+    PrintLog,
+    ProgressBar,
+)
+
+from sktorch_linreg import TorchLinearRegressor, TorchMLPRegressor
+
+RNG = np.random.default_rng(0)
+X = RNG.normal(size=(90, 3)) * [1, 10, 100] + 5
+y = 100 * (X @ [1.0, 0.2, -0.01]) + 700 + 10 * RNG.normal(size=90)
+SETTINGS = {"optimizer": "adam", "lr": 0.05, "max_epochs": 6, "random_state": 0}
+
+
+@pytest.mark.parametrize("use_caching", [True, False])
+@pytest.mark.parametrize("weighted", [True, False])
+@pytest.mark.parametrize("batch_size", [None, 20])
+def test_scores_are_in_the_units_of_the_user(use_caching, weighted, batch_size):
+    w = RNG.uniform(0.5, 2, 90) if weighted else None
+    scoring = EpochScoring(
+        "neg_mean_squared_error", on_train=True, name="mse", use_caching=use_caching
+    )
+    model = TorchLinearRegressor(callbacks=[scoring], batch_size=batch_size, **SETTINGS)
+    model.fit(
+        np.r_[X, X[:5]], np.r_[y, y[:5]], sample_weight=None if w is None else np.r_[w, w[:5]]
+    )
+    scores = [row["mse"] for row in model.history_]
+    assert len(scores) == 6
+    target = np.r_[y, y[:5]]
+    if not use_caching:
+        final = -mean_squared_error(target, model.predict(np.r_[X, X[:5]]))
+        assert scores[-1] == pytest.approx(final, rel=1e-9)
+    else:
+        # of the predictions that the losses were taken from
+        losses = [-row["train_loss"] * target.var() for row in model.history_]
+        np.testing.assert_allclose(scores, losses, rtol=0.5 if weighted else 1e-9)
+
+
+@pytest.mark.parametrize("loss", ["squared_error", "poisson"])
+def test_validation_scores(loss):
+    target = np.round(np.exp(y / 700)) if loss == "poisson" else y
+    scoring = EpochScoring("r2", name="r2", lower_is_better=False)
+    model = TorchMLPRegressor(
+        loss=loss, early_stopping=True, lr=0.01, max_epochs=60, tol=None, random_state=0,
+        callbacks=[scoring],
+    ).fit(X, target)  # fmt: skip
+    assert model.history_[-1]["r2"] > 0.2
+    assert model.history_[-1]["r2"] > model.history_[0]["r2"]
+    assert "valid_loss" in model.history_[-1]
+
+
+def test_everything_a_callback_is_handed():
+    seen = []
+
+    class Look(Callback):
+        def on_epoch_begin(self, net, dataset_train, dataset_valid, **kwargs):
+            assert dataset_valid is None
+            np.testing.assert_array_equal(dataset_train.X, X)
+            np.testing.assert_array_equal(dataset_train.y[:, 0], y)
+
+        def on_batch_begin(self, net, batch, training, **kwargs):
+            assert training
+
+        def on_batch_end(self, net, batch, training, loss, y_pred, **kwargs):
+            seen.append((batch[0].numpy(), batch[1].numpy(), y_pred.numpy(), float(loss)))
+
+        def on_epoch_end(self, net, **kwargs):
+            assert net.predict(X).shape == (90, 1)
+
+        def on_train_end(self, net, **kwargs):
+            seen.append(net.predict(X))
+
+    model = TorchLinearRegressor(callbacks=[Look()], shuffle=False, batch_size=30, **SETTINGS)
+    model.fit(X, y)
+    np.testing.assert_allclose(seen[-1][:, 0], model.predict(X))
+    assert len(seen) == 6 * 3 + 1
+    np.testing.assert_allclose(seen[1][0], X[30:60], rtol=1e-12)
+    np.testing.assert_allclose(seen[1][1][:, 0], y[30:60], rtol=1e-12)
+    # the loss that was handed over is that of the predictions
+    batch = seen[4]
+    expected = np.mean((batch[1] - batch[2]) ** 2) / y.var()
+    assert batch[3] == pytest.approx(expected, rel=1e-9)
+    assert len(model.net_.history[0]["batches"]) == 3
+
+
+def test_early_stopping_by_a_callback():
+    stopping = EarlyStopping(monitor="train_loss", patience=3, threshold=1e-2, sink=lambda *a: None)
+    settings = {**SETTINGS, "max_epochs": 500}
+    model = TorchLinearRegressor(callbacks=[stopping], **settings).fit(X, y)
+    assert 3 < model.n_iter_ < 500
+    assert len(model.loss_curve_) == len(model.history_) == model.n_iter_
+
+
+def test_gradient_clipping_bounds_the_step():
+    model = TorchLinearRegressor(
+        optimizer="sgd", lr=1.0, max_epochs=3, standardize=False, random_state=0,
+        record_path=True, callbacks=[GradientNormClipping(1e-3)],
+    ).fit(X, y)  # fmt: skip
+    steps = np.diff(np.c_[model.coef_path_, model.intercept_path_], axis=0)
+    np.testing.assert_allclose(np.linalg.norm(steps, axis=1), 1e-3, rtol=1e-3)
+
+
+def test_rate_schedule_by_a_callback():
+    schedule = LRScheduler(policy=torch.optim.lr_scheduler.StepLR, step_size=2, gamma=0.1)
+    model = TorchLinearRegressor(callbacks=[schedule], **SETTINGS).fit(X, y)
+    assert model.history_[-1]["lr"] == pytest.approx(0.05 * 0.01)
+
+
+def test_checkpoint_writes_the_best_weights(tmp_path):
+    checkpoint = Checkpoint(monitor="train_loss_best", dirname=tmp_path, f_pickle=None)
+    model = TorchLinearRegressor(callbacks=[checkpoint], **SETTINGS).fit(X, y)
+    state = torch.load(tmp_path / "params.pt", weights_only=True)
+    torch.testing.assert_close(state["layers.0.weight"], model.net_.module_.layers[0].weight.data)
+
+
+def test_progress_bar_and_print_log(capsys):
+    TorchLinearRegressor(callbacks=[ProgressBar()], batch_size=30, **SETTINGS).fit(X, y)
+    assert "/3" in capsys.readouterr().err
+    TorchLinearRegressor(callbacks=[PrintLog()], **SETTINGS).fit(X, y)
+    assert "train_loss" in capsys.readouterr().out
+    TorchLinearRegressor(verbose=1, **SETTINGS).fit(X, y)
+    printed = capsys.readouterr().out
+    assert printed.count("train_loss") == 1
+    assert len([line for line in printed.splitlines() if line.strip()[:1].isdigit()]) == 6
+    TorchLinearRegressor(**SETTINGS).fit(X, y)
+    assert capsys.readouterr().out == ""
+
+
+def test_freezer():
+    start = TorchMLPRegressor(max_epochs=1, tol=None, random_state=0).fit(X, y)
+    model = TorchMLPRegressor(
+        max_epochs=5, tol=None, random_state=0, callbacks=[Freezer("layers.0.*")]
+    ).fit(X, y)
+    reference = TorchMLPRegressor(
+        optimizer="sgd", lr=1e-30, max_epochs=1, tol=None, random_state=0
+    ).fit(X, y)
+    np.testing.assert_allclose(model.coefs_[0], reference.coefs_[0], rtol=1e-12)
+    assert np.abs(start.coefs_[0] - reference.coefs_[0]).max() > 0
+
+
+def test_named_callbacks_and_classes():
+    model = TorchLinearRegressor(
+        callbacks=[("scores", EpochScoring("r2", on_train=True)), PrintLog], **SETTINGS
+    )
+    model.fit(X, y)
+    assert "r2" in model.history_[0]
+
+
+def test_the_net_predicts_raw_rows_and_refuses_to_train():
+    model = TorchLinearRegressor(**SETTINGS).fit(X, np.c_[y, y])
+    assert model.net_.predict(X).shape == (90, 2)
+    np.testing.assert_allclose(model.net_.predict(X), model.predict(X))
+    assert r2_score(y, model.net_.predict(X)[:, 0]) == pytest.approx(
+        r2_score(y, model.predict(X)[:, 0])
+    )
+    for method in ("fit", "partial_fit"):
+        with pytest.raises(NotImplementedError, match="estimator's fit"):
+            getattr(model.net_, method)(X, y)
+    for other in (copy.deepcopy(model.net_), pickle.loads(pickle.dumps(model.net_))):
+        np.testing.assert_array_equal(other.predict(X), model.net_.predict(X))
+    exact = TorchLinearRegressor().fit(X, y)
+    np.testing.assert_allclose(exact.net_.predict(X)[:, 0], exact.predict(X))
+    rows = torch.utils.data.TensorDataset(torch.from_numpy(X), torch.from_numpy(y))
+    assert exact.net_.predict(rows).shape == (90, 1)

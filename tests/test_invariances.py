@@ -1,0 +1,146 @@
+"""What must not change the answer: repeated rows, row order, units, duplicated columns."""
+
+import warnings
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from hypothesis.extra import numpy as hnp
+from sklearn.exceptions import ConvergenceWarning
+
+from sktorch_linreg import TorchLinearRegressor, TorchMLPRegressor
+
+MODELS = {
+    "exact": lambda: TorchLinearRegressor(),
+    "ridge": lambda: TorchLinearRegressor(alpha=0.1),
+    "lasso": lambda: TorchLinearRegressor(alpha=0.05, l1_ratio=1.0),
+    "positive": lambda: TorchLinearRegressor(positive=True),
+    "sgd": lambda: TorchLinearRegressor(optimizer="sgd", lr=0.1, max_epochs=20, random_state=0),
+    "huber": lambda: TorchLinearRegressor(loss="huber", random_state=0),
+    "mlp": lambda: TorchMLPRegressor(
+        hidden_layer_sizes=(5,), lr=0.01, max_epochs=10, tol=None, random_state=0
+    ),
+    "held out": lambda: TorchMLPRegressor(
+        hidden_layer_sizes=(5,), max_epochs=10, early_stopping=True, random_state=0
+    ),
+}
+# these are exact in float64 up to the conditioning of small random data
+SOLVED = ("exact", "ridge", "lasso", "positive", "huber")
+QUICK = settings(max_examples=12, deadline=None)
+
+
+@st.composite
+def data(draw, n_features=3):
+    """Rows of a random design with a bounded condition number, and a target with noise."""
+    seed = draw(st.integers(0, 2**31 - 1))
+    n = draw(st.integers(12, 40))
+    rng = np.random.default_rng(seed)
+    X = rng.normal(size=(n, n_features)) + rng.normal(size=n_features)
+    return X, X @ rng.normal(size=n_features) + rng.normal() + 0.5 * rng.normal(size=n), rng
+
+
+def fit(name, X, y, sample_weight=None):
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", ConvergenceWarning)
+        return MODELS[name]().fit(X, y, sample_weight=sample_weight)
+
+
+@pytest.mark.parametrize("name", list(MODELS))
+@QUICK
+@given(data(), st.data())
+def test_integer_weights_equal_repeated_rows(name, xy, choose):
+    X, y, _ = xy
+    weight = choose.draw(hnp.arrays(np.int64, len(X), elements=st.integers(0, 3)))
+    weight[:6] = 1
+    weighted = fit(name, X, y, weight)
+    repeated = fit(name, np.repeat(X, weight, axis=0), np.repeat(y, weight))
+    if name in SOLVED:
+        np.testing.assert_allclose(weighted.predict(X), repeated.predict(X), rtol=1e-6, atol=1e-6)
+    else:
+        np.testing.assert_array_equal(weighted.predict(X), repeated.predict(X))
+
+
+@pytest.mark.parametrize("name", list(MODELS))
+@QUICK
+@given(data())
+def test_row_order(name, xy):
+    X, y, rng = xy
+    order = rng.permutation(len(X))
+    first, second = fit(name, X, y), fit(name, X[order], y[order])
+    if name in SOLVED:
+        np.testing.assert_allclose(first.predict(X), second.predict(X), rtol=1e-7, atol=1e-7)
+    else:
+        np.testing.assert_array_equal(first.predict(X), second.predict(X))
+
+
+@pytest.mark.parametrize("name", list(MODELS))
+@QUICK
+@given(data(), st.integers(-6, 6), st.integers(0, 2))
+def test_scaling_a_column(name, xy, power, column):
+    X, y, _ = xy
+    scaled = X.copy()
+    scaled[:, column] *= 10.0**power
+    rtol = 1e-5 if name in SOLVED else 1e-4
+    np.testing.assert_allclose(
+        fit(name, scaled, y).predict(scaled), fit(name, X, y).predict(X), rtol=rtol, atol=rtol
+    )
+
+
+@pytest.mark.parametrize("name", list(MODELS))
+@QUICK
+@given(data(), st.floats(-1e4, 1e4), st.integers(0, 2))
+def test_shifting_a_column_or_the_target(name, xy, shift, column):
+    X, y, _ = xy
+    shifted = X.copy()
+    shifted[:, column] += shift
+    base = fit(name, X, y).predict(X)
+    rtol = 1e-5 if name in SOLVED else 2e-3
+    np.testing.assert_allclose(fit(name, shifted, y).predict(shifted), base, rtol=rtol, atol=rtol)
+    moved = fit(name, X, y + shift).predict(X) - shift
+    np.testing.assert_allclose(moved, base, rtol=rtol, atol=rtol)
+
+
+@pytest.mark.parametrize("name", ["exact", "ridge"])
+@QUICK
+@given(data(), st.integers(0, 2))
+def test_duplicated_columns_share_the_coefficient(name, xy, column):
+    X, y, _ = xy
+    model = fit(name, np.column_stack([X, X[:, column]]), y)
+    assert model.coef_[column] == pytest.approx(model.coef_[3], rel=1e-8, abs=1e-10)
+    if name == "exact":
+        alone = fit(name, X, y)
+        assert 2 * model.coef_[3] == pytest.approx(alone.coef_[column], rel=1e-7, abs=1e-9)
+
+
+@pytest.mark.parametrize("name", list(MODELS))
+@QUICK
+@given(data(), st.floats(-1e3, 1e3))
+def test_a_constant_column_gets_coefficient_zero(name, xy, value):
+    X, y, _ = xy
+    model = fit(name, np.column_stack([X, np.full(len(X), value)]), y)
+    first = model.coefs_[0][3] if hasattr(model, "coefs_") else model.coef_[3]
+    assert np.all(first == 0)
+
+
+@QUICK
+@given(data(), st.floats(1e-3, 1e3))
+def test_all_weights_times_a_constant(xy, factor):
+    X, y, rng = xy
+    w = rng.uniform(0.1, 2, len(X))
+    for name in MODELS:
+        if name == "held out":
+            continue
+        one, other = fit(name, X, y, w).predict(X), fit(name, X, y, factor * w).predict(X)
+        np.testing.assert_allclose(one, other, rtol=1e-4, atol=1e-4)
+
+
+def test_held_out_rows_are_drawn_one_by_one():
+    """With few distinct rows, each stays on both sides in its proportion."""
+    X = np.repeat([[0.0], [1.0]], 1000, axis=0)
+    model = TorchLinearRegressor(
+        lr=0.05, max_epochs=500, early_stopping=True, batch_size=None, random_state=0
+    ).fit(X, 3 * X[:, 0])
+    assert model.score(X, 3 * X[:, 0]) > 0.98
+    same = TorchLinearRegressor(lr=0.05, max_epochs=5, early_stopping=True)
+    assert same.fit(np.ones((20, 1)), np.ones(20)).n_iter_ >= 1
