@@ -245,7 +245,9 @@ class BaseTorchRegressor(MultiOutputMixin, RegressorMixin, BaseEstimator):  # ty
             verbose=int(self.verbose),
             **self._model_spec(incremental),
         )
-        return self._with_optimizer(spec, data, incremental)
+        spec = self._with_optimizer(spec, data, incremental)
+        # L-BFGS needs one and the same function from step to step
+        return replace(spec, batch_size=data.n_samples) if spec.is_lbfgs else spec
 
     def _model_spec(self, incremental: bool) -> dict[str, Any]:
         """Fields of the FitSpec that only one of the estimators has."""

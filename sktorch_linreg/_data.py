@@ -231,7 +231,7 @@ def split_rows(
     if count is None:
         order = torch.randperm(total, generator=make_generator(seed, stream=1)).numpy()
         return data.rows(np.sort(order[n_valid:])), data.rows(np.sort(order[:n_valid]))
-    draw = np.random.default_rng([seed, 1])
+    draw = np.random.default_rng([1, seed])
     held_out = draw.multivariate_hypergeometric(count, n_valid, method="marginals")
     share = held_out / count
     return _weighted_rows(data, 1.0 - share), _weighted_rows(data, share)

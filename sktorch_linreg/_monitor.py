@@ -19,6 +19,7 @@ class Monitor:
         self.loss_curve: list[float] = []
         self.validation_curve: list[float] = []
         self.best = math.inf
+        self.best_train = self.best_validation = math.inf
         self.best_state: dict[str, Tensor] | None = None
         self.minimised = math.inf
         self.no_improvement = 0
@@ -38,6 +39,9 @@ class Monitor:
         `slack` is the gain of an epoch below which L-BFGS has converged well enough.
         """
         gain, self.minimised = self.minimised - minimised, minimised
+        self.best_train = min(self.best_train, loss)
+        if validation is not None:
+            self.best_validation = min(self.best_validation, validation)
         self.loss_curve.append(loss)
         if validation is not None:
             self.validation_curve.append(validation)

@@ -172,6 +172,10 @@ class RegressionNet(skorch.NeuralNet):  # type: ignore[misc]
                 ) from error
             raise
 
+    def on_epoch_begin(self, net: Any, *args: Any, **kwargs: Any) -> None:
+        # history.record would copy all of the history for each entry
+        self.history.append({"batches": [], "epoch": len(self.history) + 1})
+
     # -- epochs ---------------------------------------------------------------------------------
 
     def train(self, rows: NetDataset, run: Run) -> None:
@@ -245,7 +249,7 @@ class RegressionNet(skorch.NeuralNet):  # type: ignore[misc]
             self.run.interrupted = True
             raise KeyboardInterrupt
         # a stop at the end of an epoch comes when its row in the history is complete
-        if done is not None and "lr" not in self.history[-1]:
+        if done is not None and "lr" not in self._row():
             with torch.no_grad():
                 for parameter, kept in zip(self.module_.parameters(), done, strict=True):
                     parameter.copy_(kept)
@@ -262,25 +266,27 @@ class RegressionNet(skorch.NeuralNet):  # type: ignore[misc]
 
     def _end_epoch(self, seconds: float) -> None:
         """Take the epoch's losses in, refuse those that are not finite, and step the schedule."""
-        monitor, row = self.run.monitor, self.history[-1]
+        monitor, row = self.run.monitor, self._row()
         loss, validation = row["train_loss"], row.get("valid_loss")
         lr = float(self.optimizer_.param_groups[0]["lr"])
         if not (math.isfinite(loss) and (validation is None or math.isfinite(validation))):
             raise TrainingDivergedError(len(monitor.loss_curve) + 1, lr)
         # skorch's Checkpoint and PrintLog look for these
-        best_train = min(monitor.loss_curve, default=math.inf)
-        self.history.record("train_loss_best", loss < best_train)
+        row["train_loss_best"] = loss < monitor.best_train
         if validation is not None:
-            best_valid = min(monitor.validation_curve, default=math.inf)
-            self.history.record("valid_loss_best", validation < best_valid)
-        self.history.record("lr", lr)
-        self.history.record("dur", seconds)
+            row["valid_loss_best"] = validation < monitor.best_validation
+        row["lr"], row["dur"] = lr, seconds
         # an envelope is off by about its width anyway
         slack = 0.0 if self.width is None else 1e-4 * self.width
         monitor.update(loss, validation, self.minimised, self.module_, slack)
         if self.run.path is not None:
             self.run.path.append(self.module_.arrays())
         self._step_schedule(loss if validation is None else validation)
+
+    def _row(self) -> dict[str, Any]:
+        """The epoch's record; indexing skorch's history copies all of it."""
+        row: dict[str, Any] = list.__getitem__(self.history, -1)
+        return row
 
     def _step_schedule(self, monitored: float) -> None:
         if self.schedule_ is None:
@@ -319,12 +325,11 @@ class RegressionNet(skorch.NeuralNet):  # type: ignore[misc]
                 about = {"loss": step["loss"], "y_pred": y_pred, "training": training}
                 self.notify("on_batch_end", batch=shown, **about)
         mean = float(total) / len(iterator.dataset)
+        row = self._row()
         if not self.tells_batches:
             # skorch's Checkpoint looks up the last batch
-            self.history.new_batch()
-            self.history.record_batch(f"{prefix}_loss", mean)
-        self.history.record(f"{prefix}_loss", mean)
-        self.history.record(f"{prefix}_batch_count", len(iterator))
+            row["batches"].append({f"{prefix}_loss": mean})
+        row[f"{prefix}_loss"], row[f"{prefix}_batch_count"] = mean, len(iterator)
         if training:
             self.minimised = float(minimised) / len(iterator.dataset)
 

@@ -63,7 +63,8 @@ class TorchLinearRegressor(BaseTorchRegressor):
     max_epochs : int, default=1000
         Number of passes over the data, at the most.
     batch_size : int, "auto" or None, default=None
-        Rows per update: None is all of them, ``"auto"`` is ``min(200, n_samples)``.
+        Rows per update: None is all of them, ``"auto"`` is ``min(200, n_samples)``. L-BFGS always
+        takes all of them.
     shuffle : bool, default=True
         Whether to draw a new order of the rows in each epoch.
     tol : float or None, default=None

@@ -109,8 +109,8 @@ def test_sparse_equals_dense(container, batch_size):
 
 def test_alpha_is_a_penalty_on_all_weights_and_no_intercept():
     model = TorchMLPRegressor(
-        hidden_layer_sizes=(3,), activation="tanh", alpha=0.5, optimizer="lbfgs", max_epochs=200, tol=None,
-        dtype="float64", standardize=False, random_state=0,
+        hidden_layer_sizes=(3,), activation="tanh", alpha=0.5, optimizer="lbfgs", max_epochs=200,
+        tol=None, dtype="float64", standardize=False, random_state=0,
     )  # fmt: skip
     rows, target = (X - X.mean(axis=0)) / X.std(axis=0), Y - Y.mean(axis=0)
     model.fit(rows, target)

@@ -56,7 +56,7 @@ def test_all_solvers_minimise_one_objective(regression, alpha, weighted, many):
         return np.atleast_2d(model.coef_) * x_scale / y_scale[:, None]
 
     lbfgs = TorchLinearRegressor(alpha=alpha, optimizer="lbfgs", random_state=0)
-    adam = TorchLinearRegressor(alpha=alpha, optimizer="adam", lr=0.01, max_epochs=3000)
+    adam = TorchLinearRegressor(alpha=alpha, optimizer="adam", lr=0.02, lr_schedule="cosine")
     lbfgs.fit(X, y, sample_weight=w)
     adam.set_params(random_state=0).fit(X, y, sample_weight=w)
     np.testing.assert_allclose(in_standard_units(exact), oracle, atol=1e-6 * size)
