@@ -6,7 +6,7 @@ import math
 import time
 import warnings
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import partial
 from typing import Any, NoReturn
 
@@ -21,11 +21,13 @@ from ._batches import BatchIterator, TabularDataset
 from ._losses import Penalty
 from ._modules import MLPModule
 from ._monitor import Monitor
+from ._objective import FIRST_WIDTH, TrainingObjective
 from ._optimizers import OrthantLBFGS, construct
 from ._state import load_schedule_state, to_tensors
 from ._types import FitSpec, Layers, Loss, TrainingDivergedError
 
-BATCH_METHODS = ("on_batch_begin", "on_batch_end")
+# what a callback is only told of where it listens
+METHODS = ("on_batch_begin", "on_batch_end", "on_grad_computed")
 
 
 class NetDataset(TabularDataset, skorch.dataset.Dataset):  # type: ignore[misc]
@@ -98,13 +100,10 @@ class RegressionNet(skorch.NeuralNet):  # type: ignore[misc]
         spec, parameters = self.spec, list(self.module_.parameters())
         if spec is None:
             return super().initialize_optimizer(*args, **kwargs)  # type: ignore[no-any-return]
-        self.penalty_ = Penalty(spec.l1, spec.l2, spec.positive)
-        # an optimizer that keeps the L1 term and the constraint by itself gets smooth gradients
-        self.own_penalty_ = spec.is_lbfgs and self.penalty_.projects
-        if self.own_penalty_:
-            cls = partial(OrthantLBFGS, penalty=self.penalty_)
-        else:
-            cls = spec.optimizer_class
+        penalty = Penalty(spec.l1, spec.l2, spec.positive)
+        orthant_wise = spec.is_lbfgs and penalty.projects
+        self.objective_ = TrainingObjective(self.module_, spec.loss, penalty, orthant_wise)
+        cls = partial(OrthantLBFGS, penalty=penalty) if orthant_wise else spec.optimizer_class
         self.optimizer_ = construct("optimizer", cls, parameters, spec.optimizer_options)
         self.schedule_ = None
         if spec.schedule_class is not None:
@@ -182,12 +181,11 @@ class RegressionNet(skorch.NeuralNet):  # type: ignore[misc]
         """Train on scaled rows for `max_epochs`, or until a rule or a callback stops it."""
         self.run = run
         # line searches fail at kinks, so L-BFGS follows ever sharper smooth losses
-        kinks = self.spec.is_lbfgs and self.spec.loss.smoothed is not None
-        self._smooth_at(0.1 if kinks else None)
+        self.objective_.smooth_at(FIRST_WIDTH if self.spec.is_lbfgs else None)
         types = [type(callback) for _, callback in self.callbacks_]
-        self.tells_batches = any(
-            getattr(t, m) is not getattr(Callback, m) for t in types for m in BATCH_METHODS
-        )
+        heard = {m for t in types for m in METHODS if getattr(t, m) is not getattr(Callback, m)}
+        self.tells_batches = not heard.isdisjoint(METHODS[:2])
+        self.tells_gradients = METHODS[2] in heard
         self.partial_fit(rows)
         if run.interrupted:
             # skorch swallows the interrupt, but without a finished epoch there is nothing to keep
@@ -226,21 +224,15 @@ class RegressionNet(skorch.NeuralNet):  # type: ignore[misc]
         return self
 
     def _sharpen(self) -> bool:
-        """Bring the smoothed loss closer to the one with kinks; False if it is close enough."""
-        if self.width is None or self.width <= 10 * torch.finfo(self.spec.dtype).eps ** 0.5:
+        """Go on with a sharper stand-in for a loss with kinks; False where there is none."""
+        if not self.objective_.sharpen():
             return False
-        self._smooth_at(0.1 * self.width)
         self.run.monitor.minimised = math.inf
         if isinstance(self.optimizer_, OrthantLBFGS):
             self.optimizer_.forget()
         else:
             self.optimizer_.state.clear()
         return True
-
-    def _smooth_at(self, width: float | None) -> None:
-        loss = self.criterion_.loss
-        self.width = width
-        self.surrogate = None if width is None else replace(loss, pointwise=loss.smoothed(width))
 
     def _keep_finished_epochs(self, done: list[Tensor] | None) -> None:
         """Undo an unfinished epoch; without a finished one, let the interrupt pass."""
@@ -277,7 +269,7 @@ class RegressionNet(skorch.NeuralNet):  # type: ignore[misc]
             row["valid_loss_best"] = validation < monitor.best_validation
         row["lr"], row["dur"] = lr, seconds
         # an envelope is off by about its width anyway
-        slack = 0.0 if self.width is None else 1e-4 * self.width
+        slack = 1e-4 * (self.objective_.width or 0.0)
         monitor.update(loss, validation, self.minimised, self.module_, slack)
         if self.run.path is not None:
             self.run.path.append(self.module_.arrays())
@@ -313,7 +305,7 @@ class RegressionNet(skorch.NeuralNet):  # type: ignore[misc]
         minimised: Any = 0.0
         for x, y, weight in iterator.weighted():
             if self.tells_batches:
-                shown = self.module_.to_user_rows(x), self.module_.to_user_units(y)
+                shown = self._shown(x, y)
                 self.notify("on_batch_begin", batch=shown, training=training)
             step = step_fn((x, y), weight=weight)
             total = total + step["loss"] * len(x)
@@ -333,58 +325,33 @@ class RegressionNet(skorch.NeuralNet):  # type: ignore[misc]
         if training:
             self.minimised = float(minimised) / len(iterator.dataset)
 
-    def train_step(self, batch: Any, weight: Tensor | None = None, **kwargs: Any) -> dict[str, Any]:
+    def _shown(self, x: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
+        """A batch in the user's units."""
+        return self.module_.to_user_rows(x), self.module_.to_user_units(y)
+
+    def train_step(self, batch: Any, weight: Tensor | None = None, **kwargs: Any) -> Any:
         """One update; the loss returned is the objective before it."""
         if not self.module_.training:
             self._set_training(True)
-        penalty = self.penalty_
-        weights = [w for w in self.module_.weights if w.requires_grad]
-        projected = weights if penalty.projects and not self.own_penalty_ else []
+        objective, (x, y) = self.objective_, batch
         first: dict[str, Any] = {}
 
         def closure() -> Tensor:
             self.optimizer_.zero_grad()
-            step = self._gradients(batch, weight, weights)
-            for w in projected:
-                w.grad = penalty.pseudo_gradient(w, w.grad)
+            step = objective.gradients(x, y, weight)
             if not first:
                 first.update(step)
-            if self.callbacks_:
+            if self.tells_gradients:
                 parameters = list(self.module_.named_parameters())
-                self.notify(
-                    "on_grad_computed", named_parameters=parameters, batch=batch, training=True
-                )
+                about = {"named_parameters": parameters, "training": True}
+                self.notify("on_grad_computed", batch=self._shown(x, y), **about)
             minimised: Tensor = step["minimised"]
             return minimised
 
-        before = [w.detach().clone() for w in projected]
+        before = [w.detach().clone() for w in objective.projected]
         self.optimizer_.step(closure)
-        with torch.no_grad():
-            for w, old in zip(projected, before, strict=True):
-                penalty.project_(w, old)
+        objective.project_(before)
         return first
-
-    def _gradients(
-        self, batch: Any, weight: Tensor | None, weights: list[Tensor]
-    ) -> dict[str, Any]:
-        """Fill in the gradients of the smooth part; returns the values of the objective."""
-        x, y = batch
-        output = self.module_(x)
-        loss = minimised = self.criterion_(output, y, weight)
-        if self.surrogate is not None:
-            minimised = self.surrogate.mean(output, y, weight)
-        minimised.backward()
-        penalty = self.penalty_
-        with torch.no_grad():
-            penalty.add_smooth_gradient_(weights)
-            added = penalty.value(weights)
-            # an optimizer with a penalty of its own adds the L1 term itself
-            smooth = Penalty(l2=penalty.l2).value(weights) if self.own_penalty_ else added
-            return {
-                "loss": loss.detach() + added,
-                "y_pred": output.detach(),
-                "minimised": minimised.detach() + smooth,
-            }
 
     def validation_step(
         self, batch: Any, weight: Tensor | None = None, **kwargs: Any
