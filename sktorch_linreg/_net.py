@@ -116,7 +116,7 @@ class RegressionNet(skorch.NeuralNet):  # type: ignore[misc]
     def _resume(self, state: Mapping[str, Any]) -> None:
         """Go on with an optimizer's state; a learning rate that was set anew holds from now on."""
         lr = self.spec.optimizer_options.get("lr")
-        self.optimizer_.load_state_dict(to_tensors(state["optimizer"], self.device))
+        self.optimizer_.load_state_dict(to_tensors(state["optimizer"]))
         if lr == state["lr"]:
             # after the schedule was made, whose constructor sets the first learning rate
             load_schedule_state(self.schedule_, state["schedule"])

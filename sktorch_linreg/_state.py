@@ -20,13 +20,14 @@ def to_arrays(value: Any) -> Any:
     return value
 
 
-def to_tensors(value: Any, device: Any) -> Any:
+def to_tensors(value: Any) -> Any:
+    """Arrays in nested containers as tensors on the CPU; an optimizer moves its own."""
     if isinstance(value, np.ndarray):
-        return torch.from_numpy(value.copy()).to(device)
+        return torch.from_numpy(value.copy())
     if isinstance(value, dict):
-        return {k: to_tensors(v, device) for k, v in value.items()}
+        return {k: to_tensors(v) for k, v in value.items()}
     if isinstance(value, list | tuple):
-        return type(value)(to_tensors(v, device) for v in value)
+        return type(value)(to_tensors(v) for v in value)
     return value
 
 

@@ -5,6 +5,7 @@ import pickle
 
 import numpy as np
 import pytest
+import scipy.sparse as sp
 import torch
 from sklearn.metrics import mean_squared_error, r2_score
 from skorch.callbacks import (
@@ -177,3 +178,15 @@ def test_the_net_predicts_raw_rows_and_refuses_to_train():
     np.testing.assert_allclose(exact.net_.predict(X)[:, 0], exact.predict(X))
     rows = torch.utils.data.TensorDataset(torch.from_numpy(X), torch.from_numpy(y))
     assert exact.net_.predict(rows).shape == (90, 1)
+
+
+@pytest.mark.parametrize("use_caching", [True, False])
+@pytest.mark.parametrize("cls", [TorchLinearRegressor, TorchMLPRegressor])
+def test_sparse_rows(cls, use_caching):
+    rows = sp.random(90, 8, density=0.4, random_state=0, format="csc")
+    scoring = EpochScoring("r2", on_train=True, name="r2", use_caching=use_caching)
+    settings = {**SETTINGS, "max_epochs": 40, "batch_size": 30, "dtype": "float64"}
+    model = cls(callbacks=[scoring], **settings).fit(rows, y[: rows.shape[0]])
+    if not use_caching:
+        assert model.history_[-1]["r2"] == pytest.approx(model.score(rows, y), rel=1e-9)
+    np.testing.assert_allclose(model.net_.predict(rows)[:, 0], model.predict(rows), rtol=1e-9)
