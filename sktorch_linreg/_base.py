@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import warnings
 from collections.abc import Mapping
 from dataclasses import replace
 from numbers import Integral, Real
@@ -175,19 +176,30 @@ class BaseTorchRegressor(MultiOutputMixin, RegressorMixin, BaseEstimator):  # ty
         before = dict(vars(self))
         try:
             with own_torch_settings(resolve_device(self.device)):
-                self._fit_or_fail(X, y, sample_weight, incremental)
+                caught = self._fit_or_fail(X, y, sample_weight, incremental)
         except BaseException:
             self.__dict__.clear()
             self.__dict__.update(before)
             raise
+        for message, category in caught:
+            # past _fit, fit and scikit-learn's wrapper, to the caller's line
+            warnings.warn(message, category, stacklevel=4)
         return self
 
-    def _fit_or_fail(self, X: Any, y: Any, sample_weight: Any, incremental: bool) -> None:
+    def _fit_or_fail(
+        self, X: Any, y: Any, sample_weight: Any, incremental: bool
+    ) -> list[tuple[str, type[Warning]]]:
         goes_on = hasattr(self, "n_iter_") and (incremental or self.warm_start)
         data, n_dim = validate_rows(self, X, y, sample_weight, reset=not goes_on)
         if goes_on:
             self._check_same_shape(data)
         spec = self._make_spec(data, incremental)
+        if goes_on and self._log_link != spec.loss.log_link:
+            raise ValueError(
+                f"The model was fitted with {'a' if self._log_link else 'no'} log link, which "
+                f"loss={spec.loss.name!r} does not go on from. Set warm_start=False and call fit, "
+                "or clone the estimator."
+            )
         minimum = spec.loss.minimum_target
         if minimum is not None and float(data.y.min()) < minimum:
             raise ValueError(
@@ -204,6 +216,7 @@ class BaseTorchRegressor(MultiOutputMixin, RegressorMixin, BaseEstimator):  # ty
             self._append_curves(result)
         self._adopt(result, data, spec, n_dim)
         self._incremental = incremental
+        return result.warnings
 
     def _check_same_shape(self, data: TrainingData) -> None:
         """Raise where training cannot go on with the layers that are there."""
@@ -378,11 +391,21 @@ class BaseTorchRegressor(MultiOutputMixin, RegressorMixin, BaseEstimator):  # ty
                 state.pop(name, None)
         return state
 
+    def __delattr__(self, name: str) -> None:
+        if name in self._options:
+            self._options = {k: v for k, v in self._options.items() if k != name}
+        else:
+            super().__delattr__(name)
+
+    def __copy__(self) -> Self:
+        out = type(self).__new__(type(self))
+        out.__dict__.update({k: v for k, v in vars(self).items() if k != "_net"})
+        return out
+
     def __deepcopy__(self, memo: dict[int, Any]) -> Self:
         """Copy all that a later partial_fit needs, which a pickle may leave out."""
-        out = type(self).__new__(type(self))
-        state = {k: v for k, v in vars(self).items() if k != "_net"}
-        out.__dict__.update(copy.deepcopy(state, memo))
+        out = self.__copy__()
+        out.__dict__.update(copy.deepcopy(vars(out), memo))
         return out
 
     def __sklearn_tags__(self) -> Any:

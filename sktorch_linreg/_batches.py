@@ -44,7 +44,7 @@ class TabularDataset(Dataset[Any]):
         else:
             block = scaled_block(data.X, scaling.x_offset, scaling.x_factor, dtype)
             X = torch.from_numpy(block).to(spec.device)
-        target = scaled_block(data.y, scaling.y_offset, 1.0 / scaling.y_scale, dtype)
+        target = scaled_block(data.y, *scaling.y_shift_and_factor, dtype)
         weight = None
         if data.weight is not None:
             relative = (data.weight / data.weight.mean()).astype(dtype)

@@ -21,8 +21,9 @@ from ._types import Array, FloatArray, Layers, Moments, Scaling, TrainingData
 CHUNK_BYTES = 8 * 2**20
 # beyond this many entries sorting the rows would cost more than it is worth
 DISTINCT_ENTRIES = 2_000_000
-# numpy's limit on what a hypergeometric distribution draws from
-MAX_DRAWN = 10**9
+# up to this many rows, whole weights counted, held-out rows do not depend on repetition
+COUNTED_ROWS = 1000
+FEW_UNITS = 50
 SPARSE_FORMATS = ["csr", "csc", "coo"]
 
 
@@ -129,7 +130,7 @@ def identity_scaling(n_features: int, n_targets: int) -> Scaling:
 
 
 def make_scaling(
-    x: Moments, y: Moments, *, standardize: bool, centred: bool, scales_target: bool
+    x: Moments, y: Moments, *, standardize: bool, centred: bool, log_link: bool, scales_target: bool
 ) -> Scaling:
     """Scaling from the moments of features and targets.
 
@@ -140,6 +141,9 @@ def make_scaling(
         return scaling
     x_offset = x.mean if centred else scaling.x_offset
     x_scale = column_scale(x, centred)
+    if log_link and centred:
+        mean = np.where(y.mean > 0, y.mean, 1.0)
+        return Scaling(x_offset, x_scale, np.log(mean), scaling.y_scale, log_link=True)
     if not scales_target:
         return Scaling(x_offset, x_scale, scaling.y_offset, scaling.y_scale)
     y_scale = column_scale(y, centred)
@@ -198,48 +202,72 @@ def _group_rows(X: Any, y: Array) -> tuple[Array, Array]:
     return first, group.ravel()
 
 
-def distinct_rows(data: TrainingData) -> tuple[TrainingData, Array]:
-    """Merge equal rows into one that carries their weight; also returns how many each stands for.
+def distinct_rows(data: TrainingData) -> TrainingData:
+    """Merge equal rows into one that carries their weight.
 
     They come in an order that is theirs alone, so that rows in any order, and repeated rows as
     well as integer weights, give the same bits. A full-batch objective does not change by this.
     """
     first, group = _group_rows(data.X, data.y)
     weight: FloatArray = np.bincount(group, data.weights).astype(np.float64)
-    whole = (data.weights % 1 == 0).all() and weight.sum() < MAX_DRAWN
-    count = weight.astype(np.int64) if whole else np.bincount(group)
     kept = None if (weight == 1).all() else weight
-    return TrainingData(data.X[first], data.y[first], kept), count
+    return TrainingData(data.X[first], data.y[first], kept)
 
 
 def split_rows(
-    data: TrainingData, fraction: float, seed: int, count: Array | None = None
+    data: TrainingData, fraction: float, seed: int, *, counted: bool
 ) -> tuple[TrainingData, TrainingData]:
     """Training and validation rows for early stopping; raises ValueError where one is empty.
 
-    With `count`, a row stands for that many, and may have some of them on either side, as if each
-    had been drawn by itself.
+    With `counted`, a small set of rows is split in a way that depends on neither their order nor
+    on whether they are repeated or carry whole weights; see `_held_out_shares`.
     """
-    total = data.n_samples if count is None else int(count.sum())
-    n_valid = int(np.ceil(fraction * total))
-    if n_valid >= total:
+    share = _held_out_shares(data, fraction, seed) if counted else None
+    if share is None:
+        n_valid = int(np.ceil(fraction * data.n_samples))
+        order = torch.randperm(data.n_samples, generator=make_generator(seed, stream=1)).numpy()
+        share = np.zeros(data.n_samples)
+        share[order[:n_valid]] = 1.0
+    if not (share < 1).any():
         raise ValueError(
             f"early_stopping=True with validation_fraction={fraction} leaves no row to train on: "
-            f"there are n_samples={total} rows with non-zero weight. Give more rows, a smaller "
-            "validation_fraction, or early_stopping=False."
+            f"there are n_samples={data.n_samples} rows with non-zero weight. Give more rows, a "
+            "smaller validation_fraction, or early_stopping=False."
         )
-    if count is None:
-        order = torch.randperm(total, generator=make_generator(seed, stream=1)).numpy()
-        return data.rows(np.sort(order[n_valid:])), data.rows(np.sort(order[:n_valid]))
-    draw = np.random.default_rng([1, seed])
-    held_out = draw.multivariate_hypergeometric(count, n_valid, method="marginals")
-    share = held_out / count
     return _weighted_rows(data, 1.0 - share), _weighted_rows(data, share)
+
+
+def _held_out_shares(data: TrainingData, fraction: float, seed: int) -> FloatArray | None:
+    """The share of each row that is held out, or None for too many rows to count.
+
+    Whole weights count as that many rows. Each distinct row is cut into units, as many as it
+    counts for, but no more of them in all than there are distinct rows (or a few tens): so large
+    weights do not put every row on both sides, and few distinct rows stay on both.
+    """
+    _, group = _group_rows(data.X, data.y)
+    whole = bool((data.weights % 1 == 0).all())
+    count = np.bincount(group, data.weights if whole else None)
+    if count.sum() > COUNTED_ROWS:
+        return None
+    scale = min(1.0, max(FEW_UNITS, len(count)) / count.sum())
+    units = np.maximum(1, np.rint(scale * count)).astype(np.int64)
+    n_valid = int(np.ceil(fraction * units.sum()))
+    held = np.random.default_rng([1, seed]).multivariate_hypergeometric(units, n_valid)
+    # the first of several equal rows are held out whole, and at most one of them in part
+    order = np.argsort(group, kind="stable")
+    size = np.bincount(group)
+    rank = np.empty(len(group))
+    rank[order] = np.arange(len(group)) - np.repeat(np.cumsum(size) - size, size)
+    out: FloatArray = np.clip((held * size / units)[group] - rank, 0.0, 1.0)
+    return out
 
 
 def _weighted_rows(data: TrainingData, share: FloatArray) -> TrainingData:
     keep = share > 0
     weight = (data.weights * share)[keep]
+    # thirds of a weight and the like are to give back whole numbers
+    nearest = np.rint(weight)
+    weight = np.where(np.abs(weight - nearest) < 1e-9 * np.abs(weight), nearest, weight)
     return TrainingData(data.X[keep], data.y[keep], None if (weight == 1).all() else weight)
 
 

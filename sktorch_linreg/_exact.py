@@ -129,7 +129,12 @@ def _problem(stats: Statistics, spec: FitSpec) -> _Problem:
     x = Moments(stats.weight, mean[:d], squares[:d])
     y = Moments(stats.weight, mean[d:], squares[d:])
     scaling = make_scaling(
-        x, y, standardize=spec.standardize, centred=stats.intercept, scales_target=True
+        x,
+        y,
+        standardize=spec.standardize,
+        centred=stats.intercept,
+        log_link=False,
+        scales_target=True,
     )
     A, c = body[:d, :d].copy(), body[:d, d:]
     if stats.intercept:
@@ -260,7 +265,8 @@ def handles(data: TrainingData, spec: FitSpec) -> bool:
     if spec.loss.name != "squared_error":
         return False
     if sp.issparse(data.X) and data.n_features > MAX_FACTOR_FEATURES:
-        return solver_name(spec) == "lstsq"
+        # partial_fit would need the dense factor that LSQR avoids
+        return solver_name(spec) == "lstsq" and not spec.incremental
     return spec.l1 == 0 or data.n_features <= 2 * MAX_FACTOR_FEATURES
 
 
@@ -339,7 +345,7 @@ def solve_iteratively(data: TrainingData, spec: FitSpec) -> FitResult:
     mx, my = moments(X, data.weights), moments(y, data.weights)
     intercept = spec.fit_intercept
     scaling = make_scaling(
-        mx, my, standardize=spec.standardize, centred=intercept, scales_target=True
+        mx, my, standardize=spec.standardize, centred=intercept, log_link=False, scales_target=True
     )
     mean = np.concatenate([mx.mean, my.mean]) * intercept
     x_mean, y_mean = mean[: data.n_features], mean[data.n_features :]

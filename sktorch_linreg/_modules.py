@@ -105,11 +105,11 @@ class MLPModule(nn.Module):
 
     def to_user_units(self, y: Tensor) -> Tensor:
         """Targets out of the trained space."""
-        return y * self.y_scale + self.y_offset
+        return y * self.y_offset.exp() if self.log_link else y * self.y_scale + self.y_offset
 
     def to_predictions(self, output: Tensor) -> Tensor:
         """Outputs of the last layer as predictions in the user's units."""
-        out = self.to_user_units(output)
+        out = output * self.y_scale + self.y_offset
         return out.exp() if self.log_link else out
 
     def to_user_rows(self, x: Tensor) -> Tensor:

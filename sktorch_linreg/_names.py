@@ -34,5 +34,5 @@ def check_options(kind: str, owner: str, options: Mapping[str, Any], known: Iter
             listed = ", ".join(f"{kind}__{k}" for k in known) or "none"
             raise InvalidParameterError(
                 f"The {kind} {owner!r} has no option {kind}__{option}. Its options are: {listed}."
-                f"{nearest(option, known)}"
+                f"{nearest(option, known)} To take one back: del estimator.{kind}__{option}"
             )

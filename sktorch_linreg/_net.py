@@ -4,9 +4,8 @@ from __future__ import annotations
 
 import math
 import time
-import warnings
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
 from typing import Any, NoReturn
 
@@ -60,6 +59,7 @@ class Run:
     # rows in the user's units, for callbacks
     shown: Mapping[str, Any]
     interrupted: bool = False
+    warnings: list[tuple[str, type[Warning]]] = field(default_factory=list)
 
 
 class RegressionNet(skorch.NeuralNet):  # type: ignore[misc]
@@ -114,15 +114,17 @@ class RegressionNet(skorch.NeuralNet):  # type: ignore[misc]
         return self
 
     def _resume(self, state: Mapping[str, Any]) -> None:
-        """Go on with an optimizer's state; a learning rate that was set anew holds from now on."""
-        lr = self.spec.optimizer_options.get("lr")
+        """Go on with an optimizer's state; a rate or schedule set anew begins from its start."""
+        names = ("lr", "initial_lr")
+        groups = self.optimizer_.param_groups
+        begin = [{k: g[k] for k in names if k in g} for g in groups]
         self.optimizer_.load_state_dict(to_tensors(state["optimizer"]))
-        if lr == state["lr"]:
+        if state["rates"] == self.spec.rates:
             # after the schedule was made, whose constructor sets the first learning rate
             load_schedule_state(self.schedule_, state["schedule"])
             return
-        for group in self.optimizer_.param_groups:
-            group["lr"] = group["initial_lr"] = lr
+        for group, rates in zip(self.optimizer_.param_groups, begin, strict=True):
+            group.update(rates)
 
     # -- skorch's interface outside a training run ----------------------------------------------
 
@@ -214,13 +216,12 @@ class RegressionNet(skorch.NeuralNet):  # type: ignore[misc]
             self._keep_finished_epochs(done)
         except KeyboardInterrupt:
             self._keep_finished_epochs(done)
-            warnings.warn(
+            message = (
                 f"Training was interrupted; the estimator is fitted with the "
                 f"{len(monitor.loss_curve)} epochs that were done. Set warm_start=True and call "
-                "fit again to go on from there.",
-                UserWarning,
-                stacklevel=2,
+                "fit again to go on from there."
             )
+            self.run.warnings.append((message, UserWarning))
         return self
 
     def _sharpen(self) -> bool:
@@ -247,14 +248,17 @@ class RegressionNet(skorch.NeuralNet):  # type: ignore[misc]
                     parameter.copy_(kept)
 
     def _warn_unfinished(self) -> None:
-        if self.run.monitor.must_stop and not self.spec.incremental:
-            warnings.warn(
-                f"Training stopped at max_epochs={self.max_epochs} before the loss settled within "
-                f"tol={self.spec.tol}. Raise max_epochs, lr or tol, or set tol=None to run a fixed "
-                "number of epochs.",
-                ConvergenceWarning,
-                stacklevel=2,
+        if not self.run.monitor.must_stop or self.spec.incremental:
+            return
+        message = f"Training stopped at max_epochs={self.max_epochs} before "
+        if self.spec.tol is None:
+            message += "L-BFGS had converged. Raise max_epochs."
+        else:
+            message += (
+                f"the loss settled within tol={self.spec.tol}. Raise max_epochs, lr or tol, or set "
+                "tol=None to run a fixed number of epochs."
             )
+        self.run.warnings.append((message, ConvergenceWarning))
 
     def _end_epoch(self, seconds: float) -> None:
         """Take the epoch's losses in, refuse those that are not finite, and step the schedule."""
@@ -345,8 +349,8 @@ class RegressionNet(skorch.NeuralNet):  # type: ignore[misc]
                 parameters = list(self.module_.named_parameters())
                 about = {"named_parameters": parameters, "training": True}
                 self.notify("on_grad_computed", batch=self._shown(x, y), **about)
-            minimised: Tensor = step["minimised"]
-            return minimised
+            value: Tensor = step["smooth"]
+            return value
 
         before = [w.detach().clone() for w in objective.projected]
         self.optimizer_.step(closure)

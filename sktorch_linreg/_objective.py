@@ -66,7 +66,10 @@ class TrainingObjective:
         return True
 
     def gradients(self, x: Tensor, y: Tensor, weight: Tensor | None) -> Mapping[str, Any]:
-        """Fill in the gradients; returns the loss asked for and what is minimised, with penalty."""
+        """Fill in the gradients; returns the loss asked for and what is minimised, with penalty.
+
+        ``"smooth"`` is what the optimizer has to be told: all of it, or all but the L1 term.
+        """
         output = self.module(x)
         loss = minimised = self.loss.mean(output, y, weight)
         if self.surrogate is not None:
@@ -76,13 +79,17 @@ class TrainingObjective:
             weights = self.weights
             self.penalty.add_smooth_gradient_(weights)
             added = self.penalty.value(weights)
-            smooth = Penalty(l2=self.penalty.l2).value(weights) if self.own_penalty else added
+            value = minimised.detach() + added
+            smooth = value
+            if self.own_penalty:
+                smooth = minimised.detach() + Penalty(l2=self.penalty.l2).value(weights)
             for w in self.projected:
                 w.grad = self.penalty.pseudo_gradient(w, w.grad)  # type: ignore[arg-type]
             return {
                 "loss": loss.detach() + added,
                 "y_pred": output.detach(),
-                "minimised": minimised.detach() + smooth,
+                "minimised": value,
+                "smooth": smooth,
             }
 
     @torch.no_grad()

@@ -47,14 +47,18 @@ def _fits(spec: FitSpec) -> dict[str, Any]:
 def _prepare_rows(data: TrainingData, spec: FitSpec) -> tuple[TrainingData, TrainingData | None]:
     """Training and validation rows; rows of a full batch are merged where they are equal."""
     full = spec.batch_size >= data.n_samples
-    small = data.n_samples * data.n_features <= DISTINCT_ENTRIES
-    count = None
+    small = full and data.n_samples * data.n_features <= DISTINCT_ENTRIES
     # callbacks see the rows as they were given, and a loss that only gives a mean has no weights
-    if full and small and not spec.callbacks and not spec.loss.reduced:
-        data, count = distinct_rows(data)
+    merge = distinct_rows if small and not spec.callbacks and not spec.loss.reduced else _as_given
     if spec.validation_fraction is None:
-        return data, None
-    return split_rows(data, spec.validation_fraction, spec.seed, count)
+        return merge(data), None
+    counted = small and not spec.loss.reduced
+    rows, held_out = split_rows(data, spec.validation_fraction, spec.seed, counted=counted)
+    return merge(rows), merge(held_out)
+
+
+def _as_given(data: TrainingData) -> TrainingData:
+    return data
 
 
 def _running(moments_now: tuple[Moments, Moments], start: Start | None) -> tuple[Moments, Moments]:
@@ -92,6 +96,7 @@ def train(data: TrainingData, spec: FitSpec, start: Start | None = None) -> FitR
         *pair,
         standardize=spec.standardize,
         centred=spec.fit_intercept,
+        log_link=spec.loss.log_link,
         scales_target=spec.loss.scales_target,
     )
     generator = make_generator(spec.seed)
@@ -116,7 +121,7 @@ def train(data: TrainingData, spec: FitSpec, start: Start | None = None) -> FitR
     trained = module.arrays()
     new_state = {
         "fits": _fits(spec),
-        "lr": spec.optimizer_options.get("lr"),
+        "rates": spec.rates,
         "optimizer": to_arrays(net.optimizer_.state_dict()),
         "schedule": schedule_state(net.schedule_),
         "generator": generator.get_state().numpy().copy(),
@@ -140,6 +145,7 @@ def train(data: TrainingData, spec: FitSpec, start: Start | None = None) -> FitR
         path=[to_user_units(layers, scaling) for layers in run.path or []],
         net=net,
         moments=pair,
+        warnings=run.warnings,
         state=new_state,
     )
 

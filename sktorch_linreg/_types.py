@@ -102,13 +102,22 @@ class Moments:
 class Scaling:
     """The linear maps between the user's units and the space that is trained in.
 
-    A constant column has `x_scale` 0: nothing is learned from it and its coefficient is 0.
+    A constant column has `x_scale` 0: nothing is learned from it and its coefficient is 0. Under
+    a log link targets are divided by their mean, and `y_offset` is its logarithm.
     """
 
     x_offset: FloatArray
     x_scale: FloatArray
     y_offset: FloatArray
     y_scale: FloatArray
+    log_link: bool = False
+
+    @property
+    def y_shift_and_factor(self) -> tuple[FloatArray, FloatArray]:
+        """What is subtracted from targets, and what they are multiplied by then."""
+        if self.log_link:
+            return np.zeros_like(self.y_offset), np.exp(-self.y_offset)
+        return self.y_offset, 1.0 / self.y_scale
 
     @property
     def x_factor(self) -> FloatArray:
@@ -176,6 +185,12 @@ class FitSpec:
     verbose: int = 0
 
     @property
+    def rates(self) -> str:
+        """Learning rate and schedule, to tell whether they were changed."""
+        options = sorted(self.schedule_options.items())
+        return repr((self.optimizer_options.get("lr"), self.schedule_class, options))
+
+    @property
     def is_lbfgs(self) -> bool:
         """Whether the optimizer is L-BFGS, by name or by class."""
         cls = self.optimizer_class
@@ -221,3 +236,4 @@ class FitResult:
     state: Mapping[str, Any] | None = None
     rank: int | None = None
     singular: FloatArray | None = None
+    warnings: list[tuple[str, type[Warning]]] = field(default_factory=list)

@@ -113,13 +113,14 @@ class TorchLinearRegressor(BaseTorchRegressor):
     n_iter_ : int
         Number of epochs run.
     loss_, best_loss_ : float
-        The last and the best of the monitored losses.
+        The last training loss, and the best of the monitored losses.
     loss_curve_ : list of float
         Objective per epoch, as seen while training.
     validation_loss_curve_ : list of float
         Loss of the held-out rows per epoch, without the penalty.
     coef_path_ : ndarray of shape (n_iter_ + 1, ...)
-        With `record_path`: `coef_` before the first update, and after each epoch.
+        With `record_path`: `coef_` before the first update, and after each epoch of `fit`. Under
+        `early_stopping` the best of them is `coef_`, and not always the last.
     intercept_path_ : ndarray of shape (n_iter_ + 1, ...)
         With `record_path`: `intercept_` likewise.
     optimizer_ : str
@@ -143,8 +144,8 @@ class TorchLinearRegressor(BaseTorchRegressor):
     Notes
     -----
     The exact solver takes a QR decomposition of the centred rows, chunk by chunk in float64. If
-    columns are collinear it returns the solution of minimum norm in the user's units. A constant
-    column gets coefficient 0.
+    columns are collinear it returns the solution of minimum norm in the user's units. With an
+    intercept a constant column gets coefficient 0.
 
     Examples
     --------
@@ -360,10 +361,10 @@ class TorchLinearRegressor(BaseTorchRegressor):
             return self._with_trainer(spec, optimizer, ("auto", "lstsq"))
         if not exact:
             raise ValueError(
-                "optimizer='lstsq' solves squared error alone, and with an L1 penalty or "
-                f"positive=True not a sparse X as wide as this. Here loss={spec.loss.name!r}, "
-                f"l1_ratio={spec.l1_ratio}, positive={spec.positive}. Choose optimizer='auto' or "
-                "'lbfgs'."
+                "optimizer='lstsq' solves squared error alone, and a sparse X as wide as this only "
+                "in fit, without an L1 penalty and without positive=True. Here "
+                f"loss={spec.loss.name!r}, l1_ratio={spec.l1_ratio}, positive={spec.positive}. "
+                "Choose optimizer='auto', 'lbfgs' or, in partial_fit, 'adam'."
             )
         check_options("optimizer", "lstsq", self._options_of("optimizer__"), ())
         self._schedule(0.0)  # a wrong name is an error also where no schedule is needed

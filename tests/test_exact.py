@@ -169,6 +169,22 @@ def test_wide_sparse_minimum_norm_is_in_the_units_of_the_user():
     np.testing.assert_allclose(model.coef_[:5] * (1 + 100), np.linspace(-1, 1, 2050)[:5], rtol=1e-6)
 
 
+@pytest.mark.parametrize("settings", [{}, {"alpha": 0.5}, {"optimizer": "lbfgs", "alpha": 0.5}])
+def test_sparse_entries_that_stand_twice_are_added(settings):
+    S = sp.random(60, 5, density=0.5, random_state=0, format="csr") * 3.0
+    twice = sp.csr_array(
+        (np.repeat(S.data, 2) * np.tile([3.0, -2.0], S.nnz), np.repeat(S.indices, 2), S.indptr * 2),
+        shape=S.shape,
+    )
+    y = np.arange(60.0)
+    kept = twice.data.copy()
+    plain = TorchLinearRegressor(random_state=0, **settings).fit(S, y)
+    model = TorchLinearRegressor(random_state=0, **settings).fit(twice, y)
+    np.testing.assert_allclose(model.coef_, plain.coef_, rtol=1e-9)
+    np.testing.assert_allclose(model.predict(twice), plain.predict(S), rtol=1e-9)
+    np.testing.assert_array_equal(twice.data, kept)
+
+
 def test_sparse_is_never_made_dense_whole(monkeypatch):
     S = sp.random(20_000, 400, density=0.005, random_state=0, format="csr")
     y = np.arange(20_000.0)

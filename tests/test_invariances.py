@@ -8,6 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 from sklearn.exceptions import ConvergenceWarning
+from skorch.callbacks import Callback
 
 from sktorch_linreg import TorchLinearRegressor, TorchMLPRegressor
 
@@ -144,3 +145,41 @@ def test_held_out_rows_are_drawn_one_by_one():
     assert model.score(X, 3 * X[:, 0]) > 0.98
     same = TorchLinearRegressor(lr=0.05, max_epochs=5, early_stopping=True)
     assert same.fit(np.ones((20, 1)), np.ones(20)).n_iter_ >= 1
+
+
+@pytest.mark.parametrize("factor", [2, 1000])
+def test_whole_weights_do_not_put_every_row_on_both_sides(factor):
+    rng = np.random.default_rng(0)
+    X, y = rng.normal(size=(60, 4)), rng.normal(size=60)
+    settings = {"hidden_layer_sizes": (50,), "lr": 0.01, "early_stopping": True, "random_state": 0}
+    settings["validation_fraction"] = 0.3
+    plain = TorchMLPRegressor(**settings).fit(X, y)
+    weighted = TorchMLPRegressor(**settings).fit(X, y, sample_weight=np.full(60, factor))
+    # targets are pure noise, so a loss that falls would be that of rows that were trained on
+    assert weighted.n_iter_ < 25
+    assert weighted.best_loss_ > 0.7
+    if factor == 2:
+        ours, expected = weighted.validation_loss_curve_, plain.validation_loss_curve_
+        np.testing.assert_allclose(ours, expected, rtol=1e-5)
+
+
+@pytest.mark.parametrize("early_stopping", [True, False])
+@pytest.mark.parametrize("repeated", [True, False])
+def test_a_callback_that_only_listens_changes_nothing(early_stopping, repeated):
+    rng = np.random.default_rng(0)
+    X, y = rng.normal(size=(60, 4)), rng.normal(size=60)
+    if repeated:
+        X, y = np.repeat(X, 3, axis=0), np.repeat(y, 3)
+    settings = {"lr": 0.1, "max_epochs": 60, "early_stopping": early_stopping, "random_state": 0}
+    plain = TorchLinearRegressor(**settings).fit(X, y)
+    watched = TorchLinearRegressor(callbacks=[Callback()], **settings).fit(X, y)
+    np.testing.assert_allclose(watched.coef_, plain.coef_, rtol=1e-9)
+    assert watched.n_iter_ == plain.n_iter_
+
+
+def test_many_rows_are_held_out_as_they_come():
+    rng = np.random.default_rng(0)
+    codes = rng.integers(0, 300, 3000)
+    X, y = np.eye(300)[codes], rng.normal(size=300)[codes]
+    model = TorchLinearRegressor(lr=0.05, max_epochs=300, early_stopping=True, random_state=0)
+    assert model.fit(X, y).score(X, y) > 0.95

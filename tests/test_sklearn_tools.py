@@ -153,6 +153,7 @@ def test_deep_copies_and_warm_started_pickles_go_on_with_partial_fit():
     first = TorchLinearRegressor().fit(X[:300], y[:300])
     assert_close = np.testing.assert_allclose
     assert_close(copy.deepcopy(first).partial_fit(X[300:], y[300:]).coef_, whole.coef_, rtol=1e-8)
+    assert_close(copy.copy(first).partial_fit(X[300:], y[300:]).coef_, whole.coef_, rtol=1e-8)
     first.set_params(warm_start=True)
     again = pickle.loads(pickle.dumps(first))
     assert_close(again.partial_fit(X[300:], y[300:]).coef_, whole.coef_, rtol=1e-8)

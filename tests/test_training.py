@@ -594,3 +594,48 @@ def test_partial_fit_merges_running_statistics(easy):
     np.testing.assert_allclose(x["mean"], X.mean(axis=0), atol=1e-12)
     np.testing.assert_allclose(x["deviation"] / 150, X.var(axis=0), rtol=1e-12)
     np.testing.assert_allclose(y["deviation"] / 150, Y.var(axis=0), rtol=1e-12)
+
+
+def test_changed_schedule_options_take_effect(easy):
+    X, Y = easy
+    settings = {"optimizer": "sgd", "lr": 1e-3, "random_state": 0}
+    model = TorchLinearRegressor(lr_schedule="exponential", lr_schedule__gamma=0.5, **settings)
+    for _ in range(2):
+        model.partial_fit(X, Y)
+    model.set_params(lr_schedule__gamma=0.9)
+    for _ in range(2):
+        model.partial_fit(X, Y)
+    model.set_params(lr_schedule=None)
+    del model.lr_schedule__gamma
+    model.partial_fit(X, Y)
+    rates = [row["lr"] for row in model.history_]
+    np.testing.assert_allclose(rates, [1e-3, 5e-4, 1e-3, 9e-4, 1e-3])
+
+
+@pytest.mark.parametrize("cls", [TorchLinearRegressor, TorchMLPRegressor])
+def test_poisson_starts_from_the_mean_count(cls):
+    rng = np.random.default_rng(0)
+    X = rng.normal(size=(300, 3)) * [1, 50, 1000]
+    y = 1e6 * rng.poisson(np.exp(standardised(X) @ [0.3, -0.4, 0.2] + 1.0))
+    settings = {"lr": 0.01} if cls is TorchMLPRegressor else {"lr": 0.05, "max_epochs": 300}
+    model = cls(loss="poisson", random_state=0, **settings).fit(X, y)
+    assert model.score(X, y) > 0.2
+    net = model.net_.predict(X)[:, 0]
+    np.testing.assert_allclose(net, model.predict(X), rtol=1e-4)
+
+
+def test_warnings_point_at_the_line_of_the_caller(regression):
+    X, y = regression
+    with pytest.warns(ConvergenceWarning, match="L-BFGS had converged. Raise max_epochs") as seen:
+        TorchLinearRegressor(loss="huber", max_epochs=1).fit(X, y)
+    assert seen[0].filename == __file__
+
+
+def test_lbfgs_lasso_on_collinear_columns():
+    rng = np.random.default_rng(0)
+    base = rng.normal(size=(80, 1))
+    X = base + 0.03 * rng.normal(size=(80, 12))
+    y = X[:, 0] + 2 * X[:, 1] + 0.1 * rng.normal(size=80)
+    exact = TorchLinearRegressor(alpha=1e-3, l1_ratio=0.5).fit(X, y)
+    lbfgs = TorchLinearRegressor(alpha=1e-3, l1_ratio=0.5, optimizer="lbfgs", random_state=0)
+    assert lbfgs.fit(X, y).loss_ == pytest.approx(exact.loss_, rel=1e-8)

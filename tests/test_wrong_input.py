@@ -212,6 +212,14 @@ def test_divergence(name, method):
     )  # fmt: skip
 
 
+def test_divergence_in_the_last_update():
+    model = TorchLinearRegressor(
+        optimizer="sgd", lr=1e38, standardize=False, dtype="float32", max_epochs=1
+    )
+    with pytest.raises(TrainingDivergedError, match="epoch 1 "):
+        model.fit(1e3 * X, y)
+
+
 def test_divergence_in_a_search_scores_error_score():
     model = TorchLinearRegressor(optimizer="sgd", max_epochs=60, standardize=False, dtype="float32")
     search = GridSearchCV(model, {"lr": [0.01, 1e6]}, cv=2, error_score=-7.0)
@@ -388,3 +396,28 @@ def test_a_device_that_is_gone_after_training():
     model.set_params(device="cuda:7")
     np.testing.assert_array_equal(model.predict(X), predicted)
     assert next(model.module_.parameters()).device.type == "cpu"
+
+
+def test_a_wide_sparse_matrix_is_never_made_dense_by_partial_fit():
+    S = sp.random(50, 3000, density=0.01, random_state=0, format="csr")
+    target = np.arange(50.0)
+    assert TorchLinearRegressor().partial_fit(S, target).optimizer_ == "adam"
+    with pytest.raises(ValueError, match=r"in partial_fit, 'adam'"):
+        TorchLinearRegressor(optimizer="lstsq").partial_fit(S, target)
+
+
+def test_going_on_under_another_link():
+    model = TorchMLPRegressor(warm_start=True, max_epochs=3, tol=None).fit(X, np.abs(y))
+    with pytest.raises(ValueError, match=r"no log link.*warm_start=False"):
+        model.set_params(loss="poisson").fit(X, np.abs(y))
+
+
+def test_an_option_can_be_taken_back():
+    model = TorchLinearRegressor(optimizer="sgd", optimizer__momentum=0.9, lr=0.1, max_epochs=3)
+    with pytest.raises(ValueError, match=r"del estimator\.optimizer__momentum"):
+        model.set_params(optimizer="adam").fit(X, y)
+    del model.optimizer__momentum
+    assert "optimizer__momentum" not in model.get_params()
+    assert model.fit(X, y).optimizer_ == "adam"
+    with pytest.raises(AttributeError):
+        del model.optimizer__momentum
