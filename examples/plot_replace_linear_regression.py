@@ -18,7 +18,7 @@ from sktorch_linreg import TorchLinearRegressor
 
 # %%
 # Ten measurements of 442 diabetes patients, in the units they were taken in.
-data = load_diabetes(as_frame=True, scaled=False)
+data = load_diabetes(scaled=False)
 X_train, X_test, y_train, y_test = train_test_split(data.data, data.target, random_state=0)
 
 
