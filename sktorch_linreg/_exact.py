@@ -18,10 +18,12 @@ import scipy.sparse as sp
 import torch
 from scipy.sparse.linalg import LinearOperator, lsqr
 
-from ._data import CHUNK_BYTES, chunks, column_scale, make_scaling, moments
+from ._data import chunks, column_scale, make_scaling, moments
 from ._quadratic import proximal_quadratic
 from ._types import Array, FitResult, FitSpec, FloatArray, Layers, Moments, Scaling, TrainingData
 
+# what is decomposed at a time; it has to stay in the cache of a core
+QR_BYTES = 2**20
 # a sparse X with more columns is solved by iteration, since its factor would be dense
 MAX_FACTOR_FEATURES = 2000
 # LinearRegression's own cut-off: no column that it keeps is dropped here
@@ -82,7 +84,7 @@ def accumulate(
     device = torch.device("cpu") if device.type == "mps" else device
     factor = factor.to(device)
     root = np.sqrt(data.weights)[:, None]
-    budget = max(CHUNK_BYTES, 32 * n_columns**2)
+    budget = max(QR_BYTES, 32 * n_columns**2)
     for part in chunks(data.n_samples, n_columns, budget):
         block = np.empty((part.stop - part.start, n_columns))
         block[:, :intercept] = 1.0
