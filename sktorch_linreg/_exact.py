@@ -28,7 +28,6 @@ QR_BYTES = 2**20
 MAX_FACTOR_FEATURES = 2000
 # LinearRegression's own cut-off: no column that it keeps is dropped here
 COARSEST_TOL = 1e-6
-EPS = float(np.finfo(np.float64).eps)
 
 
 @dataclass(frozen=True)

@@ -11,8 +11,6 @@ import numpy as np
 import pytest
 import torch
 
-collect_ignore_glob = []
-
 
 def pytest_collection_modifyitems(items):
     if not torch.cuda.is_available():

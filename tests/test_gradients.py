@@ -11,7 +11,6 @@ from sktorch_linreg._modules import ACTIVATIONS, Dropout, MLPModule
 from sktorch_linreg._optimizers import OrthantLBFGS
 from sktorch_linreg._types import Moments, Scaling
 
-torch.set_default_dtype(torch.float32)
 OPTIONS = {"huber": {"delta": 0.7}, "quantile": {"quantile": 0.3}}
 
 
