@@ -297,8 +297,7 @@ class BaseTorchRegressor(MultiOutputMixin, RegressorMixin, BaseEstimator):  # ty
             if incremental:
                 moments = vars(self).get("_moments")
                 start.moments = moments and tuple(Moments(**m) for m in moments)
-                state = vars(self).get("_training_state")
-                start.state = state
+                start.state = vars(self).get("_training_state")
         return train(data, spec, start)
 
     def _append_curves(self, result: FitResult) -> None:

@@ -40,7 +40,6 @@ class TabularDataset(Dataset[Any]):
         X: Any
         if sp.issparse(data.X):
             X = data.X.astype(dtype)
-            X.sum_duplicates()
         else:
             block = scaled_block(data.X, scaling.x_offset, scaling.x_factor, dtype)
             X = torch.from_numpy(block).to(spec.device)

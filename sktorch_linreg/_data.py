@@ -15,7 +15,7 @@ from sklearn.utils import check_random_state
 from sklearn.utils.validation import validate_data
 
 from ._compat import check_sample_weight
-from ._types import Array, FloatArray, Layers, Moments, Scaling, TrainingData
+from ._types import Array, FitSpec, FloatArray, Layers, Moments, Scaling, TrainingData
 
 # rows of float64 work space at a time, in bytes
 CHUNK_BYTES = 8 * 2**20
@@ -129,22 +129,20 @@ def identity_scaling(n_features: int, n_targets: int) -> Scaling:
     )
 
 
-def make_scaling(
-    x: Moments, y: Moments, *, standardize: bool, centred: bool, log_link: bool, scales_target: bool
-) -> Scaling:
+def make_scaling(x: Moments, y: Moments, spec: FitSpec) -> Scaling:
     """Scaling from the moments of features and targets.
 
     Without an intercept nothing may be shifted, so columns are divided by their root mean square.
     """
-    scaling = identity_scaling(len(x.mean), len(y.mean))
-    if not standardize:
+    scaling, centred = identity_scaling(len(x.mean), len(y.mean)), spec.fit_intercept
+    if not spec.standardize:
         return scaling
     x_offset = x.mean if centred else scaling.x_offset
     x_scale = column_scale(x, centred)
-    if log_link and centred:
+    if spec.loss.log_link and centred:
         mean = np.where(y.mean > 0, y.mean, 1.0)
         return Scaling(x_offset, x_scale, np.log(mean), scaling.y_scale, log_link=True)
-    if not scales_target:
+    if not spec.loss.scales_target:
         return Scaling(x_offset, x_scale, scaling.y_offset, scaling.y_scale)
     y_scale = column_scale(y, centred)
     y_scale[y_scale == 0] = 1.0
@@ -244,12 +242,13 @@ def _held_out_shares(data: TrainingData, fraction: float, seed: int) -> FloatArr
     counts for, but no more of them in all than there are distinct rows (or a few tens): so large
     weights do not put every row on both sides, and few distinct rows stay on both.
     """
-    _, group = _group_rows(data.X, data.y)
     whole = bool((data.weights % 1 == 0).all())
-    count = np.bincount(group, data.weights if whole else None)
-    if count.sum() > COUNTED_ROWS:
+    total = data.weights.sum() if whole else data.n_samples
+    if total > COUNTED_ROWS:
         return None
-    scale = min(1.0, max(FEW_UNITS, len(count)) / count.sum())
+    _, group = _group_rows(data.X, data.y)
+    count = np.bincount(group, data.weights if whole else None)
+    scale = min(1.0, max(FEW_UNITS, len(count)) / total)
     units = np.maximum(1, np.rint(scale * count)).astype(np.int64)
     n_valid = int(np.ceil(fraction * units.sum()))
     held = np.random.default_rng([1, seed]).multivariate_hypergeometric(units, n_valid)

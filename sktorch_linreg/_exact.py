@@ -20,7 +20,17 @@ from scipy.sparse.linalg import LinearOperator, lsqr
 
 from ._data import chunks, column_scale, make_scaling, moments
 from ._quadratic import proximal_quadratic
-from ._types import Array, FitResult, FitSpec, FloatArray, Layers, Moments, Scaling, TrainingData
+from ._types import (
+    Array,
+    FitResult,
+    FitSpec,
+    FloatArray,
+    Layers,
+    Moments,
+    Scaling,
+    TrainingData,
+    reciprocal,
+)
 
 # what is decomposed at a time; it has to stay in the cache of a core
 QR_BYTES = 2**20
@@ -93,18 +103,22 @@ def accumulate(
         block *= root[part]
         stacked = torch.cat([factor, torch.from_numpy(block).to(device)])
         factor = torch.linalg.qr(stacked, mode="r").R
-    eps = float(np.finfo(data.X.dtype).eps)
-    earlier = (0, 0.0, eps) if previous is None else (
-        previous.n_samples, previous.weight, max(eps, previous.eps)
-    )  # fmt: skip
-    return Statistics(
+    new = Statistics(
         factor=factor.cpu().numpy(),
         shift=shift,
-        n_samples=earlier[0] + data.n_samples,
+        n_samples=data.n_samples,
         n_features=data.n_features,
-        weight=earlier[1] + float(data.weights.sum()),
+        weight=float(data.weights.sum()),
         intercept=intercept,
-        eps=earlier[2],
+        eps=float(np.finfo(data.X.dtype).eps),
+    )
+    if previous is None:
+        return new
+    return replace(
+        new,
+        n_samples=previous.n_samples + new.n_samples,
+        weight=previous.weight + new.weight,
+        eps=max(previous.eps, new.eps),
     )
 
 
@@ -129,14 +143,7 @@ def _problem(stats: Statistics, spec: FitSpec) -> _Problem:
     squares = np.sum(body**2, axis=0)
     x = Moments(stats.weight, mean[:d], squares[:d])
     y = Moments(stats.weight, mean[d:], squares[d:])
-    scaling = make_scaling(
-        x,
-        y,
-        standardize=spec.standardize,
-        centred=stats.intercept,
-        log_link=False,
-        scales_target=True,
-    )
+    scaling = make_scaling(x, y, spec)
     A, c = body[:d, :d].copy(), body[:d, d:]
     if stats.intercept:
         A[:, column_scale(x, True) == 0] = 0.0
@@ -151,9 +158,7 @@ def rank_tolerance(tol: float | None, eps: float, shape: tuple[int, int]) -> flo
 def _unit_columns(A: FloatArray) -> tuple[FloatArray, FloatArray]:
     """A with columns of norm one, and the norms; zero columns are left out by a factor 0."""
     norms = np.linalg.norm(A, axis=0)
-    factor = np.zeros_like(norms)
-    np.divide(1.0, norms, out=factor, where=norms > 0)
-    return A * factor, norms
+    return A * reciprocal(norms), norms
 
 
 def _row_space(norms: FloatArray, Vh: FloatArray) -> FloatArray:
@@ -180,7 +185,7 @@ def _closed_form(p: _Problem, spec: FitSpec, tol: float) -> tuple[FloatArray, in
         return b, 0
     _, S, Vh = scipy.linalg.svd(scaled[:, live], full_matrices=False)
     rank = int(np.sum(S > tol * S[0]))
-    damping = _damping(p, spec)
+    damping = _damping(spec, p.weight, p.c.shape[1])
     factor = p.scaling.x_factor[live] if damping > 0 else np.ones(int(live.sum()))
     rows = p.A[:, live] * factor
     basis = None if rank == live.sum() else _row_space(norms[live] * factor, Vh[:rank])
@@ -198,9 +203,9 @@ def _least_squares(rows: FloatArray, right: FloatArray, damping: float) -> Float
     return out
 
 
-def _damping(p: _Problem, spec: FitSpec) -> float:
+def _damping(spec: FitSpec, weight: float, n_targets: int) -> float:
     """What is added to the squared residuals per squared coefficient of one target."""
-    return float(0.5 * spec.l2 * p.weight * p.c.shape[1])
+    return 0.5 * spec.l2 * weight * n_targets
 
 
 def _damped(rows: FloatArray, right: FloatArray, damping: float) -> tuple[FloatArray, FloatArray]:
@@ -216,7 +221,8 @@ def _damped(rows: FloatArray, right: FloatArray, damping: float) -> tuple[FloatA
 
 def _non_negative(p: _Problem, spec: FitSpec) -> FloatArray:
     """Non-negative least squares (Lawson and Hanson, 1974), target by target."""
-    rows, right = _damped(p.A * p.scaling.x_factor, p.c, _damping(p, spec))
+    damping = _damping(spec, p.weight, p.c.shape[1])
+    rows, right = _damped(p.A * p.scaling.x_factor, p.c, damping)
     rows, norms = _unit_columns(rows)
     out = np.zeros((p.A.shape[1], p.c.shape[1]))
     live = norms > 0
@@ -345,17 +351,15 @@ def solve_iteratively(data: TrainingData, spec: FitSpec) -> FitResult:
     X, y = data.X.astype(np.float64), data.y.astype(np.float64)
     mx, my = moments(X, data.weights), moments(y, data.weights)
     intercept = spec.fit_intercept
-    scaling = make_scaling(
-        mx, my, standardize=spec.standardize, centred=intercept, log_link=False, scales_target=True
-    )
+    scaling = make_scaling(mx, my, spec)
     mean = np.concatenate([mx.mean, my.mean]) * intercept
     x_mean, y_mean = mean[: data.n_features], mean[data.n_features :]
     root = np.sqrt(data.weights)
-    damping = 0.5 * spec.l2 * mx.weight * data.n_targets
-    live = column_scale(mx, intercept) > 0
+    damping = _damping(spec, mx.weight, data.n_targets)
+    scale = column_scale(mx, intercept)
+    live = scale > 0
     # without a penalty any column scaling is allowed, and unit columns converge fastest
-    unit = replace(scaling, x_scale=column_scale(mx, intercept)) if damping == 0 else scaling
-    factor = unit.x_factor * live
+    factor = reciprocal(scale) if damping == 0 else scaling.x_factor * live
     operator = _centred_operator(X, x_mean, factor, root)
     right = root[:, None] * (y - y_mean)
     b = np.stack([factor * _lsqr(operator, r, np.sqrt(damping)) for r in right.T], axis=1)

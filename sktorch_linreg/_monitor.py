@@ -18,7 +18,6 @@ class Monitor:
         self.validates = validates
         self.loss_curve: list[float] = []
         self.validation_curve: list[float] = []
-        self.best = math.inf
         self.best_train = self.best_validation = math.inf
         self.best_state: dict[str, Tensor] | None = None
         self.minimised = math.inf
@@ -39,26 +38,29 @@ class Monitor:
         `slack` is the gain of an epoch below which L-BFGS has converged well enough.
         """
         gain, self.minimised = self.minimised - minimised, minimised
+        best = self.best
         self.best_train = min(self.best_train, loss)
-        if validation is not None:
-            self.best_validation = min(self.best_validation, validation)
         self.loss_curve.append(loss)
         if validation is not None:
+            self.best_validation = min(self.best_validation, validation)
             self.validation_curve.append(validation)
         monitored = loss if validation is None else validation
         tol = self.spec.tol
         if tol is not None:
-            self.no_improvement = self.no_improvement + 1 if monitored > self.best - tol else 0
+            self.no_improvement = self.no_improvement + 1 if monitored > best - tol else 0
         elif self.validates:
-            self.no_improvement = self.no_improvement + 1 if monitored >= self.best else 0
-        if monitored < self.best:
-            self.best = monitored
-            if self.validates:
-                self.best_state = {k: v.detach().clone() for k, v in module.state_dict().items()}
+            self.no_improvement = self.no_improvement + 1 if monitored >= best else 0
+        if self.validates and monitored < best:
+            self.best_state = {k: v.detach().clone() for k, v in module.state_dict().items()}
         self.stopped = self.no_improvement > self.spec.n_iter_no_change
         # twenty iterations of L-BFGS that gain nothing in this precision have converged
         rounding = 4 * torch.finfo(self.spec.dtype).eps * abs(minimised)
         self.settled = self.spec.is_lbfgs and gain <= max(rounding, slack)
+
+    @property
+    def best(self) -> float:
+        """The best of the monitored losses."""
+        return self.best_validation if self.validates else self.best_train
 
     @property
     def must_stop(self) -> bool:

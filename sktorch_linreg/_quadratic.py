@@ -7,7 +7,7 @@ import warnings
 import numpy as np
 from sklearn.exceptions import ConvergenceWarning
 
-from ._types import FloatArray
+from ._types import FloatArray, reciprocal
 
 
 def _active_set_solution(
@@ -56,9 +56,7 @@ def proximal_quadratic(
         The minimiser, with exact zeros.
     """
     # in units in which H has ones on its diagonal, columns of any scale converge alike
-    unit = np.sqrt(np.diag(H))
-    factor = np.zeros_like(unit)
-    np.divide(1.0, unit, out=factor, where=unit > 0)
+    factor = reciprocal(np.sqrt(np.diag(H)))
     if not factor.any():
         return np.zeros_like(q)
     x = _solve_scaled(H * factor[:, None] * factor, q * factor, l1 * factor, positive, max_iter)

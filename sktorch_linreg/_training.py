@@ -92,13 +92,7 @@ def train(data: TrainingData, spec: FitSpec, start: Start | None = None) -> FitR
     """
     rows, held_out = _prepare_rows(data, spec)
     pair = _running((moments(rows.X, rows.weights), moments(rows.y, rows.weights)), start)
-    scaling = make_scaling(
-        *pair,
-        standardize=spec.standardize,
-        centred=spec.fit_intercept,
-        log_link=spec.loss.log_link,
-        scales_target=spec.loss.scales_target,
-    )
+    scaling = make_scaling(*pair, spec)
     generator = make_generator(spec.seed)
     module = _start_module(rows, spec, scaling, generator, start)
     state = None if start is None else start.state

@@ -17,6 +17,13 @@ FloatArray = NDArray[np.float64]
 Layers = list[tuple[Array, Array | None]]
 
 
+def reciprocal(scale: FloatArray) -> FloatArray:
+    """1 / scale, and 0 where the scale is 0: what a column of nothing is multiplied by."""
+    factor = np.zeros_like(scale)
+    np.divide(1.0, scale, out=factor, where=scale > 0)
+    return factor
+
+
 class TrainingDivergedError(ValueError):
     """Raised when the training loss stops being a finite number.
 
@@ -122,9 +129,7 @@ class Scaling:
     @property
     def x_factor(self) -> FloatArray:
         """What a centred column is multiplied by: 1 / `x_scale`, and 0 for a constant column."""
-        factor = np.zeros_like(self.x_scale)
-        np.divide(1.0, self.x_scale, out=factor, where=self.x_scale > 0)
-        return factor
+        return reciprocal(self.x_scale)
 
 
 @dataclass(frozen=True)
