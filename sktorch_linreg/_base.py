@@ -3,20 +3,25 @@
 from __future__ import annotations
 
 import copy
+import inspect
 import warnings
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import replace
+from functools import cache
 from numbers import Integral, Real
 from typing import Any, ClassVar, Self
 
+import numpy as np
 import torch
 from sklearn.base import BaseEstimator, MultiOutputMixin, RegressorMixin
 from sklearn.utils.validation import check_is_fitted, validate_data
 
-from ._compat import Interval, StrOptions
+from ._compat import Interval, StrOptions, validate_parameter_constraints
 from ._data import (
     SPARSE_FORMATS,
+    adopt_names,
     as_float,
+    is_plain,
     own_torch_settings,
     resolve_device,
     resolve_dtype,
@@ -33,8 +38,6 @@ from ._types import FitResult, FitSpec, Layers, Moments, Scaling, Start, Trainin
 
 # prefixes of options that are handed on: `optimizer__momentum` reaches the optimizer as `momentum`
 PREFIXES = ("optimizer__", "loss__", "lr_schedule__")
-# kept in memory for a later partial_fit, and in a pickle only where one is to be expected
-RESUME = ("_training_state", "_statistics")
 
 
 def can_partial_fit(estimator: Any) -> bool:
@@ -169,6 +172,25 @@ class BaseTorchRegressor(MultiOutputMixin, RegressorMixin, BaseEstimator):  # ty
     def _options_of(self, prefix: str) -> dict[str, Any]:
         return {k.removeprefix(prefix): v for k, v in self._options.items() if k.startswith(prefix)}
 
+    @classmethod
+    @cache
+    def _get_param_names(cls) -> list[str]:
+        # scikit-learn reads the signature anew each time, which takes longer than a small fit
+        names: list[str] = super()._get_param_names()
+        return names
+
+    def _validate_params(self) -> None:
+        """Check the parameters that are not the defaults; checking all takes longer than a fit."""
+        values = {name: getattr(self, name) for name in self._get_param_names()}
+        defaults = self._defaults()
+        params = {name: value for name, value in values.items() if value is not defaults[name]}
+        validate_parameter_constraints(self._parameter_constraints, params, type(self).__name__)
+
+    @classmethod
+    @cache
+    def _defaults(cls) -> dict[str, Any]:
+        return {name: p.default for name, p in inspect.signature(cls).parameters.items()}
+
     # -- fit ------------------------------------------------------------------------------------
 
     def _fit(self, X: Any, y: Any, sample_weight: Any, *, incremental: bool) -> Self:
@@ -194,6 +216,8 @@ class BaseTorchRegressor(MultiOutputMixin, RegressorMixin, BaseEstimator):  # ty
         if goes_on:
             self._check_same_shape(data)
         spec = self._make_spec(data, incremental)
+        if data.verify is not None and spec.optimizer_class is not None:
+            data.verify()
         if goes_on and self._log_link != spec.loss.log_link:
             raise ValueError(
                 f"The model was fitted with {'a' if self._log_link else 'no'} log link, which "
@@ -341,9 +365,17 @@ class BaseTorchRegressor(MultiOutputMixin, RegressorMixin, BaseEstimator):  # ty
 
     # -- after fit ------------------------------------------------------------------------------
 
-    def _validate_predict(self, X: Any) -> Any:
+    def _validate_predict(self, X: Any) -> tuple[Any, Callable[[], object] | None]:
+        """X as floats, and what raises if they are not finite, where that is not known yet."""
         check_is_fitted(self)
-        return as_float(validate_data(self, X, reset=False, accept_sparse=SPARSE_FORMATS))
+
+        def check() -> Any:
+            return as_float(validate_data(self, X, reset=False, accept_sparse=SPARSE_FORMATS))
+
+        if is_plain(X, 2):
+            adopt_names(self, X, reset=False)
+            return np.asarray(X), check
+        return check(), None
 
     def _build_module(self, dtype: torch.dtype, device: torch.device) -> MLPModule:
         layers, scaling = self._trained_layers()
@@ -386,8 +418,8 @@ class BaseTorchRegressor(MultiOutputMixin, RegressorMixin, BaseEstimator):  # ty
         state = dict(super().__getstate__())
         state.pop("_net", None)
         if not (self.warm_start or state.get("_incremental")):
-            for name in RESUME:
-                state.pop(name, None)
+            # a plain fit may go on in partial_fit, but its copies are for prediction
+            state.pop("_training_state", None)
         return state
 
     def __delattr__(self, name: str) -> None:

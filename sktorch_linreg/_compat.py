@@ -7,7 +7,12 @@ from typing import Any, TypeVar
 
 import sklearn.utils.metaestimators
 from sklearn.base import _fit_context
-from sklearn.utils._param_validation import Interval, InvalidParameterError, StrOptions
+from sklearn.utils._param_validation import (
+    Interval,
+    InvalidParameterError,
+    StrOptions,
+    validate_parameter_constraints,
+)
 from sklearn.utils.validation import _check_sample_weight as check_sample_weight
 
 __all__ = [
@@ -17,6 +22,7 @@ __all__ = [
     "available_if",
     "check_sample_weight",
     "fit_context",
+    "validate_parameter_constraints",
 ]
 
 Method = TypeVar("Method", bound=Callable[..., Any])

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
+from functools import partial
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -40,19 +42,54 @@ def as_float(X: Any) -> Any:
     return X if X.dtype in (np.float32, np.float64) else X.astype(np.float64)
 
 
+def is_plain(a: Any, *dimensions: int) -> bool:
+    """Whether an array is what scikit-learn's checks would return unchanged, if it is finite."""
+    return (
+        type(a) in (np.ndarray, np.memmap)
+        and a.ndim in dimensions
+        and a.size > 0
+        and a.dtype in (np.float32, np.float64)
+    )
+
+
+def adopt_names(estimator: BaseEstimator, X: Array, reset: bool) -> None:
+    """What `validate_data` does about feature names and counts, quickly for plain arrays."""
+    state = vars(estimator)
+    if reset:
+        state.pop("feature_names_in_", None)
+        estimator.n_features_in_ = X.shape[1]
+    elif "feature_names_in_" in state or state.get("n_features_in_") != X.shape[1]:
+        validate_data(estimator, X, reset=False, skip_check_array=True)
+
+
 def validate_rows(
     estimator: BaseEstimator, X: Any, y: Any, sample_weight: Any, *, reset: bool
 ) -> tuple[TrainingData, int]:
-    """Check a training set with scikit-learn's own errors; return it with the dimensions of y."""
-    X, y = validate_data(
-        estimator,
-        X,
-        y,
-        reset=reset,
-        accept_sparse=SPARSE_FORMATS,
-        multi_output=True,
-        y_numeric=True,
-    )
+    """Check a training set with scikit-learn's own errors; return it with the dimensions of y.
+
+    Whether plain float arrays are finite is not checked, since that takes a pass over them: who
+    uses the rows has to look at their sums, or to call `verify`.
+    """
+
+    def check(X: Any, y: Any, reset: bool) -> tuple[Any, Any]:
+        out: tuple[Any, Any] = validate_data(
+            estimator,
+            X,
+            y,
+            reset=reset,
+            accept_sparse=SPARSE_FORMATS,
+            multi_output=True,
+            y_numeric=True,
+        )
+        return out
+
+    verify: Callable[[], object] | None = None
+    if is_plain(X, 2) and is_plain(y, 1, 2) and len(X) == len(y):
+        adopt_names(estimator, X, reset)
+        verify = partial(check, X, y, False)
+        X = np.asarray(X)
+    else:
+        X, y = check(X, y, reset)
     if sp.issparse(y):
         raise TypeError("y is sparse, but dense targets are required. Pass y.toarray().")
     X, y = as_float(X), np.asarray(y)
@@ -62,12 +99,32 @@ def validate_rows(
     n_dim = y.ndim
     y = y.reshape(len(y), -1)
     if sample_weight is None:
-        return TrainingData(X, y, None), n_dim
+        return TrainingData(X, y, None, verify), n_dim
     weight = check_sample_weight(sample_weight, X, dtype=np.float64, ensure_non_negative=True)
-    keep = weight > 0
-    if not keep.all():
-        X, y, weight = X[keep], y[keep], weight[keep]
-    return TrainingData(X, y, None if (weight == 1).all() else weight), n_dim
+    least = weight.min()
+    if least == 0:
+        if verify is not None:
+            verify()
+        keep = weight > 0
+        X, y, weight, verify = X[keep], y[keep], weight[keep], None
+    elif least == 1 and weight.max() == 1:
+        weight = None
+    return TrainingData(X, y, weight, verify), n_dim
+
+
+def as_tensor(a: Any) -> torch.Tensor:
+    """A tensor over the memory of an array that is only read, or over a copy of it.
+
+    torch warns of read-only memory, and has no negative strides.
+    """
+    a = np.asarray(a)
+    if any(stride < 0 for stride in a.strides):
+        a = a.copy()
+    elif not a.flags.writeable:
+        address = a.__array_interface__["data"][0]
+        view = {**a.__array_interface__, "data": (address, False)}
+        a = np.asarray(SimpleNamespace(__array_interface__=view, owner=a))
+    return torch.from_numpy(a)
 
 
 def chunks(n_rows: int, n_columns: int, budget: int = CHUNK_BYTES) -> Iterator[slice]:
@@ -282,13 +339,20 @@ def resolve_seed(random_state: Any) -> int:
 @contextmanager
 def own_torch_settings(device: torch.device, *, grad: bool = True) -> Iterator[None]:
     """Shut out torch modes of the caller: inference, autocast and a default device."""
+    # small fits and predictions take microseconds, so what is right already is left alone
+    odd_mode = torch.is_inference_mode_enabled() or torch.is_grad_enabled() != grad
+    autocast = torch.is_autocast_enabled(device.type)
+    # a device context costs time in every call, so it is only entered where it is needed
+    elsewhere = torch.get_default_device().type != "cpu"
+    if not (odd_mode or autocast or elsewhere):
+        yield
+        return
     with ExitStack() as stack:
         stack.enter_context(torch.inference_mode(False))
         stack.enter_context(torch.set_grad_enabled(grad))
-        if torch.is_autocast_enabled(device.type):
+        if autocast:
             stack.enter_context(torch.autocast(device.type, enabled=False))
-        # a device context costs time in every call, so it is only entered where it is needed
-        if torch.get_default_device().type != "cpu":
+        if elsewhere:
             stack.enter_context(torch.device("cpu"))
         yield
 
@@ -310,6 +374,8 @@ def available_devices() -> list[str]:
 
 def resolve_device(device: Any) -> torch.device:
     """The `torch.device` meant; raises ValueError naming those that are there."""
+    if device == "cpu":
+        return torch.device("cpu")
     known = available_devices()
     if device == "auto":
         return torch.device("cuda" if "cuda" in known else "mps" if "mps" in known else "cpu")
@@ -328,7 +394,7 @@ def resolve_device(device: Any) -> torch.device:
 def resolve_dtype(dtype: Any, X: Any, device: torch.device) -> torch.dtype:
     """The compute dtype; raises ValueError for float64 on a device that has none."""
     if dtype == "auto":
-        dtype = "float32" if device.type == "mps" else str(X.dtype)
+        dtype = "float32" if device.type == "mps" or X.dtype == np.float32 else "float64"
     resolved: torch.dtype = getattr(torch, dtype) if isinstance(dtype, str) else dtype
     if resolved not in (torch.float32, torch.float64):
         raise ValueError(f"dtype must be torch.float32 or torch.float64; got {dtype}.")

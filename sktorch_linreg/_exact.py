@@ -1,125 +1,48 @@
-"""Least squares from sufficient statistics: closed form, ridge, non-negative and L1-penalised.
+"""Exact least squares: closed form, ridge, non-negative and L1-penalised.
 
-All of them start from one triangular factor R of the weighted, shifted, augmented matrix
-``sqrt(w) * [1, X, y]``, gathered chunk by chunk in float64. ``R.T @ R`` would be the Gram matrix,
-but R has its square-rooted condition number, so no digits are lost, and two factors merge by one
-more QR decomposition, which is all that `partial_fit` needs.
+All of them are solved from the sufficient statistics, and least squares then is refined on the
+rows, as far as their conditioning asks for it.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
-from typing import Any
 
 import numpy as np
 import scipy.linalg
 import scipy.optimize
 import scipy.sparse as sp
-import torch
-from scipy.sparse.linalg import LinearOperator, lsqr
+from scipy.linalg import lapack
 
-from ._data import chunks, column_scale, make_scaling, moments
+from ._data import column_scale, make_scaling
+from ._gather import Gathered, gather
+from ._lsqr import solve_iteratively
 from ._quadratic import proximal_quadratic
-from ._types import (
-    Array,
-    FitResult,
-    FitSpec,
-    FloatArray,
-    Layers,
-    Moments,
-    Scaling,
-    TrainingData,
-    reciprocal,
-)
+from ._refinement import Preconditioner, Refined, refine_fully, refine_once
+from ._statistics import EPS, Statistics, condition, unit_columns
+from ._threads import quiet_blas
+from ._types import FitResult, FitSpec, FloatArray, Mask, Scaling, TrainingData
 
-# what is decomposed at a time; it has to stay in the cache of a core
-QR_BYTES = 2**20
 # a sparse X with more columns is solved by iteration, since its factor would be dense
 MAX_FACTOR_FEATURES = 2000
 # LinearRegression's own cut-off: no column that it keeps is dropped here
 COARSEST_TOL = 1e-6
-
-
-@dataclass(frozen=True)
-class Statistics:
-    """Sufficient statistics of least squares.
-
-    `factor` has shape (m, 1 + n_features + n_targets) with an intercept and one column less
-    without, m at most its number of columns; `shift`, of shape (n_features + n_targets,), was
-    subtracted from X and y, so that large means cost no digits.
-    """
-
-    factor: FloatArray
-    shift: FloatArray
-    n_samples: int
-    n_features: int
-    weight: float
-    intercept: bool
-    eps: float
-
-    def to_state(self) -> dict[str, Any]:
-        """Plain numbers and arrays, for pickling."""
-        return dict(vars(self))
-
-
-def _dense(block: Any) -> FloatArray:
-    out: FloatArray = (block.toarray() if sp.issparse(block) else block).astype(np.float64)
-    return out
-
-
-def _first_shift(data: TrainingData) -> FloatArray:
-    head = data.rows(slice(0, 1000))
-    mean = np.asarray(head.X.mean(axis=0)).ravel()
-    return np.concatenate([mean, head.y.mean(axis=0)]).astype(np.float64)
-
-
-def accumulate(
-    data: TrainingData,
-    *,
-    intercept: bool,
-    device: torch.device,
-    previous: Statistics | None = None,
-) -> Statistics:
-    """Statistics of `data`, merged with those of earlier rows; memory O(n_features ** 2)."""
-    n_columns = intercept + data.n_features + data.n_targets
-    if previous is not None:
-        shift, factor = previous.shift, torch.from_numpy(previous.factor)
-    else:
-        shift = _first_shift(data)
-        if not intercept:
-            shift = np.zeros_like(shift)
-        factor = torch.zeros((0, n_columns), dtype=torch.float64)
-    # without float64 on the device the factor is made on the CPU
-    device = torch.device("cpu") if device.type == "mps" else device
-    factor = factor.to(device)
-    root = np.sqrt(data.weights)[:, None]
-    budget = max(QR_BYTES, 32 * n_columns**2)
-    for part in chunks(data.n_samples, n_columns, budget):
-        block = np.empty((part.stop - part.start, n_columns))
-        block[:, :intercept] = 1.0
-        block[:, intercept : intercept + data.n_features] = _dense(data.X[part])
-        block[:, intercept + data.n_features :] = data.y[part]
-        block[:, intercept:] -= shift
-        block *= root[part]
-        stacked = torch.cat([factor, torch.from_numpy(block).to(device)])
-        factor = torch.linalg.qr(stacked, mode="r").R
-    new = Statistics(
-        factor=factor.cpu().numpy(),
-        shift=shift,
-        n_samples=data.n_samples,
-        n_features=data.n_features,
-        weight=float(data.weights.sum()),
-        intercept=intercept,
-        eps=float(np.finfo(data.X.dtype).eps),
-    )
-    if previous is None:
-        return new
-    return replace(
-        new,
-        n_samples=previous.n_samples + new.n_samples,
-        weight=previous.weight + new.weight,
-        eps=max(previous.eps, new.eps),
-    )
+# estimated condition numbers may fall short by a factor of three or so
+CERTAINLY = 10.0
+# what a Gram matrix may multiply rounding errors by: with the rows at hand for a refinement ...
+REFINABLE = 1e10
+# ... and without them
+MERGEABLE = 1e4
+# rounding errors in units of the precision of X: up to here there is nothing to refine ...
+NEGLIGIBLE = 10.0
+# ... and up to here a gradient in float64 is good enough
+MODERATE = 1e6
+# up to this many entries a gradient in longer floats costs no more than the checks of a fit,
+FEW_ENTRIES = 2**11
+# and is good enough up to here
+LITTLE = 1e3
+# share of the squares of a target below which a residual is not taken from sums
+SMALL_RESIDUAL = 1e-8
 
 
 @dataclass(frozen=True)
@@ -130,24 +53,18 @@ class _Problem:
     c: FloatArray  # min(n, n_features), n_targets
     rest: FloatArray  # n_targets
     scaling: Scaling
-    mean: FloatArray  # n_features + n_targets
+    scale: FloatArray  # n_features, standard deviations
     weight: float
 
 
 def _problem(stats: Statistics, spec: FitSpec) -> _Problem:
-    d, body = stats.n_features, stats.factor
-    mean = np.zeros(body.shape[1] - stats.intercept)
-    if stats.intercept:
-        mean = stats.shift + body[0, 1:] / body[0, 0]
-        body = body[1:, 1:]
-    squares = np.sum(body**2, axis=0)
-    x = Moments(stats.weight, mean[:d], squares[:d])
-    y = Moments(stats.weight, mean[d:], squares[d:])
+    d = stats.n_features
+    x, y = stats.moments()
+    A, scale = stats.factor[:, :d], column_scale(x, stats.intercept)
+    if not scale.all():
+        A = np.where(scale > 0, A, 0.0)
     scaling = make_scaling(x, y, spec)
-    A, c = body[:d, :d].copy(), body[:d, d:]
-    if stats.intercept:
-        A[:, column_scale(x, True) == 0] = 0.0
-    return _Problem(A, c, np.sum(body[d:, d:] ** 2, axis=0), scaling, mean, stats.weight)
+    return _Problem(A, stats.factor[:, d:], stats.rest, scaling, scale, stats.weight)
 
 
 def rank_tolerance(tol: float | None, eps: float, shape: tuple[int, int]) -> float:
@@ -155,10 +72,95 @@ def rank_tolerance(tol: float | None, eps: float, shape: tuple[int, int]) -> flo
     return min(eps * max(shape), COARSEST_TOL) if tol is None else tol
 
 
-def _unit_columns(A: FloatArray) -> tuple[FloatArray, FloatArray]:
-    """A with columns of norm one, and the norms; zero columns are left out by a factor 0."""
-    norms = np.linalg.norm(A, axis=0)
-    return A * reciprocal(norms), norms
+@dataclass(frozen=True)
+class _Solution:
+    """Coefficients of shape (n_features, n_targets) in the user's units, and the rank of X.
+
+    `precondition` is there where the columns that are not constant are independent, and `squares`
+    of the residuals where they are known already.
+    """
+
+    coef: FloatArray
+    rank: int | None = None
+    precondition: Preconditioner | None = None
+    squares: FloatArray | None = None
+
+
+def _triangular(A: FloatArray, c: FloatArray, live: Mask) -> tuple[FloatArray, FloatArray]:
+    """The live columns of A, square and triangular if A has as many rows, and c beside them."""
+    if live.all():
+        return A, c
+    dead = ~live
+    if len(A) == len(live) and not A[dead].any():
+        # a factor from the Gram matrix has nothing there
+        return A[np.ix_(live, live)], c[live]
+    Q, R = scipy.linalg.qr(A[:, live], mode="economic")
+    return R, Q.T @ c
+
+
+def _directly(g: Gathered, spec: FitSpec) -> _Solution | None:
+    """Least squares from the decomposition at hand, unless it may be rank-deficient."""
+    u, stats = g.unit, g.stats
+    if u is None or spec.l2 or solver_name(spec) != "lstsq":
+        return None
+    shape = (stats.n_samples, stats.n_features)
+    if CERTAINLY * u.condition * rank_tolerance(spec.tol, stats.eps, shape) > 1.0:
+        return None
+    factor = 1.0 / u.norms
+    coef = factor[:, None] * lapack.dtrtrs(u.triangle, u.turned, lower=0)[0]
+    if len(coef) < stats.n_features:
+        live = coef
+        coef = np.zeros((stats.n_features, live.shape[1]))
+        coef[u.live] = live
+    precondition = Preconditioner(u.triangle, factor, u.live, u.condition)
+    return _Solution(coef, len(factor), precondition, stats.rest)
+
+
+def _closed_form(p: _Problem, spec: FitSpec, tol: float) -> _Solution:
+    """Least squares or ridge, of least norm where the columns are dependent.
+
+    The solution lies in the row space, of the penalised units if there is a penalty and of the
+    user's if not. If that is not the whole space, a basis of it takes the place of the columns,
+    and of all least-squares solutions the one of least norm comes out.
+    """
+    scaled, norms = unit_columns(p.A)
+    live = norms > 0
+    b = np.zeros((p.A.shape[1], p.c.shape[1]))
+    if not live.any() or not p.A.size:
+        return _Solution(b, 0)
+    scaled, c = _triangular(scaled, p.c, live)
+    norms = norms[live]
+    damping = spec.damping(p.weight, p.c.shape[1])
+    rank = len(norms)
+    size = condition(scaled) if len(scaled) == rank else np.inf
+    if CERTAINLY * size * tol > 1.0:
+        _, S, Vh = scipy.linalg.svd(scaled, full_matrices=False)
+        rank = int(np.sum(S > tol * S[0]))
+        if rank < len(norms):
+            factor = p.scaling.x_factor[live] if damping > 0 else np.ones(len(norms))
+            basis = _row_space(norms * factor, Vh[:rank])
+            z, _ = _least_squares((scaled * (norms * factor)) @ basis, c, damping)
+            b[live] = basis @ z * factor[:, None]
+            return _Solution(b, rank)
+    if damping == 0:
+        triangle, factor = np.ascontiguousarray(scaled), 1.0 / norms
+        z = lapack.dtrtrs(triangle, c, lower=0)[0]
+    else:
+        factor = p.scaling.x_factor[live]
+        z, triangle = _least_squares(scaled * (norms * factor), c, damping)
+        size = condition(triangle)
+    b[live] = z * factor[:, None]
+    return _Solution(b, rank, Preconditioner(triangle, factor, live, size))
+
+
+def _least_squares(
+    rows: FloatArray, right: FloatArray, damping: float
+) -> tuple[FloatArray, FloatArray]:
+    """Minimiser of ``|rows @ z - right|**2 + damping * |z|**2``, and its triangular factor."""
+    rows, right = _damped(rows, right, damping)
+    unit, norms = unit_columns(rows)
+    Q, R = scipy.linalg.qr(unit, mode="economic")
+    return scipy.linalg.solve_triangular(R, Q.T @ right) / norms[:, None], R * norms
 
 
 def _row_space(norms: FloatArray, Vh: FloatArray) -> FloatArray:
@@ -169,43 +171,6 @@ def _row_space(norms: FloatArray, Vh: FloatArray) -> FloatArray:
     basis: FloatArray = np.empty_like(Q)
     basis[order] = Q
     return basis
-
-
-def _closed_form(p: _Problem, spec: FitSpec, tol: float) -> tuple[FloatArray, int]:
-    """Coefficients of shape (n_features, n_targets) in the user's units, and the rank.
-
-    The solution lies in the row space, of the penalised units if there is a penalty and of the
-    user's if not. If that is not the whole space, a basis of it takes the place of the columns,
-    and of all least-squares solutions the one of least norm comes out.
-    """
-    scaled, norms = _unit_columns(p.A)
-    live = norms > 0
-    b = np.zeros((p.A.shape[1], p.c.shape[1]))
-    if not live.any() or not p.A.size:
-        return b, 0
-    _, S, Vh = scipy.linalg.svd(scaled[:, live], full_matrices=False)
-    rank = int(np.sum(S > tol * S[0]))
-    damping = _damping(spec, p.weight, p.c.shape[1])
-    factor = p.scaling.x_factor[live] if damping > 0 else np.ones(int(live.sum()))
-    rows = p.A[:, live] * factor
-    basis = None if rank == live.sum() else _row_space(norms[live] * factor, Vh[:rank])
-    z = _least_squares(rows if basis is None else rows @ basis, p.c, damping)
-    b[live] = (z if basis is None else basis @ z) * factor[:, None]
-    return b, rank
-
-
-def _least_squares(rows: FloatArray, right: FloatArray, damping: float) -> FloatArray:
-    """Minimiser of ``|rows @ z - right|**2 + damping * |z|**2`` for rows of full column rank."""
-    rows, right = _damped(rows, right, damping)
-    unit, norms = _unit_columns(rows)
-    Q, R = scipy.linalg.qr(unit, mode="economic")
-    out: FloatArray = scipy.linalg.solve_triangular(R, Q.T @ right) / norms[:, None]
-    return out
-
-
-def _damping(spec: FitSpec, weight: float, n_targets: int) -> float:
-    """What is added to the squared residuals per squared coefficient of one target."""
-    return 0.5 * spec.l2 * weight * n_targets
 
 
 def _damped(rows: FloatArray, right: FloatArray, damping: float) -> tuple[FloatArray, FloatArray]:
@@ -221,9 +186,9 @@ def _damped(rows: FloatArray, right: FloatArray, damping: float) -> tuple[FloatA
 
 def _non_negative(p: _Problem, spec: FitSpec) -> FloatArray:
     """Non-negative least squares (Lawson and Hanson, 1974), target by target."""
-    damping = _damping(spec, p.weight, p.c.shape[1])
+    damping = spec.damping(p.weight, p.c.shape[1])
     rows, right = _damped(p.A * p.scaling.x_factor, p.c, damping)
-    rows, norms = _unit_columns(rows)
+    rows, norms = unit_columns(rows)
     out = np.zeros((p.A.shape[1], p.c.shape[1]))
     live = norms > 0
     if rows.size and live.any():
@@ -246,20 +211,6 @@ def _elastic_net(p: _Problem, spec: FitSpec) -> FloatArray:
     return out
 
 
-def _objective(p: _Problem, spec: FitSpec, b: FloatArray) -> float:
-    """The objective at coefficients `b` in the user's units."""
-    residual = np.sum((p.A @ b - p.c) ** 2, axis=0) + p.rest
-    loss = float(np.mean(residual / p.weight / p.scaling.y_scale**2))
-    w = b * p.scaling.x_scale[:, None] / p.scaling.y_scale
-    return loss + spec.l1 * float(np.abs(w).sum()) + 0.5 * spec.l2 * float(np.sum(w**2))
-
-
-def _layers(b: FloatArray, mean: FloatArray, intercept: bool) -> Layers:
-    d = len(b)
-    bias = mean[d:] - mean[:d] @ b if intercept else None
-    return [(np.ascontiguousarray(b.T), bias)]
-
-
 def solver_name(spec: FitSpec) -> str:
     """Name of the exact solver of this objective, as `optimizer_` reports it."""
     if spec.l1:
@@ -277,112 +228,144 @@ def handles(data: TrainingData, spec: FitSpec) -> bool:
     return spec.l1 == 0 or data.n_features <= 2 * MAX_FACTOR_FEATURES
 
 
-def solve(stats: Statistics, spec: FitSpec) -> FitResult:
-    """The exact minimiser from sufficient statistics."""
-    p = _problem(stats, spec)
-    shape = (stats.n_samples, stats.n_features)
+def _minimiser(p: _Problem, stats: Statistics, spec: FitSpec) -> _Solution:
     name = solver_name(spec)
-    rank, singular = None, None
     if name == "lstsq":
-        b, rank = _closed_form(p, spec, rank_tolerance(spec.tol, stats.eps, shape))
-        singular = np.zeros(min(shape))
-        if p.A.size:
-            values = scipy.linalg.svdvals(p.A)[: min(shape)]
-            singular[: len(values)] = values
-    else:
-        b = _non_negative(p, spec) if name == "nnls" else _elastic_net(p, spec)
-    return _result(spec, p, b, name, rank, singular)
+        shape = (stats.n_samples, stats.n_features)
+        return _closed_form(p, spec, rank_tolerance(spec.tol, stats.eps, shape))
+    return _Solution(_non_negative(p, spec) if name == "nnls" else _elastic_net(p, spec))
+
+
+def _intercept(stats: Statistics, coef: FloatArray) -> FloatArray | None:
+    if not stats.intercept:
+        return None
+    d = stats.n_features
+    # large means cancel among themselves
+    large: FloatArray = stats.shift[d:] - stats.shift[:d] @ coef
+    return large + (stats.offset[d:] - stats.offset[:d] @ coef)
+
+
+def _refine(
+    data: TrainingData, g: Gathered, s: _Solution, penalty: FloatArray
+) -> tuple[Refined | None, str]:
+    """The solution refined on the rows as far as its conditioning asks, and how that was done."""
+    if s.precondition is None:
+        return None, ""
+    errors = s.precondition.condition**2 * g.cancellation * EPS / g.stats.eps
+    noiseless = bool((g.stats.rest < SMALL_RESIDUAL * g.stats.target_squares).any())
+    # a few rows cost so little that no digit is left to chance
+    few = data.n_samples * data.n_features <= FEW_ENTRIES and g.stats.eps == EPS
+    few = few and not sp.issparse(data.X)
+    if errors <= NEGLIGIBLE and not (few or noiseless):
+        return None, ""
+    if errors > (LITTLE if few else MODERATE):
+        refined = refine_fully(data, g.stats, s.precondition, penalty, s.coef)
+        if refined is not None:
+            return refined, ", refined in extended precision"
+    once = refine_once(data, g.stats, g.shifted, s.precondition, penalty, s.coef, few=few)
+    return once, ", refined"
+
+
+def _loss(spec: FitSpec, stats: Statistics, squares: FloatArray, coef: FloatArray) -> float:
+    """The objective, given the weighted squares of the residuals of each target."""
+    if not spec.alpha:
+        # most fits are this one, and the scales of the features then do not matter
+        variance: FloatArray | float = 1.0
+        if spec.standardize:
+            variance = stats.target_squares / stats.weight
+            level = 4 * EPS * np.abs(stats.mean[stats.n_features :]) * stats.intercept
+            variance = np.where(variance > level**2, variance, 1.0)
+        return float(np.add.reduce(squares / variance)) / len(squares) / stats.weight
+    return objective(spec, make_scaling(*stats.moments(), spec), squares, stats.weight, coef)
+
+
+def objective(
+    spec: FitSpec, scaling: Scaling, squares: FloatArray, weight: float, coef: FloatArray
+) -> float:
+    """The objective with its penalty, in the space that is penalised."""
+    w = coef * scaling.x_scale[:, None] / scaling.y_scale
+    loss = float(np.mean(squares / weight / scaling.y_scale**2))
+    return loss + spec.l1 * float(np.abs(w).sum()) + 0.5 * spec.l2 * float(np.sum(w**2))
 
 
 def _result(
     spec: FitSpec,
-    p: _Problem,
-    b: FloatArray,
-    name: str,
+    loss: float,
+    coef: FloatArray,
+    intercept: FloatArray | None,
+    path: str,
     rank: int | None = None,
-    singular: FloatArray | None = None,
 ) -> FitResult:
-    loss = _objective(p, spec, b)
     return FitResult(
-        layers=_layers(b, p.mean, spec.fit_intercept),
-        scaling=p.scaling,
+        layers=[(np.ascontiguousarray(coef.T), intercept)],
         loss=loss,
         loss_curve=[loss],
         validation_loss_curve=[],
         best_loss=loss,
         n_iter=1,
-        optimizer=name,
+        optimizer=solver_name(spec),
         history=[{"epoch": 1, "train_loss": loss}],
         rank=rank,
-        singular=singular,
+        path_taken=path,
     )
 
 
-def _lsqr(operator: LinearOperator, right: FloatArray, damp: float = 0.0) -> FloatArray:
-    """LSQR (Paige and Saunders, 1982) to rounding, with one refinement on the residual."""
-    limit = max(1000, 10 * min(operator.shape))
-    options = {"damp": damp, "atol": 1e-15, "btol": 1e-15, "conlim": 0, "iter_lim": limit}
-    x = lsqr(operator, right, **options)[0]
-    if damp == 0:
-        x = x + lsqr(operator, right - operator.matvec(x), **options)[0]
-    return np.asarray(x)
+def _solution(g: Gathered, spec: FitSpec) -> tuple[_Solution, FloatArray]:
+    """The minimiser from the statistics alone, and what is added per squared coefficient."""
+    direct = _directly(g, spec)
+    if direct is not None:
+        return direct, np.zeros(g.stats.n_features)
+    p = _problem(g.stats, spec)
+    s = _minimiser(p, g.stats, spec)
+    damping = spec.damping(p.weight, p.c.shape[1])
+    penalty = damping * p.scaling.x_scale**2 if damping else np.zeros(len(s.coef))
+    squares = np.sum((p.A @ s.coef - p.c) ** 2, axis=0) + p.rest
+    return replace(s, squares=squares), penalty
 
 
-def _centred_operator(
-    X: Any, offset: FloatArray, factor: FloatArray, root: FloatArray
-) -> LinearOperator:
-    """sqrt(w) * (X - offset) * factor without forming it."""
-
-    def matvec(v: Array) -> Array:
-        v = factor * v.ravel()
-        out: Array = root * (X @ v - offset @ v)
-        return out
-
-    def rmatvec(u: Array) -> Array:
-        u = root * u.ravel()
-        out: Array = factor * (X.T @ u - offset * u.sum())
-        return out
-
-    return LinearOperator(X.shape, matvec=matvec, rmatvec=rmatvec, dtype=np.float64)
+def _path(g: Gathered, s: _Solution, spec: FitSpec) -> str:
+    """Decompositions that led to the solution."""
+    if solver_name(spec) != "lstsq":
+        return f"{g.path}, {solver_name(spec)}"
+    return g.path if s.precondition is not None else "svd"
 
 
-def solve_iteratively(data: TrainingData, spec: FitSpec) -> FitResult:
-    """Least squares of a wide sparse X: LSQR on scaled columns that are never centred in memory."""
-    X, y = data.X.astype(np.float64), data.y.astype(np.float64)
-    mx, my = moments(X, data.weights), moments(y, data.weights)
-    intercept = spec.fit_intercept
-    scaling = make_scaling(mx, my, spec)
-    mean = np.concatenate([mx.mean, my.mean]) * intercept
-    x_mean, y_mean = mean[: data.n_features], mean[data.n_features :]
-    root = np.sqrt(data.weights)
-    damping = _damping(spec, mx.weight, data.n_targets)
-    scale = column_scale(mx, intercept)
-    live = scale > 0
-    # without a penalty any column scaling is allowed, and unit columns converge fastest
-    factor = reciprocal(scale) if damping == 0 else scaling.x_factor * live
-    operator = _centred_operator(X, x_mean, factor, root)
-    right = root[:, None] * (y - y_mean)
-    b = np.stack([factor * _lsqr(operator, r, np.sqrt(damping)) for r in right.T], axis=1)
-    if damping == 0:
-        # onto the row space: of all solutions the one of least norm in the user's units
-        plain = _centred_operator(X, x_mean, live.astype(np.float64), root)
-        for t, column in enumerate(b.T):
-            least = plain.rmatvec(_lsqr(plain.adjoint(), column))
-            change = np.linalg.norm(plain.matvec(least - column))
-            if change <= 1e-9 * np.linalg.norm(plain.matvec(column)):
-                b[:, t] = least
-    fitted = X @ b + (y_mean - x_mean @ b)
-    residual = root[:, None] * (fitted - y)
-    d, k = data.n_features, data.n_targets
-    p = _Problem(
-        np.zeros((0, d)), np.zeros((0, k)), np.sum(residual**2, axis=0), scaling, mean, mx.weight
-    )
-    return _result(spec, p, b, "lstsq")
+def _solve(g: Gathered, spec: FitSpec, data: TrainingData | None) -> tuple[FitResult, Statistics]:
+    """The exact minimiser, refined on the rows of `data` where they are at hand."""
+    stats = g.stats
+    s, penalty = _solution(g, spec)
+    path, coef, squares = _path(g, s, spec), s.coef, s.squares
+    refined, how = (None, "") if data is None else _refine(data, g, s, penalty)
+    if refined is None:
+        intercept = _intercept(stats, coef)
+    else:
+        coef, squares = refined.coef, refined.squares
+        intercept = refined.intercept if stats.intercept else None
+        if spec.l2 == 0:
+            # at the minimum the rows of the factor leave no residual
+            stats = replace(stats, rest=squares)
+    assert squares is not None
+    loss = _loss(spec, stats, squares, coef)
+    return _result(spec, loss, coef, intercept, path + how, s.rank), stats
 
 
 def fit(data: TrainingData, spec: FitSpec) -> tuple[FitResult, Statistics | None]:
     """The exact minimiser, with the statistics it came from where there are any."""
     if sp.issparse(data.X) and data.n_features > MAX_FACTOR_FEATURES:
-        return solve_iteratively(data, spec), None
-    stats = accumulate(data, intercept=spec.fit_intercept, device=spec.device)
-    return solve(stats, spec), stats
+        i = solve_iteratively(data, spec)
+        intercept = i.intercept if spec.fit_intercept else None
+        loss = objective(spec, i.scaling, i.squares, i.weight, i.coef)
+        return _result(spec, loss, i.coef, intercept, "lsqr"), None
+    with quiet_blas(data.n_samples, data.n_features):
+        g = gather(data, intercept=spec.fit_intercept, device=spec.device, limit=REFINABLE)
+        return _solve(g, spec, data)
+
+
+def add_batch(
+    data: TrainingData, spec: FitSpec, previous: Statistics | None
+) -> tuple[FitResult, Statistics]:
+    """The exact minimiser over all rows so far; memory O(n_features ** 2)."""
+    g = gather(data, intercept=spec.fit_intercept, device=spec.device, limit=MERGEABLE)
+    if previous is not None:
+        g = Gathered(previous.merge(g.stats), "qr of merged statistics")
+    return _solve(g, spec, None)

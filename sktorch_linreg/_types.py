@@ -13,6 +13,7 @@ from torch import Tensor
 
 Array = NDArray[Any]
 FloatArray = NDArray[np.float64]
+Mask = NDArray[np.bool_]
 # (weight of shape (n_out, n_in), bias of shape (n_out,) or None), layer by layer
 Layers = list[tuple[Array, Array | None]]
 
@@ -59,11 +60,15 @@ class TrainingDivergedError(ValueError):
 
 @dataclass(frozen=True)
 class TrainingData:
-    """Validated rows: `X` dense or CSR, `y` of shape (n_samples, n_targets), no zero weights."""
+    """Validated rows: `X` dense or CSR, `y` of shape (n_samples, n_targets), no zero weights.
+
+    `verify` raises if X or y are not finite; it is None where that was looked at already.
+    """
 
     X: Any
     y: Array
     weight: FloatArray | None
+    verify: Callable[[], object] | None = None
 
     @property
     def n_samples(self) -> int:
@@ -211,6 +216,10 @@ class FitSpec:
         """Weight of |W|_2^2 / 2 in the objective."""
         return self.alpha * (1.0 - self.l1_ratio)
 
+    def damping(self, weight: float, n_targets: int) -> float:
+        """What the L2 term adds to the squared residuals per squared coefficient of one target."""
+        return 0.5 * self.l2 * weight * n_targets
+
 
 @dataclass
 class Start:
@@ -226,13 +235,13 @@ class FitResult:
     """What an engine returns: layers in the user's units, and how training went."""
 
     layers: Layers
-    scaling: Scaling
     loss: float
     loss_curve: list[float]
     validation_loss_curve: list[float]
     best_loss: float
     n_iter: int
     optimizer: str
+    scaling: Scaling | None = None
     trained: Layers = field(default_factory=list)
     history: list[dict[str, Any]] = field(default_factory=list)
     path: list[Layers] = field(default_factory=list)
@@ -240,5 +249,5 @@ class FitResult:
     moments: tuple[Moments, Moments] | None = None
     state: Mapping[str, Any] | None = None
     rank: int | None = None
-    singular: FloatArray | None = None
+    path_taken: str | None = None
     warnings: list[tuple[str, type[Warning]]] = field(default_factory=list)

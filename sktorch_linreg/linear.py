@@ -7,18 +7,14 @@ from typing import Any, ClassVar, Self
 
 import numpy as np
 from sklearn.utils.extmath import safe_sparse_dot
-from sklearn.utils.validation import check_is_fitted
 
-from . import _exact
 from ._base import BaseTorchRegressor, can_partial_fit
 from ._compat import available_if, fit_context
-from ._data import identity_scaling
-from ._modules import MLPModule
-from ._names import check_options
-from ._types import Array, FitResult, FitSpec, Layers, Scaling, TrainingData
+from ._linear import BaseLinear
+from ._types import Array
 
 
-class TorchLinearRegressor(BaseTorchRegressor):
+class TorchLinearRegressor(BaseLinear):
     """Linear regression in PyTorch, a drop-in for scikit-learn's ``LinearRegression``.
 
     Used as it comes it gives the exact least-squares solution. With a learning rate, a batch size,
@@ -109,7 +105,15 @@ class TorchLinearRegressor(BaseTorchRegressor):
     rank_ : int
         Rank of the centred, column-scaled `X`. Exact solver, `X` not wide and sparse.
     singular_ : ndarray of shape (min(n_samples, n_features),)
-        Singular values of the centred `X`. Only where `rank_` is.
+        Singular values of the centred `X`, computed when asked for. Only where `rank_` is.
+    solver_path_ : str
+        How the exact solver went about it, such as ``"cholesky"``, ``"cholesky, refined"`` or
+        ``"svd"``.
+    coef_std_err_ : ndarray of shape (n_features,) or (n_targets, n_features)
+        Standard errors of `coef_`. Least squares without a penalty alone, where `X` has full rank
+        and more rows than parameters; weights count as precisions.
+    intercept_std_err_ : float or ndarray of shape (n_targets,)
+        Standard error of `intercept_`, likewise.
     n_iter_ : int
         Number of epochs run.
     loss_, best_loss_ : float
@@ -143,9 +147,11 @@ class TorchLinearRegressor(BaseTorchRegressor):
 
     Notes
     -----
-    The exact solver takes a QR decomposition of the centred rows, chunk by chunk in float64. If
-    columns are collinear it returns the solution of minimum norm in the user's units. With an
-    intercept a constant column gets coefficient 0.
+    The exact solver goes once over the rows, block by block in float64, for the Gram matrix of the
+    centred columns. Where these are close to collinear it takes QR decompositions instead, and
+    refines the solution with residuals in twice the precision (Björck, 1967). If columns are
+    collinear it returns the solution of minimum norm in the user's units. With an intercept a
+    constant column gets coefficient 0.
 
     Examples
     --------
@@ -301,23 +307,29 @@ class TorchLinearRegressor(BaseTorchRegressor):
         """
         return self._fit(X, y, sample_weight, incremental=True)
 
-    def predict(self, X: Any) -> Array:
+    def predict(self, X: Any, return_std: bool = False) -> Any:
         """Predict targets, in the precision of `X`.
 
         Parameters
         ----------
         X : {array-like, sparse matrix} of shape (n_samples, n_features)
             Features.
+        return_std : bool, default=False
+            Whether to return the standard error of the predicted mean too.
 
         Returns
         -------
-        ndarray of shape (n_samples,) or (n_samples, n_targets)
+        y_pred : ndarray of shape (n_samples,) or (n_samples, n_targets)
             Predictions, shaped as `y` was in `fit`.
+        y_std : ndarray of the same shape
+            Standard errors, with `return_std` alone.
 
         Raises
         ------
         NotFittedError
             If there is no `coef_` yet; setting `coef_` and `intercept_` by hand is enough.
+        AttributeError
+            If `return_std` is set where `coef_std_err_` is not defined; the message says why.
 
         Examples
         --------
@@ -328,109 +340,14 @@ class TorchLinearRegressor(BaseTorchRegressor):
         >>> model.predict([[3.0]])
         array([7.])
         """
-        X = self._validate_predict(X)
+        X, unverified = self._validate_predict(X)
         coef = np.asarray(self.coef_, dtype=X.dtype)
-        intercept = np.asarray(self.intercept_, dtype=X.dtype)
-        out: Array = safe_sparse_dot(X, coef.T, dense_output=True) + intercept
-        return np.exp(out) if getattr(self, "_log_link", self.loss == "poisson") else out
-
-    # -- engine ---------------------------------------------------------------------------------
-
-    def _asks_for_training(self) -> bool:
-        values = (self.lr, self.lr_schedule, self.batch_size, self.callbacks)
-        return any(v is not None for v in values) or self.early_stopping or self.record_path
-
-    def _model_spec(self, incremental: bool) -> dict[str, Any]:
-        return {
-            "fit_intercept": bool(self.fit_intercept),
-            "positive": bool(self.positive),
-            "record_path": bool(self.record_path) and not incremental,
-        }
-
-    def _with_optimizer(self, spec: FitSpec, data: TrainingData, incremental: bool) -> FitSpec:
-        exact = _exact.handles(data, spec)
-        optimizer = self.optimizer
-        if isinstance(optimizer, str) and optimizer == "auto":
-            if self._asks_for_training():
-                optimizer = "adam"
-            elif exact:
-                optimizer = "lstsq"
-            else:
-                optimizer = "adam" if incremental else "lbfgs"
-        if not (isinstance(optimizer, str) and optimizer == "lstsq"):
-            return self._with_trainer(spec, optimizer, ("auto", "lstsq"))
-        if not exact:
-            raise ValueError(
-                "optimizer='lstsq' solves squared error alone, and a sparse X as wide as this only "
-                "in fit, without an L1 penalty and without positive=True. Here "
-                f"loss={spec.loss.name!r}, l1_ratio={spec.l1_ratio}, positive={spec.positive}. "
-                "Choose optimizer='auto', 'lbfgs' or, in partial_fit, 'adam'."
-            )
-        check_options("optimizer", "lstsq", self._options_of("optimizer__"), ())
-        self._schedule(0.0)  # a wrong name is an error also where no schedule is needed
-        return spec
-
-    def _run(
-        self, data: TrainingData, spec: FitSpec, goes_on: bool, incremental: bool
-    ) -> FitResult:
-        if spec.optimizer_class is not None:
-            self._statistics = None
-            return super()._run(data, spec, goes_on, incremental)
-        if not incremental:
-            result, stats = _exact.fit(data, spec)
-        else:
-            previous = self._previous_statistics(spec) if goes_on else None
-            stats = _exact.accumulate(
-                data, intercept=spec.fit_intercept, device=spec.device, previous=previous
-            )
-            result = _exact.solve(stats, spec)
-        self._statistics = None if stats is None else stats.to_state()
-        return result
-
-    def _previous_statistics(self, spec: FitSpec) -> _exact.Statistics:
-        state = vars(self).get("_statistics")
-        if state is None or state["intercept"] != spec.fit_intercept:
-            raise ValueError(
-                "The sufficient statistics of the rows seen so far are gone: they are not kept by "
-                "another optimizer, with another fit_intercept, or in a pickle of a plain fit. "
-                "Begin with partial_fit, or set warm_start=True before fit."
-            )
-        return _exact.Statistics(**state)
-
-    def _adopt(self, result: FitResult, data: TrainingData, spec: FitSpec, n_dim: int) -> None:
-        super()._adopt(result, data, spec, n_dim)
-        dtype = data.X.dtype
-        self.coef_, self.intercept_ = self._as_public(result.layers, dtype)
-        for name in ("rank_", "singular_", "coef_path_", "intercept_path_"):
-            self.__dict__.pop(name, None)
-        if result.rank is not None and result.singular is not None:
-            self.rank_ = result.rank
-            self.singular_ = result.singular.astype(dtype)
-        if result.path:
-            path = [self._as_public(layers, dtype) for layers in result.path]
-            self.coef_path_ = np.stack([coef for coef, _ in path])
-            self.intercept_path_ = np.stack([np.asarray(intercept) for _, intercept in path])
-
-    def _as_public(self, layers: Layers, dtype: Any) -> tuple[Array, Any]:
-        """`coef_` and `intercept_` in the shapes of LinearRegression."""
-        weight, bias = layers[0]
-        coef = weight.astype(dtype)
-        if bias is None:
-            return (coef[0] if self._squeeze else coef), 0.0
-        intercept = bias.astype(dtype)
-        return (coef[0], intercept[0]) if self._squeeze else (coef, intercept)
-
-    def _user_layers(self) -> Layers:
-        (coef, intercept), *_ = self._trained_layers()[0]
-        return [(coef, intercept if self.fit_intercept else None)]
-
-    def _trained_layers(self) -> tuple[Layers, Scaling]:
-        coef = np.atleast_2d(np.asarray(self.coef_))
-        intercept = np.broadcast_to(np.atleast_1d(self.intercept_), len(coef)).copy()
-        return [(coef, intercept)], identity_scaling(coef.shape[1], coef.shape[0])
-
-    @property
-    def module_(self) -> MLPModule:
-        """The linear model as a `torch.nn.Module`, made from `coef_` and `intercept_`."""
-        check_is_fitted(self)
-        return self._make_module()
+        with np.errstate(invalid="ignore", over="ignore"):
+            out: Array = safe_sparse_dot(X, coef.T, dense_output=True)
+            out += np.asarray(self.intercept_, dtype=X.dtype)
+        # a value that is not finite shows in its row, unless a coefficient of 0 hides it
+        if unverified is not None and not (np.isfinite(out).all() and coef.all()):
+            unverified()
+        if getattr(self, "_log_link", self.loss == "poisson"):
+            np.exp(out, out=out)
+        return (out, self._prediction_std(X)) if return_std else out

@@ -305,7 +305,9 @@ class TorchMLPRegressor(BaseTorchRegressor):
         >>> model.predict([[0.5]]).shape
         (1, 1)
         """
-        X = self._validate_predict(X)
+        X, unverified = self._validate_predict(X)
+        if unverified is not None:
+            unverified()
         dtype = torch.float32 if X.dtype == np.float32 else torch.float64
         device = self._fitted_device()
         if device.type == "mps" and dtype == torch.float64:

@@ -1,8 +1,12 @@
 """The exact solvers against numpy, scipy and scikit-learn."""
 
+import tracemalloc
+
 import numpy as np
 import pytest
 import scipy.sparse as sp
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from sklearn.linear_model import ElasticNet, LinearRegression, Ridge
 
 from sktorch_linreg import TorchLinearRegressor, _exact
@@ -185,10 +189,14 @@ def test_sparse_entries_that_stand_twice_are_added(settings):
     np.testing.assert_array_equal(twice.data, kept)
 
 
-def test_sparse_is_never_made_dense_whole(monkeypatch):
-    S = sp.random(20_000, 400, density=0.005, random_state=0, format="csr")
+@pytest.mark.parametrize("kind", ["sparse products", "dense blocks", "qr"])
+def test_sparse_is_never_made_dense_whole(kind, monkeypatch):
+    density = 0.1 if kind == "dense blocks" else 0.005
+    S = sp.random(20_000, 400, density=density, random_state=0, format="csr")
+    if kind == "qr":
+        S = sp.hstack([S, S[:, :1]], format="csr")
     y = np.arange(20_000.0)
-    largest = []
+    largest = [0]
     original = sp.csr_matrix.toarray
     for cls in (sp.csr_matrix, sp.csr_array):
         monkeypatch.setattr(
@@ -196,9 +204,30 @@ def test_sparse_is_never_made_dense_whole(monkeypatch):
             "toarray",
             lambda self, *a, **k: (largest.append(self.shape[0]), original(self, *a, **k))[1],
         )
-    TorchLinearRegressor().fit(S, y)
-    assert largest
+    model = TorchLinearRegressor().fit(S, y)
     assert max(largest) <= 5_000
+    assert (max(largest) > 401) == (kind != "sparse products")
+    assert model.solver_path_.startswith("svd" if kind == "qr" else "cholesky")
+    few = S[:2000].toarray()
+    np.testing.assert_allclose(model.predict(S[:2000]), few @ model.coef_ + model.intercept_)
+
+
+def test_wide_rows_without_a_square_matrix(regression):
+    rng = np.random.default_rng(0)
+    X, y = rng.normal(size=(30, 20_000)) * rng.uniform(0.1, 10, 20_000), rng.normal(size=30)
+    tracemalloc.start()
+    plain = TorchLinearRegressor().fit(X, y)
+    ridge = TorchLinearRegressor(alpha=0.1).fit(X, y)
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    # X takes 5 MB, its Gram matrix would take 3 GB
+    assert peak < 100e6
+    centred, right = X - X.mean(axis=0), y - y.mean()
+    expected = centred.T @ np.linalg.solve(centred @ centred.T + np.ones((30, 30)), right)
+    np.testing.assert_allclose(plain.coef_, expected, atol=1e-12)
+    Z, t, x_scale, y_scale = standard(X, y)
+    dual = Z.T @ np.linalg.solve(Z @ Z.T + 0.1 / 2 * 30 * np.eye(30), t)
+    np.testing.assert_allclose(ridge.coef_, dual * y_scale / x_scale, rtol=1e-8, atol=1e-12)
 
 
 @pytest.mark.parametrize("weighted", [True, False])
@@ -293,8 +322,36 @@ def test_partial_fit_equals_one_fit(regression, fit_intercept, container, settin
     whole = TorchLinearRegressor(fit_intercept=fit_intercept, **settings)
     whole.fit(container(X), y, sample_weight=w)
     scale = X.std(axis=0)
-    np.testing.assert_allclose(parts.coef_ * scale, whole.coef_ * scale, rtol=1e-9, atol=1e-11)
-    np.testing.assert_allclose(parts.intercept_, whole.intercept_, rtol=1e-9)
+    np.testing.assert_allclose(parts.coef_ * scale, whole.coef_ * scale, rtol=1e-10, atol=1e-11)
+    np.testing.assert_allclose(parts.intercept_, whole.intercept_, rtol=1e-10)
+    assert parts.loss_ == pytest.approx(whole.loss_, rel=1e-10)
+
+
+@settings(max_examples=60, deadline=None)
+@given(
+    cuts=st.lists(st.integers(1, 399), max_size=12, unique=True).map(sorted),
+    mean=st.sampled_from([0.0, 3.0, 1e4]),
+    drift=st.sampled_from([0.0, 1.0]),
+    common=st.sampled_from([0.0, 1.0, 30.0]),
+    seed=st.integers(0, 1000),
+)
+def test_any_split_into_batches_equals_one_fit(cuts, mean, drift, common, seed):
+    rng = np.random.default_rng(seed)
+    X = rng.normal(size=(400, 4)) + common * rng.normal(size=(400, 1)) + mean
+    X += drift * np.linspace(0, 5, 400)[:, None]
+    y = X @ [1.0, -2.0, 3.0, 0.5] + rng.normal(size=400)
+    w = rng.uniform(0, 3, 400) * (rng.random(400) > 0.1)
+    whole = TorchLinearRegressor().fit(X, y, sample_weight=w)
+    parts = TorchLinearRegressor()
+    for rows in np.split(np.arange(400), cuts):
+        if (w[rows] > 0).any():
+            parts.partial_fit(X[rows], y[rows], sample_weight=w[rows])
+    size = np.abs(whole.coef_).max()
+    np.testing.assert_allclose(parts.coef_, whole.coef_, rtol=1e-10, atol=1e-10 * size)
+    # what rounding coefficients moves it by
+    slack = 1e-10 * (abs(whole.intercept_) + np.abs(X.mean(axis=0)) @ np.abs(whole.coef_))
+    assert abs(parts.intercept_ - whole.intercept_) <= slack
+    np.testing.assert_allclose(parts.coef_std_err_, whole.coef_std_err_, rtol=1e-9)
     assert parts.loss_ == pytest.approx(whole.loss_, rel=1e-9)
 
 

@@ -329,9 +329,14 @@ def test_going_on_with_another_shape():
 
 
 def test_lost_statistics_are_an_error_and_not_a_silent_restart():
-    model = pickle.loads(pickle.dumps(fitted("exact")))
+    wide = TorchLinearRegressor().fit(X.T, X[0])
+    model = pickle.loads(pickle.dumps(wide))
+    np.testing.assert_allclose(model.singular_, wide.singular_)
     with pytest.raises(ValueError, match=r"Begin with partial_fit, or set warm_start=True"):
-        model.partial_fit(X, y)
+        model.partial_fit(X.T, X[0])
+    # those of many rows are small, and go with the pickle
+    model = pickle.loads(pickle.dumps(fitted("exact"))).partial_fit(X, y)
+    np.testing.assert_array_equal(model.coef_, fitted("exact").partial_fit(X, y).coef_)
     model = fitted("exact").set_params(fit_intercept=False)
     with pytest.raises(ValueError, match="another fit_intercept"):
         model.partial_fit(X, y)

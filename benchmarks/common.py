@@ -1,0 +1,73 @@
+"""Timing in turn: every contender once per round, so that a slow moment hits all of them."""
+
+import os
+import subprocess
+import sys
+import time
+from statistics import median
+
+import numpy as np
+
+
+def rounds(contenders, n_rounds):
+    """Seconds of each contender in each round, after one round that is not counted."""
+    seconds = {name: [] for name in contenders}
+    for number in range(n_rounds + 1):
+        for name, run in contenders.items():
+            start = time.perf_counter()
+            run()
+            if number:
+                seconds[name].append(time.perf_counter() - start)
+    return seconds
+
+
+def n_rounds(contenders, budget=8.0, most=201):
+    """As many rounds as fit into `budget` seconds, but at least five."""
+    start = time.perf_counter()
+    for run in contenders.values():
+        run()
+    return max(5, min(most, int(budget / (time.perf_counter() - start))))
+
+
+class Table:
+    """Lines of peer, ours, ratio and spread, and geometric means of the ratios at the end."""
+
+    def __init__(self, title):
+        self.ratios = {}
+        print(f"\n{title}\n")
+        print("| case | peer | peer ms | ours ms | ratio | spread of the ratio |")
+        print("|---|---|---|---|---|---|")
+
+    def add(self, case, seconds, group=""):
+        """One line per peer; `seconds` holds "ours" and the peers."""
+        ours = seconds["ours"]
+        for name, times in seconds.items():
+            if name == "ours":
+                continue
+            each = np.array(times) / np.array(ours)
+            ratio = median(times) / median(ours)
+            self.ratios.setdefault((name, group), []).append(ratio)
+            low, high = np.quantile(each, [0.1, 0.9])
+            print(
+                f"| {case} | {name} | {1e3 * median(times):.3f} | {1e3 * median(ours):.3f} "
+                f"| {ratio:.2f} | {low:.2f} to {high:.2f} |",
+                flush=True,
+            )
+
+    def summary(self):
+        """Geometric mean and smallest ratio of each peer."""
+        print()
+        for (name, group), ratios in self.ratios.items():
+            mean = float(np.exp(np.mean(np.log(ratios))))
+            label = f"{name} ({group})" if group else name
+            print(f"{label}: geometric mean {mean:.2f}, smallest {min(ratios):.2f}")
+
+
+def with_threads(main, counts=(1, 2)):
+    """Run `main(n_threads)` in a fresh process for each number of threads."""
+    if len(sys.argv) > 1:
+        main(int(sys.argv[1]))
+        return
+    for count in counts:
+        env = {**os.environ, "OMP_NUM_THREADS": str(count), "OPENBLAS_NUM_THREADS": str(count)}
+        subprocess.run([sys.executable, sys.argv[0], str(count)], env=env, check=True)

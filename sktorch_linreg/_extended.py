@@ -1,0 +1,98 @@
+"""Twice the working precision from pairs of float64 numbers, for residuals and gradients.
+
+A pair (high, low) stands for its exact sum, with ``low`` at most half a unit in the last place of
+``high``. Sums and products of two float64 numbers are exact in that form (Knuth, 1969; Dekker,
+1971), and sums of many are exact in their leading 80 bits or so. All of it is elementwise numpy, so
+it is the same on every processor.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+
+from ._types import FloatArray
+
+Pair = tuple[FloatArray, FloatArray]
+
+# 2**27 + 1 splits 53 bits into two halves whose products are exact
+SPLITTER = 134217729.0
+
+
+def two_sum(a: FloatArray, b: FloatArray) -> Pair:
+    """The rounded sum of `a` and `b`, and its rounding error."""
+    total = a + b
+    part = total - a
+    return total, (a - (total - part)) + (b - part)
+
+
+def halves(a: FloatArray) -> Pair:
+    """Two numbers of at most 26 bits each that add up to `a`."""
+    big = SPLITTER * a
+    high = big - (big - a)
+    return high, a - high
+
+
+def two_product(a: FloatArray, b: FloatArray, a_halves: Pair | None = None) -> Pair:
+    """The rounded product of `a` and `b`, and its rounding error."""
+    product = a * b
+    a_high, a_low = halves(a) if a_halves is None else a_halves
+    b_high, b_low = halves(b)
+    error = a_high * b_high
+    error -= product
+    error += a_high * b_low
+    error += a_low * b_high
+    error += a_low * b_low
+    return product, error
+
+
+def add(a: Pair, b: Pair) -> Pair:
+    """The sum of two pairs."""
+    high, low = two_sum(a[0], b[0])
+    return two_sum(high, low + a[1] + b[1])
+
+
+def total(terms: FloatArray, low: FloatArray) -> Pair:
+    """Sum of `terms` over the first axis, plus `low` (Rump, Ogita and Oishi, 2008).
+
+    The leading bits of the terms, those that a number ``len(terms)`` times the largest would keep,
+    add up without error.
+    """
+    unit = np.ldexp(1.0, np.frexp(np.abs(terms).max(axis=0) * len(terms))[1])
+    leading = terms + unit
+    leading -= unit
+    return two_sum(np.add.reduce(leading), np.add.reduce(terms - leading) + low)
+
+
+def residual_gradient(
+    X: FloatArray, y: FloatArray, weight: FloatArray | None, coef: Pair, intercept: Pair
+) -> tuple[Pair, float]:
+    """Residuals r of one target: the sums ``(w * r) @ [X, 1]``, and their weighted squares.
+
+    `coef` is a pair of shape (n_features,), `intercept` one of numbers.
+    """
+    X_halves = halves(X)
+    terms = np.empty((X.shape[1] + 2, len(X)))
+    # features first, so that sums go over whole rows of memory
+    product, error = two_product(X, coef[0], X_halves)
+    np.negative(product.T, out=terms[2:])
+    terms[0], terms[1] = y, -intercept[0]
+    r = total(terms, -(np.add.reduce(error, axis=1) + X @ coef[1] + intercept[1]))
+    v = r
+    if weight is not None:
+        product, error = two_product(r[0], weight)
+        v = two_sum(product, error + r[1] * weight)
+    terms = np.empty((len(X), X.shape[1] + 1))
+    product, error = two_product(X, v[0][:, None], X_halves)
+    terms[:, :-1], terms[:, -1] = product, v[0]
+    low = np.empty(X.shape[1] + 1)
+    np.add(np.add.reduce(error), v[1] @ X, out=low[:-1])
+    low[-1] = np.add.reduce(v[1])
+    return total(terms, low), float(r[0] @ v[0])
+
+
+def affine(base: FloatArray, a: FloatArray, b: FloatArray) -> FloatArray:
+    """``base.sum(axis=0) - a @ b``, rounded once; `b` has one column per target."""
+    product, error = two_product(a[:, None], b)
+    high, low = total(np.concatenate([base, -product]), -np.add.reduce(error))
+    out: FloatArray = high + low
+    return out

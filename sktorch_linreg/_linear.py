@@ -1,0 +1,135 @@
+"""Engines of the linear model: which one a fit runs, and what is taken over from it."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+from sklearn.utils.validation import check_is_fitted
+
+from . import _exact
+from ._base import BaseTorchRegressor
+from ._data import identity_scaling
+from ._inference import LAZY, ExactResults
+from ._modules import MLPModule
+from ._names import check_options
+from ._statistics import Statistics
+from ._types import Array, FitResult, FitSpec, Layers, Scaling, TrainingData
+
+
+class BaseLinear(ExactResults, BaseTorchRegressor):
+    """The steps of a fit that only the linear model has."""
+
+    # -- engine ---------------------------------------------------------------------------------
+
+    def _asks_for_training(self) -> bool:
+        values = (self.lr, self.lr_schedule, self.batch_size, self.callbacks)
+        return any(v is not None for v in values) or self.early_stopping or self.record_path
+
+    def _model_spec(self, incremental: bool) -> dict[str, Any]:
+        return {
+            "fit_intercept": bool(self.fit_intercept),
+            "positive": bool(self.positive),
+            "record_path": bool(self.record_path) and not incremental,
+        }
+
+    def _with_optimizer(self, spec: FitSpec, data: TrainingData, incremental: bool) -> FitSpec:
+        exact = _exact.handles(data, spec)
+        optimizer = self.optimizer
+        if isinstance(optimizer, str) and optimizer == "auto":
+            if self._asks_for_training():
+                optimizer = "adam"
+            elif exact:
+                optimizer = "lstsq"
+            else:
+                optimizer = "adam" if incremental else "lbfgs"
+        if not (isinstance(optimizer, str) and optimizer == "lstsq"):
+            return self._with_trainer(spec, optimizer, ("auto", "lstsq"))
+        if not exact:
+            raise ValueError(
+                "optimizer='lstsq' solves squared error alone, and a sparse X as wide as this only "
+                "in fit, without an L1 penalty and without positive=True. Here "
+                f"loss={spec.loss.name!r}, l1_ratio={spec.l1_ratio}, positive={spec.positive}. "
+                "Choose optimizer='auto', 'lbfgs' or, in partial_fit, 'adam'."
+            )
+        check_options("optimizer", "lstsq", self._options_of("optimizer__"), ())
+        self._schedule(0.0)  # a wrong name is an error also where no schedule is needed
+        return spec
+
+    def _run(
+        self, data: TrainingData, spec: FitSpec, goes_on: bool, incremental: bool
+    ) -> FitResult:
+        if spec.optimizer_class is not None:
+            self._statistics = None
+            return super()._run(data, spec, goes_on, incremental)
+        stats: Statistics | None
+        if incremental:
+            previous = self._previous_statistics(spec) if goes_on else None
+            result, stats = _exact.add_batch(data, spec, previous)
+        else:
+            result, stats = _exact.fit(data, spec)
+        self._statistics = None if stats is None else stats.to_state()
+        if spec.verbose:
+            print(f"[{type(self).__name__}] solved by {result.path_taken}; loss {result.loss:.6g}")
+        return result
+
+    def _previous_statistics(self, spec: FitSpec) -> Statistics:
+        state = vars(self).get("_statistics")
+        if state is None or state["intercept"] != spec.fit_intercept:
+            raise ValueError(
+                "The sufficient statistics of the rows seen so far are gone: they are not kept by "
+                "another optimizer, with another fit_intercept, or in a pickle of a plain fit. "
+                "Begin with partial_fit, or set warm_start=True before fit."
+            )
+        return Statistics(**state)
+
+    def _adopt(self, result: FitResult, data: TrainingData, spec: FitSpec, n_dim: int) -> None:
+        super()._adopt(result, data, spec, n_dim)
+        dtype = data.X.dtype
+        self.coef_, self.intercept_ = self._as_public(result.layers, dtype)
+        for name in ("rank_", "solver_path_", "coef_path_", "intercept_path_", *LAZY):
+            self.__dict__.pop(name, None)
+        self._penalised = spec.alpha > 0
+        if result.path_taken is not None:
+            self.solver_path_ = result.path_taken
+        if result.rank is not None:
+            self.rank_ = result.rank
+        if result.path:
+            path = [self._as_public(layers, dtype) for layers in result.path]
+            self.coef_path_ = np.stack([coef for coef, _ in path])
+            self.intercept_path_ = np.stack([np.asarray(intercept) for _, intercept in path])
+
+    def __getstate__(self) -> dict[str, Any]:
+        state = super().__getstate__()
+        stats = state.get("_statistics") or {"n_samples": 0, "n_features": 0}
+        wide = stats["n_samples"] < stats["n_features"]
+        if wide and not (self.warm_start or state.get("_incremental")):
+            # as large as X itself, and no standard errors come from it
+            state.update(_statistics=None)
+            if "rank_" in state:
+                state["singular_"] = self.singular_
+        return state
+
+    def _as_public(self, layers: Layers, dtype: Any) -> tuple[Array, Any]:
+        """`coef_` and `intercept_` in the shapes of LinearRegression."""
+        weight, bias = layers[0]
+        coef = weight.astype(dtype)
+        if bias is None:
+            return (coef[0] if self._squeeze else coef), 0.0
+        intercept = bias.astype(dtype)
+        return (coef[0], intercept[0]) if self._squeeze else (coef, intercept)
+
+    def _user_layers(self) -> Layers:
+        (coef, intercept), *_ = self._trained_layers()[0]
+        return [(coef, intercept if self.fit_intercept else None)]
+
+    def _trained_layers(self) -> tuple[Layers, Scaling]:
+        coef = np.atleast_2d(np.asarray(self.coef_))
+        intercept = np.broadcast_to(np.atleast_1d(self.intercept_), len(coef)).copy()
+        return [(coef, intercept)], identity_scaling(coef.shape[1], coef.shape[0])
+
+    @property
+    def module_(self) -> MLPModule:
+        """The linear model as a `torch.nn.Module`, made from `coef_` and `intercept_`."""
+        check_is_fitted(self)
+        return self._make_module()

@@ -1,0 +1,81 @@
+"""Least squares of a wide sparse X by LSQR, which multiplies with X and never decomposes it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from scipy.sparse.linalg import LinearOperator, lsqr
+
+from ._data import column_scale, make_scaling, moments
+from ._types import Array, FitSpec, FloatArray, Scaling, TrainingData, reciprocal
+
+
+def _lsqr(operator: LinearOperator, right: FloatArray, damp: float = 0.0) -> FloatArray:
+    """LSQR (Paige and Saunders, 1982) to rounding, with one refinement on the residual."""
+    limit = max(1000, 10 * min(operator.shape))
+    options = {"damp": damp, "atol": 1e-15, "btol": 1e-15, "conlim": 0, "iter_lim": limit}
+    x = lsqr(operator, right, **options)[0]
+    if damp == 0:
+        x = x + lsqr(operator, right - operator.matvec(x), **options)[0]
+    return np.asarray(x)
+
+
+def _centred_operator(
+    X: Any, offset: FloatArray, factor: FloatArray, root: FloatArray
+) -> LinearOperator:
+    """sqrt(w) * (X - offset) * factor without forming it."""
+
+    def matvec(v: Array) -> Array:
+        v = factor * v.ravel()
+        out: Array = root * (X @ v - offset @ v)
+        return out
+
+    def rmatvec(u: Array) -> Array:
+        u = root * u.ravel()
+        out: Array = factor * (X.T @ u - offset * u.sum())
+        return out
+
+    return LinearOperator(X.shape, matvec=matvec, rmatvec=rmatvec, dtype=np.float64)
+
+
+@dataclass(frozen=True)
+class Iterated:
+    """Coefficients (n_features, n_targets), intercepts, weighted squares of the residuals."""
+
+    coef: FloatArray
+    intercept: FloatArray
+    squares: FloatArray
+    scaling: Scaling
+    weight: float
+
+
+def solve_iteratively(data: TrainingData, spec: FitSpec) -> Iterated:
+    """Least squares of a wide sparse X: LSQR on scaled columns that are never centred in memory."""
+    X, y = data.X.astype(np.float64), data.y.astype(np.float64)
+    mx, my = moments(X, data.weights), moments(y, data.weights)
+    intercept = spec.fit_intercept
+    scaling = make_scaling(mx, my, spec)
+    mean = np.concatenate([mx.mean, my.mean]) * intercept
+    x_mean, y_mean = mean[: data.n_features], mean[data.n_features :]
+    root = np.sqrt(data.weights)
+    damping = spec.damping(mx.weight, data.n_targets)
+    scale = column_scale(mx, intercept)
+    live = scale > 0
+    # without a penalty any column scaling is allowed, and unit columns converge fastest
+    factor = reciprocal(scale) if damping == 0 else scaling.x_factor * live
+    operator = _centred_operator(X, x_mean, factor, root)
+    right = root[:, None] * (y - y_mean)
+    b = np.stack([factor * _lsqr(operator, r, np.sqrt(damping)) for r in right.T], axis=1)
+    if damping == 0:
+        # onto the row space: of all solutions the one of least norm in the user's units
+        plain = _centred_operator(X, x_mean, live.astype(np.float64), root)
+        for t, column in enumerate(b.T):
+            least = plain.rmatvec(_lsqr(plain.adjoint(), column))
+            change = np.linalg.norm(plain.matvec(least - column))
+            if change <= 1e-9 * np.linalg.norm(plain.matvec(column)):
+                b[:, t] = least
+    intercepts = y_mean - x_mean @ b
+    residual = root[:, None] * (X @ b + intercepts - y)
+    return Iterated(b, intercepts, np.sum(residual**2, axis=0), scaling, mx.weight)

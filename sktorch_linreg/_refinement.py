@@ -1,0 +1,242 @@
+"""Iterative refinement of least squares: what is left of the gradient, solved for once more.
+
+The gradient at the solution is taken from the rows themselves, so rounding errors of the
+statistics do not stay in it. In float64 one pass mends what a Cholesky decomposition of the Gram
+matrix lost; in twice the precision (Björck, 1967) passes go on until every coefficient has settled,
+which they do as long as the columns are not collinear to the last bit.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import reduce
+
+import numpy as np
+import scipy.sparse as sp
+from scipy.linalg import lapack
+
+from ._extended import Pair, add, affine, residual_gradient, two_product
+from ._gather import blocks
+from ._statistics import EPS, Statistics
+from ._threads import n_spans, over_spans
+from ._types import FloatArray, Mask, TrainingData, reciprocal
+
+# entries that a residual in twice the precision works on at a time, with a dozen copies of them
+EXTENDED_ENTRIES = 2**14
+MAX_PASSES = 12
+# changes this small are rounding, even if they do not get smaller
+SETTLED = 1e-9
+# relative change from which on no digit of a float64 number moves
+SETTLING = EPS / 16
+
+
+@dataclass(frozen=True)
+class Preconditioner:
+    """``triangle.T @ triangle`` is the Hessian of the `live` columns times `factor`."""
+
+    triangle: FloatArray
+    factor: FloatArray
+    live: Mask
+    condition: float
+
+    def step(self, gradient: FloatArray) -> FloatArray:
+        """Newton step for a gradient of shape (n_features, n_targets)."""
+        factor = self.factor[:, None]
+        turned = lapack.dtrtrs(self.triangle, factor * gradient[self.live], lower=0, trans=1)[0]
+        z: FloatArray = factor * lapack.dtrtrs(self.triangle, turned, lower=0)[0]
+        if len(z) == len(gradient):
+            return z
+        out = np.zeros_like(gradient)
+        out[self.live] = z
+        return out
+
+
+@dataclass(frozen=True)
+class Refined:
+    """Coefficients (n_features, n_targets), intercepts and weighted squares of the residuals."""
+
+    coef: FloatArray
+    intercept: FloatArray
+    squares: FloatArray
+
+
+def _span_gradient(
+    data: TrainingData,
+    shift: FloatArray,
+    shifted: bool,
+    coef: FloatArray,
+    constant: FloatArray,
+    start: int,
+    stop: int,
+) -> FloatArray:
+    """Rows [X' v, sum of v, squares] of the weighted residuals v, one column per target."""
+    d, k = coef.shape
+    out = np.zeros((d + 2, k))
+    product = np.empty((d, k))
+    for part, x in blocks(data, shift if shifted else None, start, stop, rooted=False):
+        r = data.y[part] - (shift[d:] + constant)
+        r -= np.dot(x, coef)
+        v = r if data.weight is None else r * data.weight[part][:, None]
+        out[:d] += np.dot(x.T, v, out=product)
+        out[d] += v.sum(axis=0)
+        out[d + 1] += np.einsum("ij,ij->j", r, v)
+    return out
+
+
+def _gradient(
+    data: TrainingData, shift: FloatArray, shifted: bool, coef: FloatArray, constant: FloatArray
+) -> FloatArray:
+    d = len(coef)
+    if sp.issparse(data.X) and not shifted:
+        r = data.y - (shift[d:] + constant) - data.X @ coef
+        v = r if data.weight is None else r * data.weight[:, None]
+        return np.vstack([data.X.T @ v, v.sum(axis=0), np.einsum("ij,ij->j", r, v)])
+
+    def work(start: int, stop: int) -> FloatArray:
+        return _span_gradient(data, shift, shifted, coef, constant, start, stop)
+
+    # two products that memory feeds, so rows of them count for more than their multiplications
+    return reduce(np.add, over_spans(work, data.n_samples, n_spans(data.n_samples, 16 * d, d)))
+
+
+def _long_gradient(
+    data: TrainingData, shift: FloatArray, coef: FloatArray, constant: FloatArray
+) -> FloatArray:
+    """The same of a few dense rows, in the widest floats that the processor has."""
+    d = len(coef)
+    x = data.X.astype(np.longdouble) - shift[:d]
+    r = data.y - shift[d:].astype(np.longdouble)
+    r -= constant
+    r -= x @ coef
+    v = r if data.weight is None else r * data.weight[:, None]
+    out: FloatArray = np.concatenate([x.T @ v, [v.sum(axis=0), (r * v).sum(axis=0)]])
+    return out.astype(np.float64)
+
+
+def refine_once(
+    data: TrainingData,
+    stats: Statistics,
+    shifted: bool,
+    precondition: Preconditioner,
+    penalty: FloatArray,
+    coef: FloatArray,
+    *,
+    few: bool = False,
+) -> Refined:
+    """One step from `coef`, with the gradient in float64, or in longer floats for a few rows."""
+    d = stats.n_features
+    shift, x_mean, y_mean = stats.shift, stats.offset[:d], stats.offset[d:]
+    constant = y_mean - x_mean @ coef if stats.intercept else np.zeros(len(y_mean))
+    if few:
+        out = _long_gradient(data, shift, coef, constant)
+    else:
+        out = _gradient(data, shift, shifted, coef, constant)
+    g, g0, squares = out[:d], out[d], out[d + 1]
+    change = np.zeros_like(constant)
+    if stats.intercept:
+        g = g - x_mean[:, None] * g0
+        change = g0 / stats.weight
+    step = precondition.step(g - penalty[:, None] * coef)
+    if stats.intercept:
+        change = change - x_mean @ step
+    coef = coef + step
+    base = np.stack([shift[d:], constant, change])
+    return Refined(coef, affine(base, shift[:d], coef), squares)
+
+
+# -- twice the precision ------------------------------------------------------------------------
+
+
+def _both(a: tuple[Pair, FloatArray], b: tuple[Pair, FloatArray]) -> tuple[Pair, FloatArray]:
+    return add(a[0], b[0]), a[1] + b[1]
+
+
+def _extended_gradient(
+    data: TrainingData, coef: Pair, intercept: Pair
+) -> tuple[Pair, Pair, FloatArray]:
+    """Gradient (n_features, n_targets), sums of the residuals, and their squares."""
+    d, k = coef[0].shape
+    step = max(1, EXTENDED_ENTRIES // d)
+
+    def work(start: int, stop: int) -> tuple[Pair, FloatArray]:
+        high, low, squares = np.zeros((d + 1, k)), np.zeros((d + 1, k)), np.zeros(k)
+        for i in range(start, stop, step):
+            part = slice(i, min(i + step, stop))
+            rows = data.X[part]
+            x = np.asarray(rows.toarray() if sp.issparse(rows) else rows, dtype=np.float64)
+            y = np.asarray(data.y[part], dtype=np.float64)
+            weight = None if data.weight is None else data.weight[part]
+            for t in range(k):
+                one, its = (coef[0][:, t], coef[1][:, t]), (intercept[0][t], intercept[1][t])
+                more, square = residual_gradient(x, y[:, t], weight, one, its)
+                high[:, t], low[:, t] = more if i == start else add((high[:, t], low[:, t]), more)
+                squares[t] += square
+        return (high, low), squares
+
+    parts = over_spans(work, data.n_samples, n_spans(data.n_samples, 64 * d * k, step))
+    sums, squares = reduce(_both, parts)
+    return (sums[0][:d], sums[1][:d]), (sums[0][d], sums[1][d]), squares
+
+
+def _natural_sizes(stats: Statistics, coef: FloatArray) -> FloatArray:
+    """What a coefficient, and last an intercept, has to be seen against if it is nearly zero."""
+    x, y = stats.moments()
+    slopes = np.sqrt(y.deviation * reciprocal(x.deviation)[:, None])
+    terms = np.abs(y.mean) + np.abs(x.mean) @ np.abs(coef)
+    return np.vstack([slopes, np.maximum(terms, np.sqrt(y.deviation / y.weight))])
+
+
+def _largest(moved: FloatArray, value: FloatArray) -> float:
+    """Largest change of any number relative to a value."""
+    if value.all():
+        return float(np.abs(moved / value).max())
+    told = moved != 0
+    with np.errstate(divide="ignore"):
+        return float(np.abs(moved[told] / value[told]).max(initial=0.0))
+
+
+def refine_fully(
+    data: TrainingData,
+    stats: Statistics,
+    precondition: Preconditioner,
+    penalty: FloatArray,
+    coef: FloatArray,
+) -> Refined | None:
+    """Steps from `coef` until no number changes; None where they do not come nearer."""
+    d, k = coef.shape
+    mean = stats.mean
+    both: Pair = (coef, np.zeros((d, k)))
+    constant: Pair = (np.zeros(k), np.zeros(k))
+    if stats.intercept:
+        constant = (mean[d:] - mean[:d] @ coef, constant[1])
+    natural: FloatArray | None = None
+    before, rate = 1.0, 4 * EPS * precondition.condition
+    for _ in range(MAX_PASSES):
+        g, g0, squares = _extended_gradient(data, both, constant)
+        change = np.zeros(k)
+        if stats.intercept:
+            high, low = two_product(mean[:d, None], g0[0][None])
+            g = add(g, (-high, -low - mean[:d, None] * g0[1]))
+            change = g0[0] / stats.weight
+        step = precondition.step(g[0] - penalty[:, None] * both[0])
+        if stats.intercept:
+            change = change - mean[:d] @ step
+        moved = np.concatenate([step, change[None]])
+        value = np.concatenate([both[0], constant[0][None]])
+        size = _largest(moved, value)
+        if size * max(size, rate) > SETTLING:
+            # a number that is next to nothing never settles against itself
+            natural = EPS * _natural_sizes(stats, coef) if natural is None else natural
+            size = _largest(moved, np.maximum(np.abs(value), natural))
+        if not np.isfinite(size + squares.sum()):
+            return None
+        both = add(both, (step, np.zeros((d, k))))
+        constant = add(constant, (change, np.zeros(k)))
+        # what the next step would be, if it were smaller by as much again
+        if size * max(size / before, rate) <= SETTLING:
+            break
+        if size > 0.5 * before:
+            # at the limit of the precision, or too collinear to come nearer
+            return None if size > SETTLED else Refined(both[0], constant[0], squares)
+        before = size
+    return Refined(both[0], constant[0], squares)

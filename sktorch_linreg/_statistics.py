@@ -1,0 +1,109 @@
+"""Sufficient statistics of least squares, which merge stably."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+import torch
+from scipy.linalg import lapack
+
+from ._types import FloatArray, Moments
+
+EPS = float(np.finfo(np.float64).eps)
+
+
+@dataclass(frozen=True)
+class Statistics:
+    """Sufficient statistics of weighted least squares.
+
+    `factor` has shape (m, n_features + n_targets), m at most n_features, and starts with the
+    triangle R; `rest`, of shape (n_targets,), is what squares of the targets are left outside its
+    rows. Means are ``shift + offset``: two parts, since a large mean would round the second away.
+    """
+
+    factor: FloatArray
+    rest: FloatArray
+    shift: FloatArray
+    offset: FloatArray
+    n_samples: int
+    n_features: int
+    weight: float
+    intercept: bool
+    eps: float
+
+    @property
+    def mean(self) -> FloatArray:
+        """Weighted means of features and targets, 0 without an intercept."""
+        return self.shift + self.offset
+
+    @property
+    def target_squares(self) -> FloatArray:
+        """Weighted squares of the centred targets."""
+        turned = self.factor[:, self.n_features :]
+        out: FloatArray = self.rest + np.einsum("ij,ij->j", turned, turned)
+        return out
+
+    def moments(self) -> tuple[Moments, Moments]:
+        """Means and squared deviations of features and of targets."""
+        d, mean = self.n_features, self.mean
+        squares = np.einsum("ij,ij->j", self.factor, self.factor)
+        return (
+            Moments(self.weight, mean[:d], squares[:d]),
+            Moments(self.weight, mean[d:], squares[d:] + self.rest),
+        )
+
+    def to_state(self) -> dict[str, Any]:
+        """Plain numbers and arrays, for pickling."""
+        return dict(vars(self))
+
+    def merge(self, other: Statistics) -> Statistics:
+        """Statistics of the rows of both, from one QR decomposition of both factors."""
+        weight = self.weight + other.weight
+        parts = [self.factor, other.factor]
+        offset = self.offset
+        if self.intercept:
+            # the spread between both means (Chan, Golub and LeVeque, 1983)
+            step = (other.shift - self.shift) + other.offset - self.offset
+            parts.append(np.sqrt(self.weight / weight * other.weight) * step[None])
+            offset = offset + step * (other.weight / weight)
+        factor, rest = split(triangle(np.concatenate(parts)), self.n_features)
+        return replace(
+            self,
+            factor=factor,
+            rest=self.rest + other.rest + rest,
+            offset=offset,
+            n_samples=self.n_samples + other.n_samples,
+            weight=weight,
+            eps=max(self.eps, other.eps),
+        )
+
+
+def triangle(rows: FloatArray) -> FloatArray:
+    out: FloatArray = torch.linalg.qr(torch.from_numpy(rows), mode="r").R.numpy()
+    return out
+
+
+def split(body: FloatArray, n_features: int) -> tuple[FloatArray, FloatArray]:
+    """The rows of the features, and the squares of the targets below them."""
+    below = body[n_features:, n_features:]
+    return body[:n_features], np.einsum("ij,ij->j", below, below)
+
+
+def unit_columns(A: FloatArray) -> tuple[FloatArray, FloatArray]:
+    """A with columns of norm one, and the norms; zero columns stay zero."""
+    norms = np.sqrt(np.einsum("ij,ij->j", A, A))
+    return A / np.where(norms > 0, norms, 1.0), norms
+
+
+def condition(R: FloatArray) -> float:
+    """Bound on the condition number of an upper triangle, from estimates (Hager, 1984) of others.
+
+    The square of the spectral one is at most that in the 1-norm times that in the maximum norm.
+    """
+    if not len(R):
+        return 1.0
+    rcond = [float(lapack.dtrcon(R, norm=norm, uplo="U", diag="N")[0]) for norm in "1I"]
+    product = rcond[0] * rcond[1]
+    return 1.0 / np.sqrt(product) if product > 0 else np.inf

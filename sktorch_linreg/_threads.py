@@ -1,0 +1,96 @@
+"""Work shared out over threads by spans of rows."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
+from functools import cache
+from typing import Any, TypeVar
+
+import torch
+from threadpoolctl import ThreadpoolController
+
+Result = TypeVar("Result")
+
+# fewer multiplications than these are done before other threads have woken up
+THREADED_WORK = 20_000_000
+# decompositions of more columns gain more from threads than they lose
+QUIET_COLUMNS = 512
+
+
+class _SerialBlas(AbstractContextManager[None]):
+    """BLAS on one thread while any fit uses threads of its own; the last to leave restores it."""
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._users = 0
+        self._limit: Any = None
+
+    def __enter__(self) -> None:
+        with self._lock:
+            if self._users == 0:
+                self._limit = _controller().limit(limits=1, user_api="blas")
+            self._users += 1
+
+    def __exit__(self, *error: object) -> None:
+        with self._lock:
+            self._users -= 1
+            if self._users == 0:
+                self._limit.restore_original_limits()
+
+
+@cache
+def _controller() -> ThreadpoolController:
+    return ThreadpoolController()
+
+
+_serial_blas = _SerialBlas()
+
+
+def quiet_blas(n_rows: int, n_columns: int) -> AbstractContextManager[None]:
+    """Keep BLAS on one thread round a fit whose spans use the others.
+
+    Its threads would keep a core busy, waiting for more work, long after each small decomposition.
+    """
+    worth_it = n_rows * n_columns**2 >= THREADED_WORK and n_columns <= QUIET_COLUMNS
+    return _serial_blas if worth_it and torch.get_num_threads() > 1 else nullcontext()
+
+
+def n_spans(n_rows: int, work_per_row: int, min_rows: int) -> int:
+    """Number of threads worth using: torch's own, but none with fewer than `min_rows` rows."""
+    if n_rows * work_per_row < THREADED_WORK:
+        return 1
+    return max(1, min(torch.get_num_threads(), n_rows // max(1, min_rows)))
+
+
+def over_spans(work: Callable[[int, int], Result], n_rows: int, spans: int) -> list[Result]:
+    """``work(start, stop)`` over equal spans of the rows, each in a thread; results in order.
+
+    The spans depend on their number alone, so the same number of threads gives the same bits.
+    """
+    if spans == 1:
+        return [work(0, n_rows)]
+    bounds = [n_rows * i // spans for i in range(spans + 1)]
+    results: list[Any] = [None] * spans
+    errors: list[BaseException] = []
+
+    def run(i: int) -> None:
+        try:
+            # torch takes over its own number of threads when first asked in a thread
+            torch.get_num_threads()
+            with _controller().limit(limits=1, user_api="openmp"):
+                results[i] = work(bounds[i], bounds[i + 1])
+        except BaseException as error:
+            errors.append(error)
+
+    with _serial_blas:
+        threads = [threading.Thread(target=run, args=(i,)) for i in range(1, spans)]
+        for thread in threads:
+            thread.start()
+        run(0)
+        for thread in threads:
+            thread.join()
+    if errors:
+        raise errors[0]
+    return results
