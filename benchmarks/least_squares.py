@@ -4,7 +4,7 @@ Run ``python benchmarks/least_squares.py``. scikit-learn-intelex is a peer where
 (``pip install scikit-learn-intelex``). Ratios are the peer's median time over ours.
 """
 
-import resource
+import re
 import subprocess
 import sys
 from functools import partial
@@ -81,7 +81,7 @@ def predictions(threads):
 
 
 def memory():
-    """Peak memory of a fit beyond its input, each in a fresh process."""
+    """Peak memory of a fit beyond its input, each in a fresh process (Linux)."""
     print("\npeak memory of fit beyond the input, MiB\n")
     print("| rows x columns | input | ours | weights | LinearRegression |")
     print("|---|---|---|---|---|")
@@ -103,9 +103,18 @@ def grown_by(n, d, whose, weighted):
     y, w = X[:, 0] + 1.0, np.linspace(0.5, 2.0, n) if weighted else None
     model = TorchLinearRegressor() if whose == "ours" else LinearRegression()
     model.fit(X[:1000], y[:1000])
-    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    # forget the peak so far, which a child process inherits from its parent
+    with open("/proc/self/clear_refs", "w") as file:
+        file.write("5")
+    before = status("VmRSS")
     model.fit(X, y, w)
-    print((resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) / 1024)
+    print((status("VmHWM") - before) / 1024)
+
+
+def status(name):
+    """A figure of this process in KiB."""
+    with open("/proc/self/status") as file:
+        return int(re.search(rf"{name}:\s+(\d+)", file.read())[1])
 
 
 def main(threads):

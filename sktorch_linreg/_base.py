@@ -3,20 +3,19 @@
 from __future__ import annotations
 
 import copy
-import inspect
 import warnings
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import replace
-from functools import cache
+from functools import partial
 from numbers import Integral, Real
 from typing import Any, ClassVar, Self
 
 import numpy as np
 import torch
-from sklearn.base import BaseEstimator, MultiOutputMixin, RegressorMixin
+from sklearn.base import MultiOutputMixin, RegressorMixin
 from sklearn.utils.validation import check_is_fitted, validate_data
 
-from ._compat import Interval, StrOptions, validate_parameter_constraints
+from ._compat import Interval, StrOptions
 from ._data import (
     SPARSE_FORMATS,
     adopt_names,
@@ -27,17 +26,15 @@ from ._data import (
     resolve_dtype,
     resolve_seed,
     validate_rows,
+    verify_finite,
 )
 from ._losses import resolve_loss
 from ._modules import MLPModule, build_module
-from ._names import nearest
 from ._net import check_callbacks, wrap
 from ._optimizers import OPTIMIZERS, resolve_optimizer, resolve_schedule
+from ._parameters import ParametersMixin
 from ._training import train
 from ._types import FitResult, FitSpec, Layers, Moments, Scaling, Start, TrainingData
-
-# prefixes of options that are handed on: `optimizer__momentum` reaches the optimizer as `momentum`
-PREFIXES = ("optimizer__", "loss__", "lr_schedule__")
 
 
 def can_partial_fit(estimator: Any) -> bool:
@@ -57,8 +54,8 @@ def can_partial_fit(estimator: Any) -> bool:
     return True
 
 
-class BaseTorchRegressor(MultiOutputMixin, RegressorMixin, BaseEstimator):  # type: ignore[misc]
-    """Parameters, dunder options, and the steps of a fit: validate, spec, engine, adopt."""
+class BaseTorchRegressor(MultiOutputMixin, RegressorMixin, ParametersMixin):  # type: ignore[misc]
+    """The steps of a fit: validate, spec, engine, adopt."""
 
     _parameter_constraints: ClassVar[dict[str, Any]] = {
         "loss": "no_validation",
@@ -82,115 +79,6 @@ class BaseTorchRegressor(MultiOutputMixin, RegressorMixin, BaseEstimator):  # ty
         "verbose": ["verbose"],
         "callbacks": [None, list, tuple],
     }
-    _options: dict[str, Any]
-
-    # -- dunder options -------------------------------------------------------------------------
-
-    def _set_options(self, options: Mapping[str, Any]) -> None:
-        """Keep the constructor's dunder options as they are; other names are not parameters."""
-        known = type(self)._get_param_names()
-        for name in options:
-            if not name.startswith(PREFIXES):
-                raise TypeError(
-                    f"{type(self).__name__} has no parameter {name!r}.{nearest(name, known)} "
-                    f"Options may start with {', '.join(PREFIXES)}."
-                )
-        self._options = dict(options)
-
-    def __getattr__(self, name: str) -> Any:
-        options = self.__dict__.get("_options", {})
-        if name in options:
-            return options[name]
-        # once more, so that a property or an unavailable method says why it is not there
-        return object.__getattribute__(self, name)
-
-    def __setattr__(self, name: str, value: Any) -> None:
-        if name.startswith(PREFIXES):
-            self._options = {**self._options, name: value}
-        else:
-            super().__setattr__(name, value)
-
-    def get_params(self, deep: bool = True) -> dict[str, Any]:
-        """Get parameters, dunder options included.
-
-        Parameters
-        ----------
-        deep : bool, default=True
-            Kept for scikit-learn; there are no nested estimators.
-
-        Returns
-        -------
-        dict
-            Parameter names mapped to their values.
-
-        Examples
-        --------
-        >>> from sktorch_linreg import TorchLinearRegressor
-        >>> TorchLinearRegressor(optimizer__momentum=0.9).get_params()["optimizer__momentum"]
-        0.9
-        """
-        params = {name: getattr(self, name) for name in self._get_param_names()}
-        return {**params, **self._options}
-
-    def set_params(self, **params: Any) -> Self:
-        """Set parameters, dunder options included.
-
-        Parameters
-        ----------
-        **params : dict
-            Parameters by name; ``optimizer__*``, ``loss__*`` and ``lr_schedule__*`` need not have
-            been given before.
-
-        Returns
-        -------
-        self : estimator
-            This estimator.
-
-        Raises
-        ------
-        ValueError
-            If a name is not that of a parameter.
-
-        Examples
-        --------
-        >>> from sktorch_linreg import TorchLinearRegressor
-        >>> TorchLinearRegressor().set_params(optimizer="sgd", optimizer__momentum=0.9)
-        TorchLinearRegressor(optimizer='sgd', optimizer__momentum=0.9)
-        """
-        known = self._get_param_names()
-        for name in params:
-            if name not in known and not name.startswith(PREFIXES):
-                raise ValueError(
-                    f"{type(self).__name__} has no parameter {name!r}.{nearest(name, known)} "
-                    f"Valid parameters are {known}, and options that start with "
-                    f"{', '.join(PREFIXES)}."
-                )
-        for name, value in params.items():
-            setattr(self, name, value)
-        return self
-
-    def _options_of(self, prefix: str) -> dict[str, Any]:
-        return {k.removeprefix(prefix): v for k, v in self._options.items() if k.startswith(prefix)}
-
-    @classmethod
-    @cache
-    def _get_param_names(cls) -> list[str]:
-        # scikit-learn reads the signature anew each time, which takes longer than a small fit
-        names: list[str] = super()._get_param_names()
-        return names
-
-    def _validate_params(self) -> None:
-        """Check the parameters that are not the defaults; checking all takes longer than a fit."""
-        values = {name: getattr(self, name) for name in self._get_param_names()}
-        defaults = self._defaults()
-        params = {name: value for name, value in values.items() if value is not defaults[name]}
-        validate_parameter_constraints(self._parameter_constraints, params, type(self).__name__)
-
-    @classmethod
-    @cache
-    def _defaults(cls) -> dict[str, Any]:
-        return {name: p.default for name, p in inspect.signature(cls).parameters.items()}
-
     # -- fit ------------------------------------------------------------------------------------
 
     def _fit(self, X: Any, y: Any, sample_weight: Any, *, incremental: bool) -> Self:
@@ -368,14 +256,11 @@ class BaseTorchRegressor(MultiOutputMixin, RegressorMixin, BaseEstimator):  # ty
     def _validate_predict(self, X: Any) -> tuple[Any, Callable[[], object] | None]:
         """X as floats, and what raises if they are not finite, where that is not known yet."""
         check_is_fitted(self)
-
-        def check() -> Any:
-            return as_float(validate_data(self, X, reset=False, accept_sparse=SPARSE_FORMATS))
-
-        if is_plain(X, 2):
+        if is_plain(X, (2,)):
             adopt_names(self, X, reset=False)
-            return np.asarray(X), check
-        return check(), None
+            X = np.asarray(X)
+            return X, partial(verify_finite, self, X=X)
+        return as_float(validate_data(self, X, reset=False, accept_sparse=SPARSE_FORMATS)), None
 
     def _build_module(self, dtype: torch.dtype, device: torch.device) -> MLPModule:
         layers, scaling = self._trained_layers()
@@ -421,12 +306,6 @@ class BaseTorchRegressor(MultiOutputMixin, RegressorMixin, BaseEstimator):  # ty
             # a plain fit may go on in partial_fit, but its copies are for prediction
             state.pop("_training_state", None)
         return state
-
-    def __delattr__(self, name: str) -> None:
-        if name in self._options:
-            self._options = {k: v for k, v in self._options.items() if k != name}
-        else:
-            super().__delattr__(name)
 
     def __copy__(self) -> Self:
         out = type(self).__new__(type(self))

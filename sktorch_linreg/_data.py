@@ -13,7 +13,7 @@ import numpy as np
 import scipy.sparse as sp
 import torch
 from sklearn.base import BaseEstimator
-from sklearn.utils import check_random_state
+from sklearn.utils import assert_all_finite, check_random_state
 from sklearn.utils.validation import validate_data
 
 from ._compat import check_sample_weight
@@ -42,7 +42,13 @@ def as_float(X: Any) -> Any:
     return X if X.dtype in (np.float32, np.float64) else X.astype(np.float64)
 
 
-def is_plain(a: Any, *dimensions: int) -> bool:
+def verify_finite(estimator: BaseEstimator, **arrays: Array) -> None:
+    """Raise scikit-learn's error for the first of the named arrays that is not finite."""
+    for name, a in arrays.items():
+        assert_all_finite(a, input_name=name, estimator_name=type(estimator).__name__)
+
+
+def is_plain(a: Any, dimensions: tuple[int, ...]) -> bool:
     """Whether an array is what scikit-learn's checks would return unchanged, if it is finite."""
     return (
         type(a) in (np.ndarray, np.memmap)
@@ -70,9 +76,13 @@ def validate_rows(
     Whether plain float arrays are finite is not checked, since that takes a pass over them: who
     uses the rows has to look at their sums, or to call `verify`.
     """
-
-    def check(X: Any, y: Any, reset: bool) -> tuple[Any, Any]:
-        out: tuple[Any, Any] = validate_data(
+    verify: Callable[[], object] | None = None
+    if is_plain(X, (2,)) and is_plain(y, (1, 2)) and len(X) == len(y):
+        adopt_names(estimator, X, reset)
+        X, y = np.asarray(X), np.asarray(y)
+        verify = partial(verify_finite, estimator, X=X, y=y)
+    else:
+        X, y = validate_data(
             estimator,
             X,
             y,
@@ -81,15 +91,6 @@ def validate_rows(
             multi_output=True,
             y_numeric=True,
         )
-        return out
-
-    verify: Callable[[], object] | None = None
-    if is_plain(X, 2) and is_plain(y, 1, 2) and len(X) == len(y):
-        adopt_names(estimator, X, reset)
-        verify = partial(check, X, y, False)
-        X = np.asarray(X)
-    else:
-        X, y = check(X, y, reset)
     if sp.issparse(y):
         raise TypeError("y is sparse, but dense targets are required. Pass y.toarray().")
     X, y = as_float(X), np.asarray(y)
@@ -115,10 +116,10 @@ def validate_rows(
 def as_tensor(a: Any) -> torch.Tensor:
     """A tensor over the memory of an array that is only read, or over a copy of it.
 
-    torch warns of read-only memory, and has no negative strides.
+    torch warns of read-only memory, and has neither negative strides nor fractions of numbers.
     """
     a = np.asarray(a)
-    if any(stride < 0 for stride in a.strides):
+    if any(stride < 0 or stride % a.itemsize for stride in a.strides):
         a = a.copy()
     elif not a.flags.writeable:
         address = a.__array_interface__["data"][0]

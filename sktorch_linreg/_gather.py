@@ -126,7 +126,7 @@ def _span_gram(
             # np.dot and not @, which holds the interpreter's lock where the result is small
             G[:d, :d] += np.dot(x.T, x, out=square)
         else:
-            moved = torch.from_numpy(x).to(device)
+            moved = as_tensor(x).to(device)
             sums.addmm_(moved.T, moved)
         G[d:, :d] += np.dot(z, x, out=cross)
         G[d:, d:] += np.dot(z, z.T)
@@ -224,6 +224,8 @@ def _cholesky(
         squares = squares[live]
         products = np.concatenate([products[:d][live], products[d:]])[:, live]
     norms, n_live = np.sqrt(squares), len(squares)
+    if n_live == 0:
+        return None
     products = products / norms
     U, info = lapack.dpotrf(products[:n_live] / norms[:, None], lower=0, clean=1)
     if info != 0:
@@ -271,8 +273,6 @@ def _from_qr(
     data: TrainingData, shift: FloatArray, intercept: bool, device: torch.device
 ) -> Statistics:
     d = data.n_features
-    # without float64 on the device the factor is made on the CPU
-    device = torch.device("cpu") if device.type == "mps" else device
     spans = n_spans(data.n_samples, 2 * d * (d + 8), 8 * d) if device.type == "cpu" else 1
 
     def work(start: int, stop: int) -> FloatArray:
@@ -296,6 +296,39 @@ def _from_qr(
         n_samples=data.n_samples,
         n_features=d,
         weight=float(data.n_samples if data.weight is None else data.weight.sum()),
+        intercept=intercept,
+        eps=float(np.finfo(data.X.dtype).eps),
+    )
+
+
+# -- few rows -----------------------------------------------------------------------------------
+
+
+def _from_rows(data: TrainingData, shift: FloatArray, intercept: bool) -> Statistics:
+    """Statistics of fewer rows than columns: the rows themselves, centred by a reflection."""
+    d = data.n_features
+    z = beside(data, shift, slice(None))
+    rows = np.empty((data.n_samples, d + data.n_targets))
+    for part, x in blocks(data, shift, 0, data.n_samples, rooted=True):
+        rows[part, :d] = x
+    rows[:, d:] = z[:-1].T
+    offset, root = np.zeros(len(shift)), z[-1]
+    if intercept:
+        # the Householder reflection that turns the roots of the weights into one number
+        length = np.sqrt(root @ root)
+        v = root.copy()
+        v[0] += length
+        rows -= np.outer(v * (2.0 / (v @ v)), v @ rows)
+        offset = -rows[0] / length
+        rows = rows[1:]
+    return Statistics(
+        factor=rows,
+        rest=np.zeros(data.n_targets),
+        shift=shift,
+        offset=offset,
+        n_samples=data.n_samples,
+        n_features=d,
+        weight=float(root @ root),
         intercept=intercept,
         eps=float(np.finfo(data.X.dtype).eps),
     )
@@ -333,20 +366,31 @@ def _sampled_shift(data: TrainingData, intercept: bool) -> tuple[FloatArray, boo
         square = np.asarray(X.multiply(X).mean(axis=0), dtype=np.float64).ravel()
         large = bool(np.any(mean**2 > LARGE_CANCELLATION * (square - mean**2)))
     else:
-        mean = np.add.reduce(X, axis=0, dtype=np.float64) / len(X)
-        centred = X - mean
-        variance = np.einsum("ij,ij->j", centred, centred) / len(X)
-        large = bool(np.any(mean**2 > LARGE_MEAN * variance))
+        with np.errstate(invalid="ignore", over="ignore"):
+            mean = np.add.reduce(X, axis=0, dtype=np.float64) / len(X)
+            centred = X - mean
+            variance = np.einsum("ij,ij->j", centred, centred) / len(X)
+            large = bool(np.any(mean**2 > LARGE_MEAN * variance))
     shift = mean if large else np.zeros(d)
     return np.concatenate([shift, np.add.reduce(y, axis=0, dtype=np.float64) / len(y)]), large
 
 
-def gather(data: TrainingData, *, intercept: bool, device: torch.device, limit: float) -> Gathered:
+def gather(
+    data: TrainingData,
+    *,
+    intercept: bool,
+    device: torch.device,
+    limit: float,
+    least_rest: float = 0.0,
+) -> Gathered:
     """Statistics of `data`, from its Gram matrix if that multiplies rounding errors by < `limit`.
 
-    Raises ValueError if the rows are not finite, which their sums tell.
+    The residuals, too, have to be `least_rest` of the squares of each target at least, below which
+    rounding would show in them. Raises ValueError if the rows are not finite, which sums tell.
     """
     d = data.n_features
+    # there is no float64 on that device
+    device = torch.device("cpu") if device.type == "mps" else device
     shift, shifted = _sampled_shift(data, intercept)
     if data.n_samples >= d + intercept:
         for last in (False, True):
@@ -360,10 +404,14 @@ def gather(data: TrainingData, *, intercept: bool, device: torch.device, limit: 
                 shift, shifted = shift + c.offset, True
                 continue
             found = _cholesky(c, data, shift, intercept)
-            if found is not None and found[1].condition ** 2 * c.cancellation < limit:
-                return Gathered(found[0], "cholesky", c.cancellation, shifted, found[1])
+            if found is not None:
+                stats, unit = found
+                told = bool((stats.rest >= least_rest * stats.target_squares).all())
+                if told and unit.condition**2 * c.cancellation < limit:
+                    return Gathered(stats, "cholesky", c.cancellation, shifted, unit)
             break
     if data.verify is not None:
         data.verify()
-    stats = _from_qr(data, shift, intercept, device)
-    return Gathered(stats, "qr")
+    if data.n_samples < d + intercept:
+        return Gathered(_from_rows(data, shift, intercept), "qr")
+    return Gathered(_from_qr(data, shift, intercept, device), "qr")

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -15,8 +14,10 @@ from ._data import chunks
 from ._statistics import Statistics, unit_columns
 from ._types import Array, FloatArray
 
-# attributes that are computed when they are first asked for
-LAZY = ("singular_", "coef_std_err_", "intercept_std_err_")
+# attributes that are worked out whenever they are asked for
+COMPUTED = {"singular_", "coef_std_err_", "intercept_std_err_"}
+# columns from which on that takes longer than a glance
+MANY_FEATURES = 256
 
 
 class ExactResults:
@@ -26,24 +27,46 @@ class ExactResults:
     _statistics: dict[str, Any] | None
     _penalised: bool
     _squeeze: bool
+    _singular: Array
     coef_: Array
     optimizer_: str
     rank_: int
+
+    def __dir__(self) -> list[str]:
+        """Names of attributes; a notebook's display reads all of them, so none may take long."""
+        names = set(super().__dir__())
+        many = vars(self).get("n_features_in_", 0) > MANY_FEATURES
+        return sorted(names - COMPUTED if many else names)
 
     def _exact_statistics(self, name: str) -> Statistics:
         check_is_fitted(self)
         state = vars(self).get("_statistics")
         if state is None:
             raise AttributeError(
-                f"{name} comes from the statistics of the exact solver, which this fit has not: it "
-                f"was solved by {vars(self).get('optimizer_', 'nobody')!r}, or X was sparse and "
-                "wide. Set optimizer='lstsq' and fit again."
+                f"{name} comes from the statistics of an exact fit, and these are not here: "
+                f"{self._why_no_statistics()}"
             )
         return Statistics(**state)
 
-    @cached_property
+    def _why_no_statistics(self) -> str:
+        solver = vars(self).get("optimizer_")
+        if solver is None:
+            return "coef_ was set by hand. Call fit."
+        if solver != "lstsq":
+            return (
+                f"the model was trained by {solver!r}. Set optimizer='lstsq', which needs "
+                "loss='squared_error' and l1_ratio=0, and fit again."
+            )
+        return (
+            "X was sparse with many columns, or had fewer rows than columns and the model was "
+            "pickled since. Fit again here, with fewer columns or a dense X."
+        )
+
+    @property
     def singular_(self) -> Array:
         """Singular values of the centred X."""
+        if "_singular" in vars(self):
+            return self._singular
         stats = self._exact_statistics("singular_")
         if "rank_" not in vars(self):
             raise AttributeError(
@@ -62,7 +85,7 @@ class ExactResults:
         n_parameters = stats.n_features + stats.intercept
         reason = None
         if self._penalised or self.optimizer_ != "lstsq":
-            reason = "a penalty or a sign constraint biases the coefficients. Set alpha=0"
+            reason = "penalties and signs bias the coefficients. Set alpha=0 and positive=False"
         elif self.rank_ < stats.n_features:
             reason = (
                 f"the columns of X are dependent or constant (rank {self.rank_} of "
@@ -84,17 +107,17 @@ class ExactResults:
         out = per_target.astype(self.coef_.dtype)
         return out[0] if self._squeeze else out
 
-    @cached_property
+    @property
     def coef_std_err_(self) -> Array:
-        """Standard errors of `coef_`."""
+        """Standard errors of the fitted coefficients."""
         _, inverse, norms, variance = self._inference("coef_std_err_")
         leverage = np.sqrt(np.einsum("ij,ij->i", inverse, inverse)) / norms
         out: Array = self._as_fitted(np.sqrt(variance)[:, None] * leverage)
         return out
 
-    @cached_property
+    @property
     def intercept_std_err_(self) -> Any:
-        """Standard errors of `intercept_`, 0.0 where none was fitted."""
+        """Standard errors of the fitted intercepts, 0.0 where there are none."""
         stats, inverse, norms, variance = self._inference("intercept_std_err_")
         if not stats.intercept:
             return 0.0
@@ -103,7 +126,10 @@ class ExactResults:
 
     def _prediction_std(self, X: Any) -> Array:
         """Standard errors of the mean at each row, in the shape of predictions."""
-        stats, inverse, norms, variance = self._inference("The standard error of predictions")
+        try:
+            stats, inverse, norms, variance = self._inference("The standard error of predictions")
+        except AttributeError as error:
+            raise ValueError(str(error)) from None
         d = stats.n_features
         leverage = np.empty(X.shape[0])
         for part in chunks(X.shape[0], d):

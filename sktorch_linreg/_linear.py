@@ -10,7 +10,7 @@ from sklearn.utils.validation import check_is_fitted
 from . import _exact
 from ._base import BaseTorchRegressor
 from ._data import identity_scaling
-from ._inference import LAZY, ExactResults
+from ._inference import ExactResults
 from ._modules import MLPModule
 from ._names import check_options
 from ._statistics import Statistics
@@ -87,7 +87,7 @@ class BaseLinear(ExactResults, BaseTorchRegressor):
         super()._adopt(result, data, spec, n_dim)
         dtype = data.X.dtype
         self.coef_, self.intercept_ = self._as_public(result.layers, dtype)
-        for name in ("rank_", "solver_path_", "coef_path_", "intercept_path_", *LAZY):
+        for name in ("rank_", "solver_path_", "coef_path_", "intercept_path_", "_singular"):
             self.__dict__.pop(name, None)
         self._penalised = spec.alpha > 0
         if result.path_taken is not None:
@@ -107,7 +107,7 @@ class BaseLinear(ExactResults, BaseTorchRegressor):
             # as large as X itself, and no standard errors come from it
             state.update(_statistics=None)
             if "rank_" in state:
-                state["singular_"] = self.singular_
+                state["_singular"] = self.singular_
         return state
 
     def _as_public(self, layers: Layers, dtype: Any) -> tuple[Array, Any]:

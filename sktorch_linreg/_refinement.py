@@ -53,7 +53,10 @@ class Preconditioner:
 
 @dataclass(frozen=True)
 class Refined:
-    """Coefficients (n_features, n_targets), intercepts and weighted squares of the residuals."""
+    """Coefficients (n_features, n_targets), intercepts, and weighted squares of the residuals.
+
+    The squares are those before the last step, which changes them by its own square alone.
+    """
 
     coef: FloatArray
     intercept: FloatArray
@@ -186,13 +189,9 @@ def _natural_sizes(stats: Statistics, coef: FloatArray) -> FloatArray:
     return np.vstack([slopes, np.maximum(terms, np.sqrt(y.deviation / y.weight))])
 
 
-def _largest(moved: FloatArray, value: FloatArray) -> float:
-    """Largest change of any number relative to a value."""
-    if value.all():
-        return float(np.abs(moved / value).max())
-    told = moved != 0
-    with np.errstate(divide="ignore"):
-        return float(np.abs(moved[told] / value[told]).max(initial=0.0))
+def _largest(moved: FloatArray, against: FloatArray) -> float:
+    """Largest of the changes relative to what they are seen against."""
+    return float((moved * reciprocal(against)).max())
 
 
 def refine_fully(
@@ -209,8 +208,8 @@ def refine_fully(
     constant: Pair = (np.zeros(k), np.zeros(k))
     if stats.intercept:
         constant = (mean[d:] - mean[:d] @ coef, constant[1])
-    natural: FloatArray | None = None
-    before, rate = 1.0, 4 * EPS * precondition.condition
+    natural = _natural_sizes(stats, coef)
+    before, rate = np.inf, 4 * EPS * precondition.condition
     for _ in range(MAX_PASSES):
         g, g0, squares = _extended_gradient(data, both, constant)
         change = np.zeros(k)
@@ -221,22 +220,20 @@ def refine_fully(
         step = precondition.step(g[0] - penalty[:, None] * both[0])
         if stats.intercept:
             change = change - mean[:d] @ step
-        moved = np.concatenate([step, change[None]])
-        value = np.concatenate([both[0], constant[0][None]])
-        size = _largest(moved, value)
-        if size * max(size, rate) > SETTLING:
-            # a number that is next to nothing never settles against itself
-            natural = EPS * _natural_sizes(stats, coef) if natural is None else natural
-            size = _largest(moved, np.maximum(np.abs(value), natural))
+        moved = np.abs(np.concatenate([step, change[None]]))
+        value = np.abs(np.concatenate([both[0], constant[0][None]]))
+        # progress is seen against natural sizes, since what should be 0 moves by all of itself
+        size = _largest(moved, np.maximum(value, natural))
         if not np.isfinite(size + squares.sum()):
             return None
-        both = add(both, (step, np.zeros((d, k))))
-        constant = add(constant, (change, np.zeros(k)))
-        # what the next step would be, if it were smaller by as much again
-        if size * max(size / before, rate) <= SETTLING:
-            break
         if size > 0.5 * before:
             # at the limit of the precision, or too collinear to come nearer
             return None if size > SETTLED else Refined(both[0], constant[0], squares)
+        both = add(both, (step, np.zeros((d, k))))
+        constant = add(constant, (change, np.zeros(k)))
+        # what the next step would be, if it were smaller by as much again
+        shrinking = max(size if before == np.inf else size / before, rate)
+        if _largest(moved, np.maximum(value, EPS * natural)) * shrinking <= SETTLING:
+            break
         before = size
     return Refined(both[0], constant[0], squares)

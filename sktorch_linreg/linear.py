@@ -328,8 +328,9 @@ class TorchLinearRegressor(BaseLinear):
         ------
         NotFittedError
             If there is no `coef_` yet; setting `coef_` and `intercept_` by hand is enough.
-        AttributeError
-            If `return_std` is set where `coef_std_err_` is not defined; the message says why.
+        ValueError
+            If `X` is wrong, or if `return_std` is set where `coef_std_err_` is not defined; the
+            message says why.
 
         Examples
         --------
@@ -341,6 +342,7 @@ class TorchLinearRegressor(BaseLinear):
         array([7.])
         """
         X, unverified = self._validate_predict(X)
+        spread = self._prediction_std(X) if return_std else None
         coef = np.asarray(self.coef_, dtype=X.dtype)
         with np.errstate(invalid="ignore", over="ignore"):
             out: Array = safe_sparse_dot(X, coef.T, dense_output=True)
@@ -350,4 +352,4 @@ class TorchLinearRegressor(BaseLinear):
             unverified()
         if getattr(self, "_log_link", self.loss == "poisson"):
             np.exp(out, out=out)
-        return (out, self._prediction_std(X)) if return_std else out
+        return (out, spread) if return_std else out

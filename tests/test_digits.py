@@ -7,8 +7,6 @@ from sklearn.linear_model import LinearRegression
 
 from sktorch_linreg import TorchLinearRegressor
 
-RNG = np.random.default_rng(0)
-
 
 def exact(X, y, w=None):
     """Intercept and coefficients of the least-squares problem as given, bit by bit."""
@@ -38,21 +36,25 @@ def condition(X):
 
 
 def polynomial(degree, low, high, n=60):
+    rng = np.random.default_rng(degree)
     x = np.linspace(low, high, n)
     X = np.column_stack([x**p for p in range(1, degree + 1)])
-    return X, np.sin(x) + RNG.normal(size=n)
+    return X, np.sin(x) + rng.normal(size=n)
 
 
 def economy(n, closeness):
     """Series that grow together, as national accounts do."""
-    trend = np.cumsum(RNG.uniform(0.5, 1.5, n))
-    X = np.column_stack([trend * s * (1 + closeness * RNG.normal(size=n)) for s in (1, 80, 3e4)])
-    return np.column_stack([X, 1950.0 + np.arange(n)]), 5e4 + 30 * trend + RNG.normal(size=n)
+    rng = np.random.default_rng(1)
+    trend = np.cumsum(rng.uniform(0.5, 1.5, n))
+    X = np.column_stack([trend * s * (1 + closeness * rng.normal(size=n)) for s in (1, 80, 3e4)])
+    return np.column_stack([X, 1950.0 + np.arange(n)]), 5e4 + 30 * trend + rng.normal(size=n)
 
 
 def design(name):
-    x = RNG.normal(size=(80, 5))
-    y = x @ RNG.normal(size=5) + RNG.normal(size=80)
+    rng = np.random.default_rng(2)
+    x = rng.normal(size=(80, 5))
+    y = x @ rng.normal(size=5) + rng.normal(size=80)
+    outlier = y + 1e12 * (np.arange(80) == 7)
     far = [1e-12, 1e-6, 1.0, 1e6, 1e12]
     return {
         "well conditioned": (x, y),
@@ -65,6 +67,7 @@ def design(name):
         "target of large mean": (x, 1e9 + y),
         "feature of large mean": (x + np.array([0, 1e9, 0, -1e8, 0]), y),
         "no noise": (x, 2.0 + x @ np.arange(1.0, 6.0)),
+        "outlier with a dummy of its own": (np.c_[x, np.arange(80) == 7], outlier),
     }[name]
 
 
@@ -79,6 +82,7 @@ DESIGNS = [
     "target of large mean",
     "feature of large mean",
     "no noise",
+    "outlier with a dummy of its own",
 ]
 RANGES = [(-1, 1), (0, 1), (1, 2), (-9, -3), (100, 110), (1950, 2020)]
 
@@ -103,7 +107,7 @@ def check(X, y, w=None):
 @pytest.mark.parametrize("name", DESIGNS)
 def test_digits(name, weighted):
     X, y = design(name)
-    check(X, y, RNG.uniform(0.1, 5, len(y)) if weighted else None)
+    check(X, y, np.random.default_rng(3).uniform(0.1, 5, len(y)) if weighted else None)
 
 
 @pytest.mark.parametrize("degree", range(1, 11))
@@ -139,31 +143,86 @@ def test_digits_of_many_rows(n, closeness):
     assert digits(ours, truth) >= min(13.0, digits(theirs, truth))
 
 
-@pytest.mark.parametrize("shape", [(500, 20), (200_000, 100)])
-def test_float32_to_its_rounding(shape):
+@pytest.mark.parametrize("n", [300, 3000])
+def test_a_target_that_is_fitted_exactly_spoils_no_other(n):
     rng = np.random.default_rng(0)
-    X = rng.normal(size=shape).astype(np.float32)
-    y = (X @ rng.normal(size=shape[1]) + 0.1 * rng.normal(size=shape[0])).astype(np.float32)
+    X = rng.normal(size=(n, 1)) + 1e-7 * rng.normal(size=(n, 4)) + 5
+    y = rng.normal(size=n)
+    alone = TorchLinearRegressor(fit_intercept=False).fit(X, y)
+    beside = TorchLinearRegressor(fit_intercept=False).fit(X, np.column_stack([y, X[:, 0]]))
+    np.testing.assert_allclose(beside.coef_[0], alone.coef_, rtol=1e-14)
+    np.testing.assert_allclose(beside.coef_[1], [1, 0, 0, 0], atol=1e-15)
+
+
+@pytest.mark.parametrize("solver", [{"positive": True}, {"alpha": 1e-30, "l1_ratio": 1.0}])
+def test_digits_of_constrained_solutions_that_are_not_bound(solver):
+    rng = np.random.default_rng(0)
+    X = rng.normal(size=(2000, 1)) + 1e-4 * rng.normal(size=(2000, 3))
+    y = X @ [1.0, 2.0, 3.0] + 1e-5 * rng.normal(size=2000)
+    plain, bound = TorchLinearRegressor().fit(X, y), TorchLinearRegressor(**solver).fit(X, y)
+    np.testing.assert_allclose(bound.coef_, plain.coef_, rtol=1e-10)
+
+
+@pytest.mark.parametrize("closeness", [1.0, 1e-3, 1e-5])
+def test_statistics_of_a_fit_are_as_good_as_its_coefficients(closeness):
+    rng = np.random.default_rng(0)
+    X = rng.normal(size=(1500, 1)) + closeness * rng.normal(size=(1500, 4))
+    y = X.sum(axis=1) + rng.normal(size=1500)
     model = TorchLinearRegressor().fit(X, y)
-    double = TorchLinearRegressor().fit(X.astype(np.float64), y.astype(np.float64))
+    centred = X - X.mean(axis=0)
+    singular = np.linalg.svd(centred, compute_uv=False)
+    np.testing.assert_allclose(model.singular_, singular, rtol=1e-9)
+    going_on = TorchLinearRegressor().fit(X[:1000], y[:1000]).partial_fit(X[1000:], y[1000:])
+    np.testing.assert_allclose(going_on.coef_, model.coef_, rtol=1e-8)
+
+
+@pytest.mark.parametrize(("n", "d", "closeness"), [(60, 4, 5e-5), (500, 20, 1.0), (2000, 5, 1e-3)])
+def test_float32_to_its_rounding(n, d, closeness):
+    rng = np.random.default_rng(0)
+    X = rng.normal(size=(n, 1)) + closeness * rng.normal(size=(n, d))
+    X = X.astype(np.float32)
+    y = (X.astype(np.float64) @ np.arange(1.0, d + 1) + rng.normal(size=n)).astype(np.float32)
+    model = TorchLinearRegressor().fit(X, y)
     assert model.coef_.dtype == np.float32
-    np.testing.assert_array_equal(model.coef_, double.coef_.astype(np.float32))
+    if n <= 500:
+        truth = np.array([float(v) for v in exact(X, y)[1:]])
+    else:
+        truth = TorchLinearRegressor().fit(X.astype(np.float64), y.astype(np.float64)).coef_
+    np.testing.assert_array_less(
+        np.abs(model.coef_ - truth), 1.01 * np.spacing(np.abs(model.coef_))
+    )
+
+
+def test_many_float32_rows():
+    rng = np.random.default_rng(0)
+    X = rng.normal(size=(200_000, 100)).astype(np.float32)
+    y = (X @ rng.normal(size=100) + 0.1 * rng.normal(size=200_000)).astype(np.float32)
+    A = np.column_stack([np.ones(len(X)), X.astype(np.float64)])
+    expected = np.linalg.solve(A.T @ A, A.T @ y.astype(np.float64))[1:]
+    model = TorchLinearRegressor().fit(X, y)
+    np.testing.assert_array_less(
+        np.abs(model.coef_ - expected), 1.01 * np.spacing(np.abs(model.coef_))
+    )
 
 
 def test_the_path_is_told(capsys):
-    X, y = design("well conditioned")
-    assert TorchLinearRegressor().fit(X, y).solver_path_ == "cholesky, refined"
+    def path(X, y=None, **settings):
+        y = np.sin(np.arange(len(X))) if y is None else y
+        return TorchLinearRegressor(**settings).fit(X, y).solver_path_
+
     X, y = design("large residual, nearly collinear")
-    model = TorchLinearRegressor(verbose=1).fit(X, y)
-    assert model.solver_path_ == "qr, refined in extended precision"
+    assert path(X, y, verbose=1) == "qr, refined in extended precision"
     assert "solved by qr, refined in extended precision" in capsys.readouterr().out
-    X, y = design("economy")
-    assert TorchLinearRegressor().fit(np.hstack([X, X]), y).solver_path_ == "svd"
-    big = RNG.normal(size=(20_000, 5))
-    assert TorchLinearRegressor().fit(big, big[:, 0] + 1e-3 * big[:, 1] ** 2).solver_path_ in (
-        "cholesky",
-        "cholesky, refined",
-    )
+    assert path(*polynomial(5, -1, 1)) == "cholesky, refined in extended precision"
+    assert path(*design("well conditioned")) == "cholesky, refined"
+    assert path(np.hstack([X, X]), y) == "svd"
+    assert path(X[:2], y[:2]) == "cholesky of the rows"
+    many = np.random.default_rng(0).normal(size=(20_000, 5))
+    assert path(many) == "cholesky"
+    assert path(many + 30 * many[:, :1]) == "cholesky, refined"
+    assert path(many, many @ np.arange(5.0)) == "cholesky, refined in extended precision"
+    assert path(many, positive=True) == "cholesky, nnls"
+    assert path(many, alpha=0.1, l1_ratio=0.5) == "cholesky, fista"
 
 
 def test_same_input_same_bits():

@@ -5,12 +5,14 @@ import tracemalloc
 import numpy as np
 import pytest
 import scipy.sparse as sp
+import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from sklearn.linear_model import ElasticNet, LinearRegression, Ridge
 
-from sktorch_linreg import TorchLinearRegressor, _exact
+from sktorch_linreg import TorchLinearRegressor, _exact, _gather
 from sktorch_linreg._quadratic import proximal_quadratic
+from sktorch_linreg._types import TrainingData
 
 FORMATS = [sp.csr_matrix, sp.csc_matrix, sp.coo_matrix, sp.csr_array, sp.csc_array, sp.coo_array]
 
@@ -368,6 +370,8 @@ def test_gpu_solves_as_the_cpu_does(easy, dtype):
     X, Y = (a.astype(dtype) for a in easy)
     cpu, gpu = TorchLinearRegressor().fit(X, Y), TorchLinearRegressor(device="cuda").fit(X, Y)
     np.testing.assert_allclose(gpu.coef_, cpu.coef_, rtol=1e-9 if dtype == np.float64 else 1e-5)
+    backwards = TorchLinearRegressor(device="cuda").fit(X[::-1], Y[::-1])
+    np.testing.assert_allclose(backwards.coef_, cpu.coef_, rtol=1e-9 if X.itemsize == 8 else 1e-5)
     trained = TorchLinearRegressor(device="cuda", optimizer="lbfgs", random_state=0).fit(X, Y)
     np.testing.assert_allclose(trained.coef_, cpu.coef_, rtol=1e-3, atol=1e-4)
 
@@ -386,3 +390,14 @@ def test_lstsq_by_name_solves_what_auto_would(easy):
     auto = TorchLinearRegressor(alpha=0.1).fit(X, Y)
     named = TorchLinearRegressor(alpha=0.1, optimizer="lstsq", lr=0.1).fit(X, Y)
     np.testing.assert_array_equal(auto.coef_, named.coef_)
+
+
+def test_statistics_for_a_device_without_float64_come_from_the_cpu(easy):
+    X, Y = easy
+    data = TrainingData(np.tile(X, (500, 1)), np.tile(Y, (500, 1)), None)
+    for columns in (data, TrainingData(np.hstack([data.X, data.X]), data.y, None)):
+        here, there = (
+            _gather.gather(columns, intercept=True, device=torch.device(name), limit=1e6)
+            for name in ("cpu", "mps")
+        )
+        np.testing.assert_array_equal(here.stats.factor, there.stats.factor)

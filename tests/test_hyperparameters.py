@@ -9,6 +9,7 @@ from sklearn.pipeline import Pipeline
 from sklearn.preprocessing import StandardScaler
 
 from sktorch_linreg import TorchLinearRegressor, TorchMLPRegressor
+from sktorch_linreg._compat import InvalidParameterError
 
 GRIDS = [
     {"lr": [0.01, 0.1]},
@@ -88,3 +89,19 @@ def test_representations_show_what_was_set():
     assert "optimizer__momentum" in html
     assert repr(TorchMLPRegressor()) == "TorchMLPRegressor()"
     assert "Adam" in repr(TorchMLPRegressor(optimizer=torch.optim.Adam))
+
+
+class NegativeDefault(TorchLinearRegressor):
+    def __init__(self, alpha=-1.0):
+        super().__init__(alpha=alpha)
+
+
+def test_defaults_of_subclasses_are_checked():
+    X, y = np.eye(3), np.arange(3.0)
+    with pytest.raises(InvalidParameterError, match="'alpha' parameter of NegativeDefault"):
+        NegativeDefault().fit(X, y)
+    assert NegativeDefault(alpha=0.5).fit(X, y).get_params() == {"alpha": 0.5}
+    NegativeDefault._get_param_names().append("other")
+    assert list(NegativeDefault().get_params()) == ["alpha"]
+    with pytest.raises(InvalidParameterError, match="'fit_intercept'"):
+        TorchLinearRegressor(fit_intercept=1).fit(X, y)

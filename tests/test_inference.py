@@ -74,26 +74,34 @@ def test_they_survive_pickling_and_batches(rows):
     assert not np.allclose(model.fit(X, -2 * Y).coef_std_err_, before)
 
 
-def test_standard_errors_of_a_fit_with_hardly_any_noise(rows):
-    X, _, _ = rows
-    noise = 1e-7 * np.sin(np.arange(60.0))
-    model = TorchLinearRegressor().fit(X, X @ [1.0, 2.0, 3.0, 4.0] + noise)
+@pytest.mark.parametrize("how", ["fit", "batches", "one batch"])
+@pytest.mark.parametrize("n", [60, 5000])
+def test_standard_errors_of_a_fit_with_hardly_any_noise(how, n):
+    rng = np.random.default_rng(0)
+    X, noise = rng.normal(size=(n, 4)), 1e-7 * rng.normal(size=n)
+    model, y = TorchLinearRegressor(), X @ [1.0, 2.0, 3.0, 4.0] + noise
+    if how == "fit":
+        model.fit(X, y)
+    for rows in np.array_split(np.arange(n), 5 if how == "batches" else 1):
+        if how != "fit":
+            model.partial_fit(X[rows], y[rows])
     centred = X - X.mean(axis=0)
     residual = noise - noise.mean() - centred @ np.linalg.lstsq(centred, noise, rcond=None)[0]
-    covariance = np.linalg.inv(centred.T @ centred) * (residual @ residual) / 55
-    # the target itself is rounded to 1e-12
-    np.testing.assert_allclose(model.coef_std_err_, np.sqrt(np.diag(covariance)), rtol=1e-4)
+    covariance = np.linalg.inv(centred.T @ centred) * (residual @ residual) / (n - 5)
+    # the target itself is rounded to 1e-16
+    np.testing.assert_allclose(model.coef_std_err_, np.sqrt(np.diag(covariance)), rtol=1e-7)
+    assert model.loss_ == pytest.approx((residual @ residual) / n / np.var(y), rel=1e-7)
 
 
 @pytest.mark.parametrize(
     ("settings", "change", "reason"),
     [
         ({"alpha": 0.1}, None, "Set alpha=0"),
-        ({"positive": True}, None, "sign constraint"),
+        ({"positive": True}, None, "positive=False"),
         ({}, "collinear", "rank 4 of 5"),
         ({}, "constant", "rank 4 of 5"),
         ({}, "few", "5 rows of non-zero weight leave no degree of freedom for 5 parameters"),
-        ({"optimizer": "lbfgs"}, None, "solved by 'lbfgs'"),
+        ({"optimizer": "lbfgs"}, None, "trained by 'lbfgs'"),
     ],
 )
 def test_where_they_are_not_defined_the_error_says_why(rows, settings, change, reason):
@@ -109,7 +117,7 @@ def test_where_they_are_not_defined_the_error_says_why(rows, settings, change, r
         assert not hasattr(model, name)
         with pytest.raises(AttributeError, match=reason):
             getattr(model, name)
-    with pytest.raises(AttributeError, match=reason):
+    with pytest.raises(ValueError, match=reason):
         model.predict(X, return_std=True)
     assert model.predict(X).shape == Y.shape
 
@@ -117,9 +125,37 @@ def test_where_they_are_not_defined_the_error_says_why(rows, settings, change, r
 def test_singular_values_are_those_of_the_centred_features(rows):
     X, Y, _ = rows
     model = TorchLinearRegressor().fit(X, Y)
-    assert "singular_" not in vars(model)
     expected = np.linalg.svd(X - X.mean(axis=0), compute_uv=False)
     np.testing.assert_allclose(model.singular_, expected, rtol=1e-9)
     assert not hasattr(TorchLinearRegressor(positive=True).fit(X, Y), "singular_")
     assert not hasattr(TorchLinearRegressor(optimizer="adam", max_epochs=1).fit(X, Y), "singular_")
     assert not hasattr(TorchLinearRegressor(), "singular_")
+
+
+def test_asking_changes_nothing(rows):
+    X, Y, _ = rows
+    for model in (TorchLinearRegressor().fit(X, Y), TorchLinearRegressor().fit(X[:3], Y[:3])):
+        before = dict(vars(model))
+        pickled = pickle.dumps(model)
+        assert hasattr(model, "singular_")
+        hasattr(model, "coef_std_err_")
+        assert vars(model).keys() == before.keys()
+        assert pickle.dumps(model) == pickled
+        np.testing.assert_allclose(pickle.loads(pickled).singular_, model.singular_)
+
+
+def test_a_display_of_many_columns_works_nothing_out(rows):
+    X, Y, _ = rows
+    assert "coef_std_err_" in dir(TorchLinearRegressor().fit(X, Y))
+    wide = np.random.default_rng(0).normal(size=(400, 300))
+    model = TorchLinearRegressor().fit(wide, wide[:, 0])
+    assert "coef_std_err_" not in dir(model)
+    assert "coef_" in dir(model)
+    assert model.coef_std_err_.shape == (300,)
+
+
+def test_coefficients_set_by_hand_have_no_errors():
+    model = TorchLinearRegressor()
+    model.coef_, model.intercept_ = np.ones(3), 0.0
+    with pytest.raises(AttributeError, match=r"set by hand\. Call fit"):
+        _ = model.coef_std_err_

@@ -4,6 +4,7 @@ import pickle
 import warnings
 
 import numpy as np
+import pandas as pd
 import pytest
 import scipy.sparse as sp
 import torch
@@ -426,3 +427,16 @@ def test_an_option_can_be_taken_back():
     assert model.fit(X, y).optimizer_ == "adam"
     with pytest.raises(AttributeError):
         del model.optimizer__momentum
+
+
+def test_names_that_are_missing_are_told_once():
+    frame = pd.DataFrame(X, columns=["a", "b", "c"])
+    model = TorchLinearRegressor(alpha=5.0, l1_ratio=1.0).fit(frame, y)
+    assert not model.coef_.all()
+    with pytest.warns(UserWarning, match="feature names") as caught:
+        model.predict(X)
+    assert len(caught) == 1
+    model = TorchLinearRegressor().partial_fit(frame, y)
+    with pytest.warns(UserWarning, match="feature names") as caught:
+        model.partial_fit(X[:2], y[:2])
+    assert len(caught) == 1

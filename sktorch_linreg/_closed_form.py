@@ -1,0 +1,196 @@
+"""Least squares and ridge in closed form from their statistics, of full rank or not.
+
+What is left of the rows here is a matrix A of at most as many rows as columns, square and
+triangular if the rows were many.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+import scipy.linalg
+from scipy.linalg import lapack
+
+from ._data import column_scale, make_scaling
+from ._refinement import Preconditioner
+from ._statistics import Statistics, condition, unit_columns
+from ._types import FitSpec, FloatArray, Mask, Scaling
+
+# LinearRegression's own cut-off: no column that it keeps is dropped here
+COARSEST_TOL = 1e-6
+# estimated condition numbers may fall short by a factor of three or so
+CERTAINLY = 10.0
+# sizes of rows that differ by less need no care in a QR decomposition
+EVEN_SIZES = 100.0
+# condition number up to which two refinements of a Cholesky solution reach rounding
+TWICE_REFINABLE = 1e8
+
+
+@dataclass(frozen=True)
+class Problem:
+    """Centred least squares ``|A b - c|**2 + rest`` in the user's units, and its scaling."""
+
+    A: FloatArray  # min(n, n_features), n_features
+    c: FloatArray  # min(n, n_features), n_targets
+    rest: FloatArray  # n_targets
+    scaling: Scaling
+    weight: float
+
+
+def make_problem(stats: Statistics, spec: FitSpec) -> Problem:
+    d = stats.n_features
+    x, y = stats.moments()
+    A, live = stats.factor[:, :d], column_scale(x, stats.intercept) > 0
+    if not live.all():
+        A = np.where(live, A, 0.0)
+    scaling = make_scaling(x, y, spec)
+    return Problem(A, stats.factor[:, d:], stats.rest, scaling, stats.weight)
+
+
+def rank_tolerance(tol: float | None, eps: float, shape: tuple[int, int]) -> float:
+    """Relative singular-value cut-off: machine epsilon x max(shape), never coarser than 1e-6."""
+    return min(eps * max(shape), COARSEST_TOL) if tol is None else tol
+
+
+@dataclass(frozen=True)
+class Solution:
+    """Coefficients of shape (n_features, n_targets) in the user's units, and the rank of X.
+
+    `precondition` is there where the columns that are not constant are independent, `squares` of
+    the residuals where they are known already, `path` where it was not straight.
+    """
+
+    coef: FloatArray
+    rank: int | None = None
+    precondition: Preconditioner | None = None
+    squares: FloatArray | None = None
+    path: str | None = None
+
+
+def _triangular(A: FloatArray, c: FloatArray, live: Mask) -> tuple[FloatArray, FloatArray]:
+    """The live columns of A, square and triangular if A has as many rows, and c beside them."""
+    if live.all():
+        return A, c
+    dead = ~live
+    if len(A) == len(live) and not A[dead].any():
+        # a factor from the Gram matrix has nothing there
+        return A[np.ix_(live, live)], c[live]
+    Q, R = np.linalg.qr(A[:, live])
+    return R, Q.T @ c
+
+
+def closed_form(p: Problem, spec: FitSpec, tol: float) -> Solution:
+    """Least squares or ridge, of least norm where the columns are dependent.
+
+    The solution lies in the row space, of the penalised units if there is a penalty and of the
+    user's if not. If that is not the whole space, a basis of it takes the place of the columns,
+    and of all least-squares solutions the one of least norm comes out.
+    """
+    scaled, norms = unit_columns(p.A)
+    live = norms > 0
+    b = np.zeros((p.A.shape[1], p.c.shape[1]))
+    if not live.any() or not p.A.size:
+        return Solution(b, 0, path="svd")
+    scaled, c = _triangular(scaled, p.c, live)
+    norms = norms[live]
+    damping = spec.damping(p.weight, p.c.shape[1])
+    factor = p.scaling.x_factor[live] if damping > 0 else np.ones(len(norms))
+    if len(scaled) < len(norms):
+        short = _of_few_rows(scaled, norms * factor, c, damping, tol)
+        if short is not None:
+            b[live] = short * factor[:, None]
+            return Solution(b, len(scaled), path="cholesky of the rows")
+    rank, span, size = _rank(scaled, tol)
+    if rank < len(norms):
+        basis = _orthonormal((norms * factor)[:, None] * span, norms * factor)
+        z, _ = _least_squares((scaled * (norms * factor)) @ basis, c, damping)
+        b[live] = basis @ z * factor[:, None]
+        return Solution(b, rank, path="svd")
+    if damping == 0:
+        triangle, factor = np.ascontiguousarray(scaled), 1.0 / norms
+        z = lapack.dtrtrs(triangle, c, lower=0)[0]
+    else:
+        z, triangle = _least_squares(scaled * (norms * factor), c, damping)
+        size = condition(triangle)
+    b[live] = z * factor[:, None]
+    return Solution(b, rank, Preconditioner(triangle, factor, live, size))
+
+
+def _of_few_rows(
+    unit: FloatArray, sizes: FloatArray, c: FloatArray, damping: float, tol: float
+) -> FloatArray | None:
+    """Solution of least norm, or ridge, of independent rows ``unit * sizes``, from their products.
+
+    None where the rows are too close to dependent for that.
+    """
+    R, info = lapack.dpotrf(unit @ unit.T, lower=0)
+    if info != 0 or CERTAINLY * condition(R) * tol > 1.0:
+        return None
+    rows = unit * sizes
+    K = rows @ rows.T
+    K[np.diag_indices(len(K))] += damping
+    scale = 1.0 / np.sqrt(np.diagonal(K))[:, None]
+    R, info = lapack.dpotrf(K * scale * scale.T, lower=0)
+    if info != 0 or condition(R) ** 2 > TWICE_REFINABLE:
+        return None
+    z = scale * lapack.dpotrs(R, scale * c, lower=0)[0]
+    for _ in range(2):
+        residual = c - rows @ (rows.T @ z) - damping * z
+        z += scale * lapack.dpotrs(R, scale * residual, lower=0)[0]
+    out: FloatArray = rows.T @ z
+    return out
+
+
+def _least_squares(
+    rows: FloatArray, right: FloatArray, damping: float
+) -> tuple[FloatArray, FloatArray]:
+    """Minimiser of ``|rows @ z - right|**2 + damping * |z|**2``, and its triangular factor."""
+    rows, right = damped(rows, right, damping)
+    unit, norms = unit_columns(rows)
+    Q, R = scipy.linalg.qr(unit, mode="economic")
+    return scipy.linalg.solve_triangular(R, Q.T @ right) / norms[:, None], R * norms
+
+
+def _rank(unit: FloatArray, tol: float) -> tuple[int, FloatArray, float]:
+    """Rank of unit columns; columns that span the row space if it is not whole; condition number.
+
+    Singular values are only worked out where a triangle does not tell the rank well enough.
+    """
+    n_rows, n_columns = unit.shape
+    if n_rows < n_columns:
+        Q, R = np.linalg.qr(unit.T)
+        if CERTAINLY * condition(R) * tol <= 1.0:
+            return n_rows, unit.T, np.inf
+        _, S, Wh = scipy.linalg.svd(R.T)
+        rank = int(np.sum(S > tol * S[0]))
+        return rank, Q @ Wh[:rank].T, np.inf
+    size = condition(unit)
+    if CERTAINLY * size * tol <= 1.0:
+        return n_columns, unit, size
+    _, S, Vh = scipy.linalg.svd(unit)
+    rank = int(np.sum(S > tol * S[0]))
+    return rank, Vh[:rank].T, size
+
+
+def _orthonormal(columns: FloatArray, sizes: FloatArray) -> FloatArray:
+    """Orthonormal basis of what `columns` span, whose rows are of these sizes."""
+    if sizes.max() < EVEN_SIZES * sizes.min():
+        return np.linalg.qr(columns)[0]
+    # rows sorted by size keep a QR with very different row scales accurate (Cox and Higham, 1998)
+    order = np.argsort(-sizes, kind="stable")
+    Q = scipy.linalg.qr(columns[order], mode="economic", pivoting=True)[0]
+    basis: FloatArray = np.empty_like(Q)
+    basis[order] = Q
+    return basis
+
+
+def damped(rows: FloatArray, right: FloatArray, damping: float) -> tuple[FloatArray, FloatArray]:
+    """Rows and right-hand sides with those of the ridge term below."""
+    if damping == 0:
+        return rows, right
+    d = rows.shape[1]
+    return (
+        np.vstack([rows, np.sqrt(damping) * np.eye(d)]),
+        np.vstack([right, np.zeros((d, right.shape[1]))]),
+    )

@@ -1,0 +1,146 @@
+"""Parameters of the estimators: dunder options, get and set, validation."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Mapping
+from contextlib import suppress
+from functools import cache
+from typing import Any, ClassVar, Self
+
+from sklearn.base import BaseEstimator
+
+from ._compat import InvalidParameterError, validate_parameter_constraints
+from ._names import nearest
+
+# prefixes of options that are handed on: `optimizer__momentum` reaches the optimizer as `momentum`
+PREFIXES = ("optimizer__", "loss__", "lr_schedule__")
+
+
+class ParametersMixin(BaseEstimator):  # type: ignore[misc]
+    """Constructor parameters, and options with a prefix beside them."""
+
+    _parameter_constraints: ClassVar[dict[str, Any]]
+    _options: dict[str, Any]
+
+    # -- dunder options -------------------------------------------------------------------------
+
+    def _set_options(self, options: Mapping[str, Any]) -> None:
+        """Keep the constructor's dunder options as they are; other names are not parameters."""
+        known = type(self)._get_param_names()
+        for name in options:
+            if not name.startswith(PREFIXES):
+                raise TypeError(
+                    f"{type(self).__name__} has no parameter {name!r}.{nearest(name, known)} "
+                    f"Options may start with {', '.join(PREFIXES)}."
+                )
+        self._options = dict(options)
+
+    def __getattr__(self, name: str) -> Any:
+        options = self.__dict__.get("_options", {})
+        if name in options:
+            return options[name]
+        # once more, so that a property or an unavailable method says why it is not there
+        return object.__getattribute__(self, name)
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        if name.startswith(PREFIXES):
+            self._options = {**self._options, name: value}
+        else:
+            super().__setattr__(name, value)
+
+    def get_params(self, deep: bool = True) -> dict[str, Any]:
+        """Get parameters, dunder options included.
+
+        Parameters
+        ----------
+        deep : bool, default=True
+            Kept for scikit-learn; there are no nested estimators.
+
+        Returns
+        -------
+        dict
+            Parameter names mapped to their values.
+
+        Examples
+        --------
+        >>> from sktorch_linreg import TorchLinearRegressor
+        >>> TorchLinearRegressor(optimizer__momentum=0.9).get_params()["optimizer__momentum"]
+        0.9
+        """
+        params = {name: getattr(self, name) for name in self._get_param_names()}
+        return {**params, **self._options}
+
+    def set_params(self, **params: Any) -> Self:
+        """Set parameters, dunder options included.
+
+        Parameters
+        ----------
+        **params : dict
+            Parameters by name; ``optimizer__*``, ``loss__*`` and ``lr_schedule__*`` need not have
+            been given before.
+
+        Returns
+        -------
+        self : estimator
+            This estimator.
+
+        Raises
+        ------
+        ValueError
+            If a name is not that of a parameter.
+
+        Examples
+        --------
+        >>> from sktorch_linreg import TorchLinearRegressor
+        >>> TorchLinearRegressor().set_params(optimizer="sgd", optimizer__momentum=0.9)
+        TorchLinearRegressor(optimizer='sgd', optimizer__momentum=0.9)
+        """
+        known = self._get_param_names()
+        for name in params:
+            if name not in known and not name.startswith(PREFIXES):
+                raise ValueError(
+                    f"{type(self).__name__} has no parameter {name!r}.{nearest(name, known)} "
+                    f"Valid parameters are {known}, and options that start with "
+                    f"{', '.join(PREFIXES)}."
+                )
+        for name, value in params.items():
+            setattr(self, name, value)
+        return self
+
+    def _options_of(self, prefix: str) -> dict[str, Any]:
+        return {k.removeprefix(prefix): v for k, v in self._options.items() if k.startswith(prefix)}
+
+    @classmethod
+    def _get_param_names(cls) -> list[str]:
+        # scikit-learn reads the signature anew each time, which takes longer than a small fit
+        return list(cls._param_names())
+
+    @classmethod
+    @cache
+    def _param_names(cls) -> tuple[str, ...]:
+        return tuple(super()._get_param_names())
+
+    def _validate_params(self) -> None:
+        """Check what is not a valid default; checking everything takes longer than a small fit."""
+        values = {name: getattr(self, name) for name in self._param_names()}
+        known = self._valid_defaults()
+        params = {k: v for k, v in values.items() if k not in known or v is not known[k]}
+        validate_parameter_constraints(self._parameter_constraints, params, type(self).__name__)
+
+    @classmethod
+    @cache
+    def _valid_defaults(cls) -> dict[str, Any]:
+        valid = {}
+        for name, parameter in inspect.signature(cls).parameters.items():
+            with suppress(InvalidParameterError):
+                default = {name: parameter.default}
+                validate_parameter_constraints(cls._parameter_constraints, default, cls.__name__)
+                valid.update(default)
+        return valid
+
+    def __delattr__(self, name: str) -> None:
+        if name in self._options:
+            self._options = {k: v for k, v in self._options.items() if k != name}
+        else:
+            super().__delattr__(name)
