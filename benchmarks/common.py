@@ -9,6 +9,10 @@ from statistics import median
 import numpy as np
 
 
+# seconds from which on a contender may have used threads, and until they have gone to sleep
+THREADED, PAUSE = 0.003, 0.1
+
+
 def rounds(contenders, n_rounds):
     """Seconds of each contender in each round, after one round that is not counted."""
     seconds = {name: [] for name in contenders}
@@ -16,8 +20,12 @@ def rounds(contenders, n_rounds):
         for name, run in contenders.items():
             start = time.perf_counter()
             run()
+            taken = time.perf_counter() - start
             if number:
-                seconds[name].append(time.perf_counter() - start)
+                seconds[name].append(taken)
+            if taken > THREADED:
+                # idle threads of BLAS keep a core busy for a while, which is not the next one's fault
+                time.sleep(PAUSE)
     return seconds
 
 

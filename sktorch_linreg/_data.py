@@ -101,8 +101,13 @@ def validate_rows(
     y = y.reshape(len(y), -1)
     if sample_weight is None:
         return TrainingData(X, y, None, verify), n_dim
-    weight = check_sample_weight(sample_weight, X, dtype=np.float64, ensure_non_negative=True)
-    least = weight.min()
+    weight, least = sample_weight, -1.0
+    if is_plain(weight, (1,)) and len(weight) == X.shape[0] and np.isfinite(weight).all():
+        weight = np.asarray(weight, dtype=np.float64)
+        least = weight.min()
+    if least <= 0:
+        weight = check_sample_weight(weight, X, dtype=np.float64, ensure_non_negative=True)
+        least = weight.min()
     if least == 0:
         if verify is not None:
             verify()

@@ -82,14 +82,13 @@ def _write(
 ) -> None:
     # torch casts and broadcasts in one go, where numpy's loops are as short as a row
     factor = None if root is None else torch.from_numpy(root)[:, None]
+    if rows.dtype != out.dtype or (shift is None and factor is None):
+        # a cast of its own is faster than one inside of the arithmetic
+        rows = out.copy_(rows)
     if shift is not None:
-        torch.sub(rows, shift, out=out)
-        if factor is not None:
-            out.mul_(factor)
-    elif factor is not None:
+        rows = torch.sub(rows, shift, out=out)
+    if factor is not None:
         torch.mul(rows, factor, out=out)
-    else:
-        out.copy_(rows)
 
 
 def beside(data: TrainingData, shift: FloatArray, part: slice) -> FloatArray:

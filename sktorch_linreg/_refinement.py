@@ -143,6 +143,10 @@ def refine_once(
     if stats.intercept:
         change = change - x_mean @ step
     coef = coef + step
+    if few:
+        # as exact as the pairs of affine in what they can tell of one step
+        intercept = shift[d:].astype(np.longdouble) - shift[:d].astype(np.longdouble) @ coef
+        return Refined(coef, (intercept + constant + change).astype(np.float64), squares)
     base = np.stack([shift[d:], constant, change])
     return Refined(coef, affine(base, shift[:d], coef), squares)
 

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
+from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -38,7 +39,7 @@ class Statistics:
         """Weighted means of features and targets, 0 without an intercept."""
         return self.shift + self.offset
 
-    @property
+    @cached_property
     def target_squares(self) -> FloatArray:
         """Weighted squares of the centred targets."""
         turned = self.factor[:, self.n_features :]
@@ -56,7 +57,7 @@ class Statistics:
 
     def to_state(self) -> dict[str, Any]:
         """Plain numbers and arrays, for pickling."""
-        return dict(vars(self))
+        return {field.name: getattr(self, field.name) for field in fields(self)}
 
     def merge(self, other: Statistics) -> Statistics:
         """Statistics of the rows of both, from one QR decomposition of both factors."""
