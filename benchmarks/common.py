@@ -8,9 +8,8 @@ from statistics import median
 
 import numpy as np
 
-
 # seconds from which on a contender may have used threads, and until they have gone to sleep
-THREADED, PAUSE = 0.003, 0.1
+THREADED, PAUSE = 0.003, 0.05
 
 
 def rounds(contenders, n_rounds):
@@ -24,12 +23,12 @@ def rounds(contenders, n_rounds):
             if number:
                 seconds[name].append(taken)
             if taken > THREADED:
-                # idle threads of BLAS keep a core busy for a while, which is not the next one's fault
+                # idle threads of BLAS keep a core busy for a while, at the expense of the next
                 time.sleep(PAUSE)
     return seconds
 
 
-def n_rounds(contenders, budget=8.0, most=201):
+def n_rounds(contenders, budget=3.0, most=101):
     """As many rounds as fit into `budget` seconds, but at least five."""
     start = time.perf_counter()
     for run in contenders.values():

@@ -87,7 +87,7 @@ class TorchLinearRegressor(BaseLinear):
         Seed of initial weights, batch order and held-out rows. torch's and numpy's global random
         state is never changed.
     verbose : bool or int, default=0
-        Whether to print a line per epoch.
+        Whether to print a line per epoch, or how the exact solver went about it.
     record_path : bool, default=False
         Whether to keep the coefficients of every epoch.
     callbacks : list or None, default=None
@@ -103,9 +103,11 @@ class TorchLinearRegressor(BaseLinear):
     intercept_ : float or ndarray of shape (n_targets,)
         Intercept; 0.0 without `fit_intercept`.
     rank_ : int
-        Rank of the centred, column-scaled `X`. Exact solver, `X` not wide and sparse.
+        Rank of the centred, column-scaled `X`. Least squares and ridge from the exact solver alone,
+        and not where `X` is sparse with more than 2000 columns.
     singular_ : ndarray of shape (min(n_samples, n_features),)
-        Singular values of the centred `X`, computed when asked for. Only where `rank_` is.
+        Singular values of the weighted `X`, centred if there is an intercept; worked out when asked
+        for. Only where `rank_` is.
     solver_path_ : str
         How the exact solver went about it, such as ``"cholesky"``, ``"cholesky, refined"`` or
         ``"svd"``.
@@ -340,6 +342,11 @@ class TorchLinearRegressor(BaseLinear):
         >>> model.coef_, model.intercept_ = np.array([2.0]), 1.0
         >>> model.predict([[3.0]])
         array([7.])
+        >>> model.fit([[0.0], [1.0], [2.0]], [0.0, 1.0, 3.0])
+        TorchLinearRegressor()
+        >>> mean, error = model.predict([[3.0]], return_std=True)
+        >>> mean.round(3), error.round(3)
+        (array([4.333]), array([0.624]))
         """
         X, unverified = self._validate_predict(X)
         spread = self._prediction_std(X) if return_std else None
