@@ -29,7 +29,7 @@ from ._quadratic import proximal_quadratic
 from ._refinement import Preconditioner, Refined, refine_fully, refine_once
 from ._statistics import EPS, Statistics, condition, unit_columns
 from ._threads import quiet_blas
-from ._types import FitResult, FitSpec, FloatArray, Scaling, TrainingData, reciprocal
+from ._types import FitResult, FitSpec, FloatArray, Scaling, TrainingData
 
 # a sparse X with more columns is solved by iteration, since its factor would be dense
 MAX_FACTOR_FEATURES = 2000
@@ -161,7 +161,8 @@ def _refine(
         return None, ""
     double = g.stats.eps == EPS
     errors = s.precondition.condition**2 * g.cancellation * EPS / g.stats.eps
-    left = float((g.stats.rest * reciprocal(g.stats.target_squares)).min())
+    told = g.stats.target_squares > 0
+    left = float(np.min(g.stats.rest[told] / g.stats.target_squares[told], initial=1.0))
     # a few rows cost so little that no digit is left to chance
     few = data.n_samples * data.n_features <= FEW_ENTRIES and double and not sp.issparse(data.X)
     negligible = errors <= (NEGLIGIBLE if double else NEGLIGIBLE_SINGLE)

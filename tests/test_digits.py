@@ -221,6 +221,7 @@ def test_the_path_is_told(capsys):
     assert path(many) == "cholesky"
     assert path(many + 30 * many[:, :1]) == "cholesky, refined"
     assert path(many, many @ np.arange(5.0)) == "cholesky, refined in extended precision"
+    assert path(many, np.ones(20_000)) == "cholesky"
     assert path(many, positive=True) == "cholesky, nnls"
     assert path(many, alpha=0.1, l1_ratio=0.5) == "cholesky, fista"
 
