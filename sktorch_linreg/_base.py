@@ -79,6 +79,7 @@ class BaseTorchRegressor(MultiOutputMixin, RegressorMixin, ParametersMixin):  # 
         "verbose": ["verbose"],
         "callbacks": [None, list, tuple],
     }
+
     # -- fit ------------------------------------------------------------------------------------
 
     def _fit(self, X: Any, y: Any, sample_weight: Any, *, incremental: bool) -> Self:

@@ -48,9 +48,16 @@ def make_problem(stats: Statistics, spec: FitSpec) -> Problem:
     return Problem(A, stats.factor[:, d:], stats.rest, scaling, stats.weight)
 
 
-def rank_tolerance(tol: float | None, eps: float, shape: tuple[int, int]) -> float:
+def rank_tolerance(stats: Statistics, spec: FitSpec) -> float:
     """Relative singular-value cut-off: machine epsilon x max(shape), never coarser than 1e-6."""
-    return min(eps * max(shape), COARSEST_TOL) if tol is None else tol
+    if spec.tol is not None:
+        return spec.tol
+    return min(stats.eps * max(stats.n_samples, stats.n_features), COARSEST_TOL)
+
+
+def surely_independent(size: float, tol: float) -> bool:
+    """Whether columns of an estimated condition number have full rank at a relative cut-off."""
+    return CERTAINLY * size * tol <= 1.0
 
 
 @dataclass(frozen=True)
@@ -78,6 +85,12 @@ def _triangular(A: FloatArray, c: FloatArray, live: Mask) -> tuple[FloatArray, F
         return A[np.ix_(live, live)], c[live]
     Q, R = np.linalg.qr(A[:, live])
     return R, Q.T @ c
+
+
+def of_full_rank(p: Preconditioner, turned: FloatArray) -> Solution:
+    """Least squares from the triangle of independent columns, and the targets turned by it."""
+    coef = p.factor[:, None] * lapack.dtrtrs(p.triangle, turned, lower=0)[0]
+    return Solution(p.scatter(coef), len(coef), p)
 
 
 def closed_form(p: Problem, spec: FitSpec, tol: float) -> Solution:
@@ -108,13 +121,11 @@ def closed_form(p: Problem, spec: FitSpec, tol: float) -> Solution:
         b[live] = basis @ z * factor[:, None]
         return Solution(b, rank, path="svd")
     if damping == 0:
-        triangle, factor = np.ascontiguousarray(scaled), 1.0 / norms
-        z = lapack.dtrtrs(triangle, c, lower=0)[0]
-    else:
-        z, triangle = _least_squares(scaled * (norms * factor), c, damping)
-        size = condition(triangle)
+        straight = Preconditioner(np.ascontiguousarray(scaled), 1.0 / norms, live, size)
+        return of_full_rank(straight, c)
+    z, triangle = _least_squares(scaled * (norms * factor), c, damping)
     b[live] = z * factor[:, None]
-    return Solution(b, rank, Preconditioner(triangle, factor, live, size))
+    return Solution(b, rank, Preconditioner(triangle, factor, live, condition(triangle)))
 
 
 def _of_few_rows(
@@ -125,7 +136,7 @@ def _of_few_rows(
     None where the rows are too close to dependent for that.
     """
     R, info = lapack.dpotrf(unit @ unit.T, lower=0)
-    if info != 0 or CERTAINLY * condition(R) * tol > 1.0:
+    if info != 0 or not surely_independent(condition(R), tol):
         return None
     rows = unit * sizes
     K = rows @ rows.T
@@ -157,20 +168,15 @@ def _rank(unit: FloatArray, tol: float) -> tuple[int, FloatArray, float]:
 
     Singular values are only worked out where a triangle does not tell the rank well enough.
     """
-    n_rows, n_columns = unit.shape
-    if n_rows < n_columns:
-        Q, R = np.linalg.qr(unit.T)
-        if CERTAINLY * condition(R) * tol <= 1.0:
-            return n_rows, unit.T, np.inf
-        _, S, Wh = scipy.linalg.svd(R.T)
-        rank = int(np.sum(S > tol * S[0]))
-        return rank, Q @ Wh[:rank].T, np.inf
-    size = condition(unit)
-    if CERTAINLY * size * tol <= 1.0:
-        return n_columns, unit, size
-    _, S, Vh = scipy.linalg.svd(unit)
+    wide = len(unit) < unit.shape[1]
+    Q, R = np.linalg.qr(unit.T) if wide else (None, unit)
+    size = condition(R)
+    if surely_independent(size, tol):
+        return len(R), unit.T, size
+    _, S, Vh = scipy.linalg.svd(R.T if wide else R)
     rank = int(np.sum(S > tol * S[0]))
-    return rank, Vh[:rank].T, size
+    span = Vh[:rank].T
+    return rank, (span if Q is None else Q @ span), size
 
 
 def _orthonormal(columns: FloatArray, sizes: FloatArray) -> FloatArray:

@@ -14,13 +14,14 @@ import scipy.sparse as sp
 from scipy.linalg import lapack
 
 from ._closed_form import (
-    CERTAINLY,
     Problem,
     Solution,
     closed_form,
     damped,
     make_problem,
+    of_full_rank,
     rank_tolerance,
+    surely_independent,
 )
 from ._data import make_scaling
 from ._gather import Gathered, gather
@@ -59,17 +60,10 @@ def _directly(g: Gathered, spec: FitSpec) -> Solution | None:
     u, stats = g.unit, g.stats
     if u is None or spec.l2 or solver_name(spec) != "lstsq":
         return None
-    shape = (stats.n_samples, stats.n_features)
-    if CERTAINLY * u.condition * rank_tolerance(spec.tol, stats.eps, shape) > 1.0:
+    if not surely_independent(u.condition, rank_tolerance(stats, spec)):
         return None
-    factor = 1.0 / u.norms
-    coef = factor[:, None] * lapack.dtrtrs(u.triangle, u.turned, lower=0)[0]
-    if len(coef) < stats.n_features:
-        live = coef
-        coef = np.zeros((stats.n_features, live.shape[1]))
-        coef[u.live] = live
-    precondition = Preconditioner(u.triangle, factor, u.live, u.condition)
-    return Solution(coef, len(factor), precondition, stats.rest)
+    triangle = Preconditioner(u.triangle, 1.0 / u.norms, u.live, u.condition)
+    return replace(of_full_rank(triangle, u.turned), squares=stats.rest)
 
 
 def _non_negative(p: Problem, spec: FitSpec) -> FloatArray:
@@ -139,8 +133,7 @@ def handles(data: TrainingData, spec: FitSpec) -> bool:
 def _minimiser(p: Problem, stats: Statistics, spec: FitSpec) -> Solution:
     name = solver_name(spec)
     if name == "lstsq":
-        shape = (stats.n_samples, stats.n_features)
-        return closed_form(p, spec, rank_tolerance(spec.tol, stats.eps, shape))
+        return closed_form(p, spec, rank_tolerance(stats, spec))
     return Solution(_non_negative(p, spec) if name == "nnls" else _elastic_net(p, spec))
 
 
@@ -172,7 +165,7 @@ def _refine(
         refined = refine_fully(data, g.stats, s.precondition, penalty, s.coef)
         if refined is not None:
             return refined, ", refined in extended precision"
-    once = refine_once(data, g.stats, g.shifted, s.precondition, penalty, s.coef, few=few)
+    once = refine_once(data, g.stats, s.precondition, penalty, s.coef, few=few)
     return once, ", refined"
 
 
@@ -277,13 +270,14 @@ def add_batch(
     data: TrainingData, spec: FitSpec, previous: Statistics | None
 ) -> tuple[FitResult, Statistics]:
     """The exact minimiser over all rows so far; memory O(n_features ** 2)."""
-    g = gather(
-        data,
-        intercept=spec.fit_intercept,
-        device=spec.device,
-        limit=MERGEABLE,
-        least_rest=MERGEABLE_REST,
-    )
-    if previous is not None:
-        g = Gathered(previous.merge(g.stats), "qr of merged statistics")
-    return _solve(g, spec, None)
+    with quiet_blas(data.n_samples, data.n_features):
+        g = gather(
+            data,
+            intercept=spec.fit_intercept,
+            device=spec.device,
+            limit=MERGEABLE,
+            least_rest=MERGEABLE_REST,
+        )
+        if previous is not None:
+            g = Gathered(previous.merge(g.stats), "qr of merged statistics")
+        return _solve(g, spec, None)

@@ -43,7 +43,7 @@ LARGE_CANCELLATION = 100.0
 
 def blocks(
     data: TrainingData,
-    shift: FloatArray | None,
+    shift: FloatArray,
     start: int,
     stop: int,
     *,
@@ -58,7 +58,8 @@ def blocks(
     d = data.n_features
     weight = data.weight if rooted else None
     step = max(BLOCK_ENTRIES // d, least * d)
-    plain = shift is None and weight is None and data.X.dtype == np.float64
+    by = as_tensor(shift[:d]) if shift[:d].any() else None
+    plain = by is None and weight is None and data.X.dtype == np.float64
     dense = not sp.issparse(data.X)
     if dense and plain:
         step = max(step, VIEWED_COLUMNS * d)
@@ -67,7 +68,6 @@ def blocks(
             yield part, np.asarray(data.X[part])
         return
     buffer = np.empty((min(step, stop - start), d))
-    by = None if shift is None else as_tensor(shift[:d])
     for i in range(start, stop, step):
         part = slice(i, min(i + step, stop))
         rows = data.X[part]
@@ -106,12 +106,7 @@ def beside(data: TrainingData, shift: FloatArray, part: slice) -> FloatArray:
 
 
 def _span_gram(
-    data: TrainingData,
-    shift: FloatArray,
-    shifted: bool,
-    device: torch.device,
-    start: int,
-    stop: int,
+    data: TrainingData, shift: FloatArray, device: torch.device, start: int, stop: int
 ) -> FloatArray:
     """Products of the columns [X, y, 1] over a span of rows; of X with X the others' rows alone."""
     d, m = data.n_features, data.n_targets + 1
@@ -119,7 +114,7 @@ def _span_gram(
     square, cross = np.empty((d, d)), np.empty((m, d))
     on_device = device.type != "cpu"
     sums = torch.zeros((d, d), dtype=torch.float64, device=device) if on_device else None
-    for part, x in blocks(data, shift if shifted else None, start, stop, rooted=True):
+    for part, x in blocks(data, shift, start, stop, rooted=True):
         z = beside(data, shift, part)
         if sums is None:
             # np.dot and not @, which holds the interpreter's lock where the result is small
@@ -137,7 +132,7 @@ def _span_gram(
 def _sparse_gram(data: TrainingData, shift: FloatArray) -> FloatArray:
     """The same of all rows of a sparse X, by sparse products."""
     d = data.n_features
-    X, z = data.X.astype(np.float64), beside(data, shift, slice(None))
+    X, z = data.X.astype(np.float64, copy=False), beside(data, shift, slice(None))
     if data.weight is not None:
         X = sp.csr_array(X.multiply(np.sqrt(data.weight)[:, None]))
     G = np.zeros((d + len(z),) * 2)
@@ -147,11 +142,11 @@ def _sparse_gram(data: TrainingData, shift: FloatArray) -> FloatArray:
     return G
 
 
-def _gram(data: TrainingData, shift: FloatArray, shifted: bool, device: torch.device) -> FloatArray:
-    d = data.n_features
-    if sp.issparse(data.X) and not shifted and data.X.nnz < SPARSE_SHARE * data.n_samples * d:
+def _gram(data: TrainingData, shift: FloatArray, device: torch.device) -> FloatArray:
+    d, sparse = data.n_features, sp.issparse(data.X)
+    if sparse and not shift[:d].any() and data.X.nnz < SPARSE_SHARE * data.n_samples * d:
         return _sparse_gram(data, shift)
-    if data.n_samples * d <= SMALL_ENTRIES and device.type == "cpu" and not sp.issparse(data.X):
+    if data.n_samples * d <= SMALL_ENTRIES and device.type == "cpu" and not sparse:
         rows = np.empty((data.n_samples, d + data.n_targets + 1))
         np.subtract(data.X, shift[:d], out=rows[:, :d])
         rows[:, d:] = beside(data, shift, slice(None)).T
@@ -162,9 +157,23 @@ def _gram(data: TrainingData, shift: FloatArray, shifted: bool, device: torch.de
     spans = n_spans(data.n_samples, d * (d + 8), 4 * d) if device.type == "cpu" else 1
 
     def work(start: int, stop: int) -> FloatArray:
-        return _span_gram(data, shift, shifted, device, start, stop)
+        return _span_gram(data, shift, device, start, stop)
 
     return reduce(np.add, over_spans(work, data.n_samples, spans))
+
+
+def _statistics(
+    data: TrainingData,
+    factor: FloatArray,
+    rest: FloatArray,
+    shift: FloatArray,
+    offset: FloatArray,
+    weight: float,
+    intercept: bool,
+) -> Statistics:
+    eps = float(np.finfo(data.X.dtype).eps)
+    shape = data.n_samples, data.n_features
+    return Statistics(factor, rest, shift, offset, *shape, weight, intercept, eps)
 
 
 @dataclass(frozen=True)
@@ -236,17 +245,8 @@ def _cholesky(
         # rows and columns of nothing for the columns that are constant
         factor = np.zeros((d, len(mean)))
         factor[np.ix_(live, np.append(live, np.ones(len(mean) - d, dtype=bool)))] = body
-    stats = Statistics(
-        factor=factor,
-        rest=np.maximum(c.squares[d:] - np.einsum("ij,ij->j", turned, turned), 0.0),
-        shift=shift,
-        offset=c.offset,
-        n_samples=data.n_samples,
-        n_features=d,
-        weight=c.weight,
-        intercept=intercept,
-        eps=float(np.finfo(data.X.dtype).eps),
-    )
+    rest = np.maximum(c.squares[d:] - np.einsum("ij,ij->j", turned, turned), 0.0)
+    stats = _statistics(data, factor, rest, shift, c.offset, c.weight, intercept)
     return stats, Unit(U, turned, norms, live, condition(U))
 
 
@@ -287,17 +287,8 @@ def _from_qr(
     if not intercept:
         body = triangle(body)
     factor, rest = split(body, d)
-    return Statistics(
-        factor=factor.copy(),
-        rest=rest,
-        shift=shift,
-        offset=offset,
-        n_samples=data.n_samples,
-        n_features=d,
-        weight=float(data.n_samples if data.weight is None else data.weight.sum()),
-        intercept=intercept,
-        eps=float(np.finfo(data.X.dtype).eps),
-    )
+    weight = float(data.n_samples if data.weight is None else data.weight.sum())
+    return _statistics(data, factor.copy(), rest, shift, offset, weight, intercept)
 
 
 # -- few rows -----------------------------------------------------------------------------------
@@ -320,17 +311,8 @@ def _from_rows(data: TrainingData, shift: FloatArray, intercept: bool) -> Statis
         rows -= np.outer(v * (2.0 / (v @ v)), v @ rows)
         offset = -rows[0] / length
         rows = rows[1:]
-    return Statistics(
-        factor=rows,
-        rest=np.zeros(data.n_targets),
-        shift=shift,
-        offset=offset,
-        n_samples=data.n_samples,
-        n_features=d,
-        weight=float(root @ root),
-        intercept=intercept,
-        eps=float(np.finfo(data.X.dtype).eps),
-    )
+    rest = np.zeros(data.n_targets)
+    return _statistics(data, rows, rest, shift, offset, float(root @ root), intercept)
 
 
 # -- the choice between them --------------------------------------------------------------------
@@ -338,7 +320,7 @@ def _from_rows(data: TrainingData, shift: FloatArray, intercept: bool) -> Statis
 
 @dataclass(frozen=True)
 class Gathered:
-    """Statistics, the decomposition they come from, and what was done to the columns before it.
+    """Statistics, the decomposition they come from, and its parts where they are at hand.
 
     `cancellation` is what rounding errors of the sums were multiplied by when they were centred.
     """
@@ -346,18 +328,18 @@ class Gathered:
     stats: Statistics
     path: str
     cancellation: float = 1.0
-    shifted: bool = True
     unit: Unit | None = None
 
 
-def _sampled_shift(data: TrainingData, intercept: bool) -> tuple[FloatArray, bool]:
-    """Rough means of features and targets, and whether the features need to be shifted by them."""
+def _sampled_shift(data: TrainingData, intercept: bool) -> FloatArray:
+    """Rough means of the targets, and of the features where these need to be shifted, else 0."""
     d = data.n_features
     if not intercept:
-        return np.zeros(d + data.n_targets), False
+        return np.zeros(d + data.n_targets)
     if data.n_samples * d <= SMALL_ENTRIES and not sp.issparse(data.X):
         sums = np.add.reduce(data.X, dtype=np.float64), np.add.reduce(data.y, dtype=np.float64)
-        return np.concatenate(sums) / data.n_samples, True
+        out: FloatArray = np.concatenate(sums) / data.n_samples
+        return out
     step = -(-data.n_samples // SAMPLED_ROWS)
     X, y = data.X[::step], data.y[::step]
     if sp.issparse(X):
@@ -371,7 +353,7 @@ def _sampled_shift(data: TrainingData, intercept: bool) -> tuple[FloatArray, boo
             variance = np.einsum("ij,ij->j", centred, centred) / len(X)
             large = bool(np.any(mean**2 > LARGE_MEAN * variance))
     shift = mean if large else np.zeros(d)
-    return np.concatenate([shift, np.add.reduce(y, axis=0, dtype=np.float64) / len(y)]), large
+    return np.concatenate([shift, np.add.reduce(y, axis=0, dtype=np.float64) / len(y)])
 
 
 def gather(
@@ -390,24 +372,24 @@ def gather(
     d = data.n_features
     # there is no float64 on that device
     device = torch.device("cpu") if device.type == "mps" else device
-    shift, shifted = _sampled_shift(data, intercept)
+    shift = _sampled_shift(data, intercept)
     if data.n_samples >= d + intercept:
         for last in (False, True):
             with np.errstate(invalid="ignore", over="ignore"):
-                G = _gram(data, shift, shifted, device)
+                G = _gram(data, shift, device)
                 finite = np.isfinite(G.sum())
             if not finite:
                 break
             c = _centre(G, shift, d, intercept)
             if c.cancellation > LARGE_CANCELLATION and not last:
-                shift, shifted = shift + c.offset, True
+                shift = shift + c.offset
                 continue
             found = _cholesky(c, data, shift, intercept)
             if found is not None:
                 stats, unit = found
                 told = bool((stats.rest >= least_rest * stats.target_squares).all())
                 if told and unit.condition**2 * c.cancellation < limit:
-                    return Gathered(stats, "cholesky", c.cancellation, shifted, unit)
+                    return Gathered(stats, "cholesky", c.cancellation, unit)
             break
     if data.verify is not None:
         data.verify()

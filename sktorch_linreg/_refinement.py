@@ -43,11 +43,14 @@ class Preconditioner:
         """Newton step for a gradient of shape (n_features, n_targets)."""
         factor = self.factor[:, None]
         turned = lapack.dtrtrs(self.triangle, factor * gradient[self.live], lower=0, trans=1)[0]
-        z: FloatArray = factor * lapack.dtrtrs(self.triangle, turned, lower=0)[0]
-        if len(z) == len(gradient):
-            return z
-        out = np.zeros_like(gradient)
-        out[self.live] = z
+        return self.scatter(factor * lapack.dtrtrs(self.triangle, turned, lower=0)[0])
+
+    def scatter(self, rows: FloatArray) -> FloatArray:
+        """One row per live column, with rows of 0 for the others."""
+        if len(rows) == len(self.live):
+            return rows
+        out = np.zeros((len(self.live), rows.shape[1]))
+        out[self.live] = rows
         return out
 
 
@@ -66,7 +69,6 @@ class Refined:
 def _span_gradient(
     data: TrainingData,
     shift: FloatArray,
-    shifted: bool,
     coef: FloatArray,
     constant: FloatArray,
     start: int,
@@ -76,7 +78,7 @@ def _span_gradient(
     d, k = coef.shape
     out = np.zeros((d + 2, k))
     product = np.empty((d, k))
-    for part, x in blocks(data, shift if shifted else None, start, stop, rooted=False):
+    for part, x in blocks(data, shift, start, stop, rooted=False):
         r = data.y[part] - (shift[d:] + constant)
         r -= np.dot(x, coef)
         v = r if data.weight is None else r * data.weight[part][:, None]
@@ -87,16 +89,16 @@ def _span_gradient(
 
 
 def _gradient(
-    data: TrainingData, shift: FloatArray, shifted: bool, coef: FloatArray, constant: FloatArray
+    data: TrainingData, shift: FloatArray, coef: FloatArray, constant: FloatArray
 ) -> FloatArray:
     d = len(coef)
-    if sp.issparse(data.X) and not shifted:
+    if sp.issparse(data.X) and not shift[:d].any():
         r = data.y - (shift[d:] + constant) - data.X @ coef
         v = r if data.weight is None else r * data.weight[:, None]
         return np.vstack([data.X.T @ v, v.sum(axis=0), np.einsum("ij,ij->j", r, v)])
 
     def work(start: int, stop: int) -> FloatArray:
-        return _span_gradient(data, shift, shifted, coef, constant, start, stop)
+        return _span_gradient(data, shift, coef, constant, start, stop)
 
     # two products that memory feeds, so rows of them count for more than their multiplications
     return reduce(np.add, over_spans(work, data.n_samples, n_spans(data.n_samples, 16 * d, d)))
@@ -119,7 +121,6 @@ def _long_gradient(
 def refine_once(
     data: TrainingData,
     stats: Statistics,
-    shifted: bool,
     precondition: Preconditioner,
     penalty: FloatArray,
     coef: FloatArray,
@@ -130,10 +131,7 @@ def refine_once(
     d = stats.n_features
     shift, x_mean, y_mean = stats.shift, stats.offset[:d], stats.offset[d:]
     constant = y_mean - x_mean @ coef if stats.intercept else np.zeros(len(y_mean))
-    if few:
-        out = _long_gradient(data, shift, coef, constant)
-    else:
-        out = _gradient(data, shift, shifted, coef, constant)
+    out = (_long_gradient if few else _gradient)(data, shift, coef, constant)
     g, g0, squares = out[:d], out[d], out[d + 1]
     change = np.zeros_like(constant)
     if stats.intercept:
