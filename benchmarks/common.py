@@ -28,12 +28,12 @@ def rounds(contenders, n_rounds):
     return seconds
 
 
-def n_rounds(contenders, budget=3.0, most=101):
-    """As many rounds as fit into `budget` seconds, but at least five."""
+def n_rounds(contenders, budget=3.0, most=101, least=5):
+    """As many rounds as fit into `budget` seconds, within limits."""
     start = time.perf_counter()
     for run in contenders.values():
         run()
-    return max(5, min(most, int(budget / (time.perf_counter() - start))))
+    return max(least, min(most, int(budget / (time.perf_counter() - start))))
 
 
 class Table:

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
-from typing import Any, Self
+from collections.abc import Iterable, Iterator
+from itertools import repeat
+from typing import Any, NamedTuple, Self
 
 import numpy as np
 import scipy.sparse as sp
@@ -12,8 +13,11 @@ import torch
 from torch import Tensor
 from torch.utils.data import Dataset
 
-from ._data import scaled_block
+from ._data import as_tensor, scaled
 from ._types import FitSpec, Scaling, TrainingData
+
+# numbers of a block, which stays in the cache while its batches are worked on
+BLOCK_ENTRIES = 2**18
 
 
 class TabularDataset(Dataset[Any]):
@@ -31,7 +35,8 @@ class TabularDataset(Dataset[Any]):
     """
 
     def __init__(self, X: Any, y: Tensor | None = None, weight: Tensor | None = None) -> None:
-        self.X, self.y, self.weight = X, y, weight
+        self.X, self.weight = X, weight
+        self.y: Any = y
 
     @classmethod
     def for_training(cls, data: TrainingData, scaling: Scaling, spec: FitSpec) -> Self:
@@ -41,25 +46,25 @@ class TabularDataset(Dataset[Any]):
         if sp.issparse(data.X):
             X = data.X.astype(dtype)
         else:
-            block = scaled_block(data.X, scaling.x_offset, scaling.x_factor, dtype)
-            X = torch.from_numpy(block).to(spec.device)
-        target = scaled_block(data.y, *scaling.y_shift_and_factor, dtype)
+            X = as_tensor(scaled(data.X, scaling.x_offset, scaling.x_factor, dtype))
+            X = X.to(spec.device)
+        target = as_tensor(scaled(data.y, *scaling.y_shift_and_factor, dtype))
         weight = None
         if data.weight is not None:
             relative = (data.weight / data.weight.mean()).astype(dtype)
             weight = torch.from_numpy(relative).to(spec.device)
-        return cls(X, torch.from_numpy(target).to(spec.device), weight)
+        return cls(X, target.to(spec.device), weight)
 
     @classmethod
     def raw(cls, X: Any, y: Any = None) -> Self:
         """Rows as they are."""
 
-        def as_tensor(values: Any) -> Any:
+        def keep(values: Any) -> Any:
             if sp.issparse(values):
                 return values.tocsr()
-            return values if isinstance(values, Tensor) else torch.as_tensor(np.array(values))
+            return values if isinstance(values, Tensor) else as_tensor(values)
 
-        return cls(as_tensor(X), None if y is None else as_tensor(y))
+        return cls(keep(X), None if y is None else keep(y))
 
     def __len__(self) -> int:
         return int(self.X.shape[0])
@@ -71,24 +76,15 @@ class TabularDataset(Dataset[Any]):
 
     def batch(self, index: Any) -> tuple[Any, Any, Any]:
         """Features, targets and weights of the rows that `index` names."""
-        x = self.X[index] if isinstance(self.X, Tensor) else self._as_tensor(self.X[index])
+        x = self.X[index] if isinstance(self.X, Tensor) else self.as_tensor(self.X[index])
         return (
             x,
             None if self.y is None else self.y[index],
             None if self.weight is None else self.weight[index],
         )
 
-    def permuted(self, order: Tensor) -> TabularDataset:
-        """A copy with rows in another order."""
-        on_device = order if self.y is None else order.to(self.y.device)
-        X = self.X[on_device] if isinstance(self.X, Tensor) else self.X[order.numpy()]
-        return TabularDataset(
-            X,
-            None if self.y is None else self.y[on_device],
-            None if self.weight is None else self.weight[on_device],
-        )
-
-    def _as_tensor(self, rows: Any) -> Tensor:
+    def as_tensor(self, rows: Any) -> Tensor:
+        """Rows of a CSR matrix as a sparse tensor."""
         row = np.repeat(np.arange(rows.shape[0]), np.diff(rows.indptr))
         tensor = torch.sparse_coo_tensor(
             torch.from_numpy(np.stack([row, rows.indices.astype(np.int64)])),
@@ -100,35 +96,111 @@ class TabularDataset(Dataset[Any]):
         return tensor if self.y is None else tensor.to(self.y.device)
 
 
+class Batch(NamedTuple):
+    """Rows of one update, and where their outputs go."""
+
+    n_rows: int
+    x: Tensor
+    y: Tensor
+    weight: Tensor | None  # n_rows, 1
+    out: Tensor  # n_rows, n_targets
+
+
+class Block(NamedTuple):
+    """Consecutive batches as views of one piece of memory."""
+
+    x: Any
+    y: Tensor
+    weight: Tensor | None  # n_rows, 1
+    out: Tensor
+    batches: list[Batch]
+
+
 class BatchIterator:
-    """Batches of a `TabularDataset` as contiguous slices, of a permuted copy where shuffled."""
+    """Batches of a `TabularDataset` in seeded order, gathered block by block.
+
+    A block fits into the cache, so that shuffling costs one read of the rows per epoch and no
+    second copy of them.
+
+    Parameters
+    ----------
+    dataset : TabularDataset
+        The rows.
+    batch_size : int, optional
+        Rows per batch; all of them by default.
+    generator : torch.Generator, optional
+        Draws the order of the rows anew for each epoch; without one they come as they are.
+    block_entries : int, default=BLOCK_ENTRIES
+        Features of a block, which holds one batch at least.
+    """
 
     def __init__(
         self,
         dataset: TabularDataset,
         batch_size: int | None = None,
         generator: torch.Generator | None = None,
+        block_entries: int = BLOCK_ENTRIES,
     ) -> None:
         self.dataset = dataset
-        self.batch_size = max(1, min(batch_size or len(dataset), len(dataset)))
+        n_rows = len(dataset)
+        self.batch_size = max(1, min(batch_size or n_rows, n_rows))
         # the order of rows within a full batch changes nothing
-        self.generator = generator if self.batch_size < len(dataset) else None
-        self._whole = dataset.batch(slice(None)) if self.batch_size == len(dataset) else None
+        self.generator = generator if self.batch_size < n_rows else None
+        together = block_entries // (self.batch_size * max(1, dataset.X.shape[1]))
+        self.block_rows = min(n_rows, self.batch_size * max(1, together))
+        self._kept: dict[int, Block] = {}
 
     def __len__(self) -> int:
         return math.ceil(len(self.dataset) / self.batch_size)
 
     def __iter__(self) -> Iterator[tuple[Any, Any]]:
-        for x, y, _ in self.weighted():
+        for start in range(0, len(self.dataset), self.batch_size):
+            x, y, _ = self.dataset.batch(slice(start, start + self.batch_size))
             yield x, y
 
-    def weighted(self) -> Iterator[tuple[Any, Any, Any]]:
-        """Features, targets and weights (or None) of each batch."""
-        if self._whole is not None:
-            yield self._whole
-            return
-        rows = self.dataset
+    def blocks(self) -> Iterator[Block]:
+        """The blocks of one epoch; the next may overwrite one."""
+        n_rows, rows = len(self.dataset), self.dataset
         if self.generator is not None:
-            rows = rows.permuted(torch.randperm(len(rows), generator=self.generator))
-        for start in range(0, len(rows), self.batch_size):
-            yield rows.batch(slice(start, start + self.batch_size))
+            order = torch.randperm(n_rows, generator=self.generator)
+            for index in torch.split(order.to(rows.y.device), self.block_rows):
+                yield self._gather(index)
+        elif n_rows == self.block_rows:
+            if n_rows not in self._kept:
+                self._kept[n_rows] = self._cut(rows.X, rows.y, rows.weight)
+            yield self._kept[n_rows]
+        else:
+            for start in range(0, n_rows, self.block_rows):
+                part = slice(start, start + self.block_rows)
+                weight = None if rows.weight is None else rows.weight[part]
+                yield self._cut(rows.X[part], rows.y[part], weight)
+
+    def _gather(self, index: Tensor) -> Block:
+        """Rows in another order, where there is room for them already."""
+        rows = self.dataset
+        if not isinstance(rows.X, Tensor):
+            weight = None if rows.weight is None else rows.weight[index]
+            return self._cut(rows.X[index.cpu().numpy()], rows.y[index], weight)
+        block = self._kept.get(len(index))
+        if block is None:
+            x, y = (a.new_empty(len(index), a.shape[1]) for a in (rows.X, rows.y))
+            weight = None if rows.weight is None else rows.weight.new_empty(len(index))
+            block = self._kept[len(index)] = self._cut(x, y, weight)
+        torch.index_select(rows.X, 0, index, out=block.x)
+        torch.index_select(rows.y, 0, index, out=block.y)
+        if rows.weight is not None and block.weight is not None:
+            torch.index_select(rows.weight, 0, index, out=block.weight[:, 0])
+        return block
+
+    def _cut(self, x: Any, y: Tensor, weight: Tensor | None) -> Block:
+        """A block of batches that are views."""
+        out, size = torch.empty_like(y), self.batch_size
+        xs: Iterable[Tensor]
+        if isinstance(x, Tensor):
+            xs = torch.split(x, size)
+        else:
+            xs = [self.dataset.as_tensor(x[i : i + size]) for i in range(0, len(y), size)]
+        column = None if weight is None else weight[:, None]
+        weights = repeat(None) if column is None else torch.split(column, size)
+        ys, outs = torch.split(y, size), torch.split(out, size)
+        return Block(x, y, column, out, [*map(Batch, map(len, ys), xs, ys, weights, outs)])

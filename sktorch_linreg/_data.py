@@ -236,8 +236,13 @@ def from_user_units(layers: Layers, scaling: Scaling) -> Layers:
     return out
 
 
-def scaled_block(X: Array, offset: FloatArray, factor: FloatArray, dtype: Any) -> Array:
-    """(X - offset) * factor in the wider of both dtypes, then cast; chunk by chunk."""
+def scaled(X: Array, offset: FloatArray, factor: FloatArray, dtype: Any) -> Array:
+    """(X - offset) * factor in the wider of both dtypes, then cast; chunk by chunk.
+
+    Rows are contiguous. Where there is nothing to do, it is the memory of `X` itself.
+    """
+    if not offset.any() and (factor == 1.0).all():
+        return np.ascontiguousarray(X, dtype=dtype)
     out = np.empty(X.shape, dtype=dtype)
     for part in chunks(*X.shape):
         out[part] = (X[part] - offset) * factor

@@ -17,7 +17,7 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
 from numbers import Real
 from typing import Any
@@ -62,6 +62,32 @@ def poisson(prediction: Tensor, target: Tensor) -> Tensor:
     return prediction.exp() - target * prediction
 
 
+# -- derivatives with respect to the prediction, written into `out` --------------------------------
+
+
+def squared_error_slope(prediction: Tensor, target: Tensor, out: Tensor) -> None:
+    torch.sub(prediction, target, out=out)
+
+
+def absolute_error_slope(prediction: Tensor, target: Tensor, out: Tensor) -> None:
+    torch.sub(prediction, target, out=out).sign_()
+
+
+def huber_slope(prediction: Tensor, target: Tensor, out: Tensor, *, delta: float = 1.0) -> None:
+    torch.sub(prediction, target, out=out).clamp_(-delta, delta)
+
+
+def quantile_slope(
+    prediction: Tensor, target: Tensor, out: Tensor, *, quantile: float = 0.5
+) -> None:
+    # -quantile below the target, 1 - quantile above it, and their mean on it
+    torch.sub(prediction, target, out=out).sign_().mul_(0.5).add_(0.5 - quantile)
+
+
+def poisson_slope(prediction: Tensor, target: Tensor, out: Tensor) -> None:
+    torch.exp(prediction, out=out).sub_(target)
+
+
 def _envelope(
     function: Callable[..., Tensor], width: float, **options: Any
 ) -> Callable[[Tensor, Tensor], Tensor]:
@@ -83,16 +109,28 @@ SMOOTHED: dict[str, Callable[..., Tensor]] = {
     "absolute_error": smooth_absolute_error,
     "quantile": smooth_quantile,
 }
-# name: (function, checks of its options, other fields of Loss)
-LOSSES: dict[str, tuple[Callable[..., Tensor], dict[str, Callable[..., None]], dict[str, Any]]] = {
-    "squared_error": (squared_error, {}, {}),
-    "absolute_error": (absolute_error, {}, {}),
-    "huber": (huber, {"delta": _positive}, {}),
-    "quantile": (quantile, {"quantile": _fraction}, {}),
-    "poisson": (
+
+
+@dataclass(frozen=True)
+class _Entry:
+    """A loss by name; its slope comes divided by `slope_factor`."""
+
+    function: Callable[..., Tensor]
+    slope: Callable[..., None]
+    slope_factor: float = 1.0
+    checks: Mapping[str, Callable[..., None]] = field(default_factory=dict)
+    fields: Mapping[str, Any] = field(default_factory=dict)
+
+
+LOSSES: dict[str, _Entry] = {
+    "squared_error": _Entry(squared_error, squared_error_slope, 2.0),
+    "absolute_error": _Entry(absolute_error, absolute_error_slope),
+    "huber": _Entry(huber, huber_slope, checks={"delta": _positive}),
+    "quantile": _Entry(quantile, quantile_slope, checks={"quantile": _fraction}),
+    "poisson": _Entry(
         poisson,
-        {},
-        {"scales_target": False, "log_link": True, "minimum_target": 0.0},
+        poisson_slope,
+        fields={"scales_target": False, "log_link": True, "minimum_target": 0.0},
     ),
 }
 # of torch's own losses, those that only see the difference of prediction and target
@@ -104,14 +142,22 @@ def resolve_loss(loss: Any, options: Mapping[str, Any]) -> Loss:
     if isinstance(loss, str):
         if loss not in LOSSES:
             raise unknown_name("loss", loss, LOSSES, "or a torch.nn.Module loss class")
-        function, checks, fields = LOSSES[loss]
-        check_options("loss", loss, options, checks)
+        entry = LOSSES[loss]
+        check_options("loss", loss, options, entry.checks)
         for key, value in options.items():
-            checks[key](key, value)
+            entry.checks[key](key, value)
         numbers = {key: float(value) for key, value in options.items()}
+        smoothed = None
         if loss in SMOOTHED:
-            fields = {**fields, "smoothed": partial(_envelope, SMOOTHED[loss], **numbers)}
-        return Loss(loss, partial(function, **numbers), **fields)
+            smoothed = partial(_envelope, SMOOTHED[loss], **numbers)
+        return Loss(
+            loss,
+            partial(entry.function, **numbers),
+            slope=partial(entry.slope, **numbers),
+            slope_factor=entry.slope_factor,
+            smoothed=smoothed,
+            **entry.fields,
+        )
     if not (isinstance(loss, type) and issubclass(loss, nn.Module)):
         raise unknown_name("loss", loss, LOSSES, "or a torch.nn.Module loss class")
     known = inspect.signature(loss).parameters
@@ -162,13 +208,6 @@ class Penalty:
                 total = total + 0.5 * self.l2 * w.square().sum()
         return total
 
-    def add_smooth_gradient_(self, weights: Iterable[Tensor]) -> None:
-        """Add the gradient of the squared norm to each `.grad`."""
-        if self.l2:
-            for w in weights:
-                assert w.grad is not None
-                w.grad.add_(w, alpha=self.l2)
-
     def pseudo_gradient(self, weight: Tensor, gradient: Tensor) -> Tensor:
         """The steepest descent direction's negative, given the gradient of the smooth part."""
         right = gradient + self.l1  # derivative towards larger weights
@@ -178,10 +217,9 @@ class Penalty:
         at_zero = right.clamp(max=0.0) + left.clamp(min=0.0)
         return torch.where(weight > 0, right, torch.where(weight < 0, left, at_zero))
 
-    def project_(self, weight: Tensor, before: Tensor) -> None:
+    def project_(self, weight: Tensor, gradient: Tensor, before: Tensor) -> None:
         """After an update from `before`: what crossed zero, or may not leave it, becomes zero."""
-        assert weight.grad is not None
-        blocked = (before == 0) & (weight * weight.grad >= 0)
+        blocked = (before == 0) & (weight * gradient >= 0)
         if self.l1:
             blocked |= weight * before < 0
         weight.masked_fill_(blocked, 0.0)

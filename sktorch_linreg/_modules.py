@@ -6,6 +6,7 @@ import itertools
 import math
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
 
 import numpy as np
 import torch
@@ -14,15 +15,62 @@ from torch.nn import functional as F
 
 from ._types import Layers, Scaling
 
-ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
-    "relu": F.relu,
-    "tanh": torch.tanh,
-    "logistic": torch.sigmoid,
-    "identity": lambda x: x,
-    "gelu": F.gelu,
-    "silu": F.silu,
-    "leaky_relu": F.leaky_relu,
-    "elu": F.elu,
+aten = torch.ops.aten
+
+
+@dataclass(frozen=True)
+class Activation:
+    """An activation, and how to apply it and its derivative without autograd.
+
+    `apply_(z, out)` writes the activation of `z` into `out`, which is `z` itself unless
+    `needs_input` is set; `backward_(d, saved)` multiplies `d` by the derivative, given the result
+    or, with `needs_input`, the input. `apply_` is None where there is nothing to do.
+    """
+
+    function: Callable[[Tensor], Tensor]
+    apply_: Callable[[Tensor, Tensor], object] | None = None
+    backward_: Callable[[Tensor, Tensor], object] | None = None
+    needs_input: bool = False
+
+
+_threshold, _tanh = aten.threshold_backward.grad_input, aten.tanh_backward.grad_input
+_sigmoid, _gelu = aten.sigmoid_backward.grad_input, aten.gelu_backward.grad_input
+_silu, _elu = aten.silu_backward.grad_input, aten.elu_backward.grad_input
+_leaky_relu = aten.leaky_relu_backward.grad_input
+
+ACTIVATIONS: dict[str, Activation] = {
+    "relu": Activation(
+        F.relu, lambda z, out: z.relu_(), lambda d, a: _threshold(d, a, 0, grad_input=d)
+    ),
+    "tanh": Activation(
+        torch.tanh, lambda z, out: z.tanh_(), lambda d, a: _tanh(d, a, grad_input=d)
+    ),
+    "logistic": Activation(
+        torch.sigmoid, lambda z, out: z.sigmoid_(), lambda d, a: _sigmoid(d, a, grad_input=d)
+    ),
+    "identity": Activation(lambda x: x),
+    "gelu": Activation(
+        F.gelu,
+        lambda z, out: aten.gelu.out(z, out=out),
+        lambda d, z: _gelu(d, z, grad_input=d),
+        needs_input=True,
+    ),
+    "silu": Activation(
+        F.silu,
+        lambda z, out: aten.silu.out(z, out=out),
+        lambda d, z: _silu(d, z, grad_input=d),
+        needs_input=True,
+    ),
+    "leaky_relu": Activation(
+        F.leaky_relu,
+        lambda z, out: F.leaky_relu(z, inplace=True),
+        lambda d, a: _leaky_relu(d, a, 0.01, True, grad_input=d),
+    ),
+    "elu": Activation(
+        F.elu,
+        lambda z, out: F.elu(z, inplace=True),
+        lambda d, a: _elu(d, 1.0, 1.0, 1.0, True, a, grad_input=d),
+    ),
 }
 
 
@@ -97,7 +145,7 @@ class MLPModule(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Outputs of shape (n_samples, n_targets) for rows of shape (n_samples, n_features)."""
-        act = ACTIVATIONS[self.activation]
+        act = ACTIVATIONS[self.activation].function
         h: Tensor = self._first(x)
         for layer in self.linears[1:]:
             h = layer(self.dropout(act(h)))

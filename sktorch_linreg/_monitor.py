@@ -5,8 +5,9 @@ from __future__ import annotations
 import math
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
+from ._backprop import FlatParameters
 from ._types import FitSpec
 
 
@@ -19,7 +20,7 @@ class Monitor:
         self.loss_curve: list[float] = []
         self.validation_curve: list[float] = []
         self.best_train = self.best_validation = math.inf
-        self.best_state: dict[str, Tensor] | None = None
+        self.best_values: Tensor | None = None
         self.minimised = math.inf
         self.no_improvement = 0
         self.stopped = False
@@ -30,7 +31,7 @@ class Monitor:
         loss: float,
         validation: float | None,
         minimised: float,
-        module: nn.Module,
+        flat: FlatParameters,
         slack: float = 0.0,
     ) -> None:
         """Take in one epoch: its losses, and the value of what the optimizer works on.
@@ -51,7 +52,7 @@ class Monitor:
         elif self.validates:
             self.no_improvement = self.no_improvement + 1 if monitored >= best else 0
         if self.validates and monitored < best:
-            self.best_state = {k: v.detach().clone() for k, v in module.state_dict().items()}
+            self.best_values = flat.keep(self.best_values)
         self.stopped = self.no_improvement > self.spec.n_iter_no_change
         # twenty iterations of L-BFGS that gain nothing in this precision have converged
         rounding = 4 * torch.finfo(self.spec.dtype).eps * abs(minimised)

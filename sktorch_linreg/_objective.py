@@ -1,14 +1,16 @@
-"""The objective at one batch, its gradients, and its smooth stand-in for losses with kinks."""
+"""The objective on batches of rows: values, gradients, and what follows an update."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from ._backprop import DEVICES, Backprop, FlatParameters
+from ._batches import Batch, BatchIterator, Block
 from ._losses import Penalty
 from ._modules import MLPModule
 from ._types import Loss
@@ -20,10 +22,13 @@ FIRST_WIDTH = 0.1
 class TrainingObjective:
     """Loss and penalty of a module, as the optimizer sees them.
 
+    Dense rows take the written-out gradients of `Backprop`; sparse rows, frozen parameters and
+    devices that were not looked at take autograd.
+
     Parameters
     ----------
     module : MLPModule
-        What is trained.
+        What is trained; its parameters become views of one vector.
     loss : Loss
         The loss that was asked for.
     penalty : Penalty
@@ -35,65 +40,165 @@ class TrainingObjective:
 
     def __init__(self, module: MLPModule, loss: Loss, penalty: Penalty, own_penalty: bool) -> None:
         self.module, self.loss, self.penalty = module, loss, penalty
-        self.own_penalty = own_penalty
+        self.projects = penalty.projects and not own_penalty
+        self.flat = FlatParameters(module)
         self.width: float | None = None
-        self.surrogate: Loss | None = None
+        self.minimised = loss
+        self.configure()
 
-    @property
-    def weights(self) -> list[Tensor]:
-        """The penalised weights that are trained."""
-        return [w for w in self.module.weights if w.requires_grad]
+    def configure(self) -> bool:
+        """Look at what is to be trained; returns whether that is every parameter."""
+        flat, module = self.flat, self.module
+        flat.offer_gradients()
+        whole = all(p.requires_grad for p in flat.parameters)
+        by_hand = whole and flat.values.device.type in DEVICES and not module.scale_input
+        self.backprop = Backprop(module, flat, self.penalty.l2) if by_hand else None
+        # the weights that are penalised, and their gradients
+        self.weights = [(flat.weights, flat.weights_gradient)]
+        if not whole:
+            self.weights = [(w.detach(), w.grad) for w in module.weights if w.grad is not None]
+        self._before = [torch.empty_like(w) for w, _ in self.weights] if self.projects else []
+        return whole
 
-    @property
-    def projected(self) -> list[Tensor]:
-        """The weights that are projected after an update."""
-        return self.weights if self.penalty.projects and not self.own_penalty else []
+    # -- stand-ins for losses with kinks --------------------------------------------------------
 
     def smooth_at(self, width: float | None) -> None:
         """Minimise the envelope of this width, or the loss itself."""
-        self.width = width
         if width is None or self.loss.smoothed is None:
-            self.width, self.surrogate = None, None
-        else:
-            self.surrogate = replace(self.loss, pointwise=self.loss.smoothed(width))
+            self.width, self.minimised = None, self.loss
+            return
+        self.width = width
+        self.minimised = replace(self.loss, pointwise=self.loss.smoothed(width), slope=None)
 
     def sharpen(self) -> bool:
         """Bring the envelope closer to the loss; False if it is close enough."""
-        eps = torch.finfo(self.module.x_offset.dtype).eps
+        eps = torch.finfo(self.flat.values.dtype).eps
         if self.width is None or self.width <= 10 * eps**0.5:
             return False
         self.smooth_at(0.1 * self.width)
         return True
 
-    def gradients(self, x: Tensor, y: Tensor, weight: Tensor | None) -> Mapping[str, Any]:
-        """Fill in the gradients; returns the loss asked for and what is minimised, with penalty.
+    # -- gradients ------------------------------------------------------------------------------
 
-        ``"smooth"`` is what the optimizer has to be told: all of it, or all but the L1 term.
+    def gradient_(self, batch: Batch) -> None:
+        """Write outputs into `batch.out`, and the gradient of what is minimised into `flat`.
+
+        It is that of the smooth part where the optimizer keeps the rest of the penalty, and the
+        pseudo-gradient where weights are projected.
         """
-        output = self.module(x)
-        loss = minimised = self.loss.mean(output, y, weight)
-        if self.surrogate is not None:
-            minimised = self.surrogate.mean(output, y, weight)
-        minimised.backward()  # type: ignore[no-untyped-call]
-        with torch.no_grad():
-            weights = self.weights
-            self.penalty.add_smooth_gradient_(weights)
-            added = self.penalty.value(weights)
-            value = minimised.detach() + added
-            smooth = value
-            if self.own_penalty:
-                smooth = minimised.detach() + Penalty(l2=self.penalty.l2).value(weights)
-            for w in self.projected:
-                w.grad = self.penalty.pseudo_gradient(w, w.grad)  # type: ignore[arg-type]
-            return {
-                "loss": loss.detach() + added,
-                "y_pred": output.detach(),
-                "minimised": value,
-                "smooth": smooth,
-            }
+        if self.backprop is not None:
+            self.backprop.gradient_(batch, self.minimised)
+        else:
+            self._by_autograd(batch)
+        if self.projects:
+            for (w, grad), before in zip(self.weights, self._before, strict=True):
+                before.copy_(w)
+                grad.copy_(self.penalty.pseudo_gradient(w, grad))
 
-    @torch.no_grad()
-    def project_(self, before: list[Tensor]) -> None:
-        """Put the projected weights, which were `before` the update, back where they may be."""
-        for w, old in zip(self.projected, before, strict=True):
-            self.penalty.project_(w, old)
+    def _by_autograd(self, batch: Batch) -> None:
+        self.flat.gradient.zero_()
+        weight = None if batch.weight is None else batch.weight[:, 0]
+        with torch.inference_mode(False), torch.enable_grad():
+            output = self.module(batch.x)
+            mean = self.minimised.mean(output, batch.y, weight)
+            mean.backward()  # type: ignore[no-untyped-call]
+        batch.out.copy_(output.detach())
+        if self.penalty.l2:
+            for w, grad in self.weights:
+                grad.add_(w, alpha=self.penalty.l2)
+
+    def project_(self) -> None:
+        """After an update: put projected weights back where they may be."""
+        for (w, grad), before in zip(self.weights, self._before, strict=False):
+            self.penalty.project_(w, grad, before)
+
+    # -- values ---------------------------------------------------------------------------------
+
+    def penalty_value(self) -> Tensor | float:
+        """The penalty at the present weights."""
+        return self.penalty.value(w for w, _ in self.weights)
+
+    def values(self, batch: Batch) -> tuple[Tensor, Tensor, Tensor]:
+        """Of the outputs there are: loss and what is minimised, with penalty, and its smooth part.
+
+        All three are means over the rows of the batch.
+        """
+        weight = None if batch.weight is None else batch.weight[:, 0]
+        loss = minimised = self.loss.mean(batch.out, batch.y, weight)
+        if self.minimised is not self.loss:
+            minimised = self.minimised.mean(batch.out, batch.y, weight)
+        squares = Penalty(l2=self.penalty.l2).value(w for w, _ in self.weights)
+        absolute = Penalty(l1=self.penalty.l1).value(w for w, _ in self.weights)
+        added = squares + absolute
+        return loss + added, minimised + added, minimised + squares
+
+    def epoch(self, iterator: BatchIterator, update: Callable[[], None]) -> float:
+        """Make one `update` per batch; returns the mean objective as it was seen on the way."""
+        mean, penalty = _Mean(self.loss), _Penalties(self)
+        for block in iterator.blocks():
+            for batch in block.batches:
+                self.gradient_(batch)
+                if penalty.counts:
+                    penalty.add(batch.n_rows)
+                update()
+                if self.projects:
+                    self.project_()
+            mean.add(block)
+        return mean.value() + penalty.total() / len(iterator.dataset)
+
+    def loss_of(self, iterator: BatchIterator) -> float:
+        """The mean loss over all rows as the module is, without penalty."""
+        mean = _Mean(self.loss)
+        for block in iterator.blocks():
+            for batch in block.batches:
+                if self.backprop is not None:
+                    self.backprop.outputs_(batch)
+                else:
+                    batch.out.copy_(self.module(batch.x))
+            mean.add(block)
+        return mean.value()
+
+
+class _Mean:
+    """The mean loss of the outputs in some blocks; on a device it is only waited for once."""
+
+    def __init__(self, loss: Loss) -> None:
+        self.loss = loss
+        self.total: Any = 0.0
+        self.n_entries = 0
+
+    def add(self, block: Block) -> None:
+        values = self.loss.pointwise(block.out, block.y)
+        if self.loss.reduced:
+            self.total = self.total + values * len(block.y)
+            self.n_entries += len(block.y)
+            return
+        if block.weight is not None:
+            values = values.reshape(len(values), -1) * block.weight
+        part = values.sum()
+        self.total = self.total + part if self.n_entries else part
+        self.n_entries += values.numel()
+
+    def value(self) -> float:
+        return float(self.total) / self.n_entries
+
+
+class _Penalties:
+    """The penalty summed over updates, each weighed by the rows of its batch."""
+
+    def __init__(self, objective: TrainingObjective) -> None:
+        self.l1, self.l2 = objective.penalty.l1, objective.penalty.l2
+        self.counts = bool(self.l1 or self.l2)
+        if self.counts:
+            ((self.weights, _),) = objective.weights
+            self.row = self.weights.view(1, -1)
+            self.sum = torch.zeros_like(self.weights[:1])
+
+    def add(self, n_rows: int) -> None:
+        if self.l2:
+            self.sum.addmv_(self.row, self.weights, alpha=0.5 * self.l2 * n_rows)
+        if self.l1:
+            self.sum.add_(self.weights.abs().sum(), alpha=self.l1 * n_rows)
+
+    def total(self) -> float:
+        return float(self.sum) if self.counts else 0.0

@@ -5,6 +5,7 @@ from __future__ import annotations
 import inspect
 import math
 from collections.abc import Callable, Mapping
+from functools import cache
 from typing import Any
 
 import torch
@@ -70,6 +71,13 @@ def _signature_of(cls: type[Any]) -> tuple[dict[str, Any], bool]:
     parameters = list(inspect.signature(cls).parameters.values())[1:]
     named = {p.name: p.default for p in parameters if p.kind is not p.VAR_KEYWORD}
     return named, len(named) < len(parameters)
+
+
+@cache
+def defaults_of(cls: Any) -> Mapping[str, Any]:
+    """The options of an optimizer's constructor that have defaults."""
+    named, _ = _signature_of(cls)
+    return {k: v for k, v in named.items() if v is not inspect.Parameter.empty}
 
 
 def construct(kind: str, cls: Callable[..., Any], target: Any, options: Mapping[str, Any]) -> Any:

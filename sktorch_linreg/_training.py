@@ -18,9 +18,10 @@ from ._data import (
     split_rows,
     to_user_units,
 )
+from ._loop import Run
 from ._modules import MLPModule, make_module
 from ._monitor import Monitor
-from ._net import NetDataset, RegressionNet, Run, make_net
+from ._net import NetDataset, RegressionNet, make_net
 from ._state import schedule_state, to_arrays
 from ._types import (
     FitResult,
@@ -105,24 +106,29 @@ def train(data: TrainingData, spec: FitSpec, start: Start | None = None) -> FitR
         dropout_generator.set_state(torch.from_numpy(np.asarray(state["dropout"]).copy()))
     module.dropout.generator = dropout_generator
     net = make_net(module, spec, state)
-    run = _make_run(rows, held_out, scaling, spec, module)
+    run = _make_run(rows, held_out, scaling, spec)
+    if spec.record_path:
+        run.path = [net.objective_.flat.values.cpu().clone()]
     run.order = generator if spec.shuffle else None
     net.train(NetDataset.for_training(rows, scaling, spec), run)
     monitor = run.monitor
-    if monitor.best_state is not None:
-        module.load_state_dict(monitor.best_state)
+    flat = net.objective_.flat
+    if monitor.best_values is not None:
+        flat.values.copy_(monitor.best_values)
     _check_finite(module, monitor, net)
     trained = module.arrays()
     new_state = {
         "fits": _fits(spec),
         "rates": spec.rates,
-        "optimizer": to_arrays(net.optimizer_.state_dict()),
+        "optimizer": net.optimizer_updates.state(),
         "schedule": schedule_state(net.schedule_),
         "generator": generator.get_state().numpy().copy(),
         "dropout": dropout_generator.get_state().cpu().numpy().copy(),
     }
     history = _plain_history(net)
-    net.run = net.start = None
+    path = [flat.layers(values) for values in run.path or []]
+    flat.release()
+    net.run = net.start = net.objective_ = None
     module.scale_input = module.scale_output = True
     module.eval()
     return FitResult(
@@ -136,7 +142,7 @@ def train(data: TrainingData, spec: FitSpec, start: Start | None = None) -> FitR
         optimizer=spec.optimizer,
         trained=trained,
         history=history,
-        path=[to_user_units(layers, scaling) for layers in run.path or []],
+        path=[to_user_units(layers, scaling) for layers in path],
         net=net,
         moments=pair,
         warnings=run.warnings,
@@ -178,7 +184,6 @@ def _make_run(
     held_out: TrainingData | None,
     scaling: Scaling,
     spec: FitSpec,
-    module: MLPModule,
 ) -> Run:
     validation = None if held_out is None else NetDataset.for_training(held_out, scaling, spec)
     shown: dict[str, Any] = {"dataset_train": None, "dataset_valid": None}
@@ -186,15 +191,14 @@ def _make_run(
         shown["dataset_train"] = NetDataset.raw(rows.X, rows.y)
         if held_out is not None:
             shown["dataset_valid"] = NetDataset.raw(held_out.X, held_out.y)
-    path = [module.arrays()] if spec.record_path else None
-    return Run(Monitor(spec, validation is not None), validation, None, path, shown)
+    return Run(Monitor(spec, validation is not None), validation, None, None, shown)
 
 
 def _check_finite(module: MLPModule, monitor: Monitor, net: RegressionNet) -> None:
     """The last update can diverge after the last loss was seen."""
     if not all(bool(torch.isfinite(p).all()) for p in module.parameters()):
         raise TrainingDivergedError(
-            len(monitor.loss_curve), float(net.optimizer_.param_groups[0]["lr"])
+            len(monitor.loss_curve), float(net.optimizer_updates.group["lr"])
         )
 
 

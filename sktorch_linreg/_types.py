@@ -144,6 +144,8 @@ class Loss:
     `pointwise(prediction, target)` gives one value per row and target; a user's own module that
     only gives their mean has `reduced` set, and can then take no sample weights. A loss with kinks
     has `smoothed(width)`, its Moreau envelope, which L-BFGS follows down to a small width.
+    `slope(prediction, target, out)` writes the derivative with respect to the prediction, divided
+    by `slope_factor`; where there is none, autograd has to find it.
     """
 
     name: str
@@ -153,6 +155,8 @@ class Loss:
     smoothed: Callable[[float], Callable[[Tensor, Tensor], Tensor]] | None = None
     minimum_target: float | None = None
     reduced: bool = False
+    slope: Callable[[Tensor, Tensor, Tensor], None] | None = None
+    slope_factor: float = 1.0
 
     def mean(self, prediction: Tensor, target: Tensor, weight: Tensor | None) -> Tensor:
         """Mean over the rows; `weight` is relative to its mean over the whole training set."""

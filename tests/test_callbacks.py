@@ -134,12 +134,39 @@ def test_progress_bar_and_print_log(capsys):
     assert "/3" in capsys.readouterr().err
     TorchLinearRegressor(callbacks=[PrintLog()], **SETTINGS).fit(X, y)
     assert "train_loss" in capsys.readouterr().out
-    TorchLinearRegressor(verbose=1, **SETTINGS).fit(X, y)
-    printed = capsys.readouterr().out
-    assert printed.count("train_loss") == 1
-    assert len([line for line in printed.splitlines() if line.strip()[:1].isdigit()]) == 6
+    TorchLinearRegressor(callbacks=[PrintLog()], verbose=1, **SETTINGS).fit(X, y)
+    assert "validation loss" not in capsys.readouterr().out
     TorchLinearRegressor(**SETTINGS).fit(X, y)
     assert capsys.readouterr().out == ""
+
+
+@pytest.mark.parametrize("early_stopping", [True, False])
+@pytest.mark.parametrize("verbose", [1, 2])
+def test_verbose_prints_a_table_of_at_most_one_line_a_second(
+    capsys, monkeypatch, early_stopping, verbose
+):
+    from sktorch_linreg import _report
+
+    # each epoch takes 0.3 seconds on this clock
+    ticks = iter(np.arange(0.0, 100.0, 0.3))
+    monkeypatch.setattr(_report.time, "monotonic", lambda: next(ticks))
+    settings = {**SETTINGS, "max_epochs": 12, "early_stopping": early_stopping}
+    model = TorchLinearRegressor(verbose=verbose, **settings).fit(X, y)
+    monkeypatch.undo()
+    head, *lines = capsys.readouterr().out.splitlines()
+    assert head.split() == ["epoch", "train", "loss", "validation", "loss", "lr", "seconds"]
+    cells = [line.split() for line in lines]
+    epochs = [int(c[0]) for c in cells]
+    assert epochs == ([1, 5, 9, 12] if verbose == 1 else list(range(1, 13)))
+    for epoch, train, validation, lr, seconds in cells:
+        row = model.history_[int(epoch) - 1]
+        assert float(train) == pytest.approx(row["train_loss"], rel=1e-5)
+        assert float(lr) == 0.05
+        assert float(seconds) > 0
+        if early_stopping:
+            assert float(validation) == pytest.approx(row["valid_loss"], rel=1e-5)
+        else:
+            assert validation == "-"
 
 
 def test_freezer():

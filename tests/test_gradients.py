@@ -27,10 +27,8 @@ def test_penalty_gradients_equal_autograd(l1, l2):
     expected = torch.zeros_like(weight)
     if l1 or l2:
         (expected,) = torch.autograd.grad(value, weight)
-    weight.grad = torch.zeros_like(weight)
     with torch.no_grad():
-        penalty.add_smooth_gradient_([weight])
-        ours = penalty.pseudo_gradient(weight, weight.grad)
+        ours = penalty.pseudo_gradient(weight, l2 * weight)
     torch.testing.assert_close(ours, expected, rtol=1e-14, atol=1e-14)
 
 
@@ -44,11 +42,10 @@ def test_pseudo_gradient_at_zero_is_the_smallest_subgradient(positive):
 
 def test_projection_stops_at_zero_and_leaves_it_downhill_only():
     before = torch.tensor([1.0, -1.0, 0.0, 0.0, 0.5])
-    weight = torch.nn.Parameter(torch.tensor([-0.1, -0.9, 0.3, -0.3, 0.4]))
-    weight.grad = torch.tensor([0.0, 0.0, 1.0, 1.0, 0.0])
-    with torch.no_grad():
-        Penalty(0.1).project_(weight, before)
-    torch.testing.assert_close(weight.data, torch.tensor([0.0, -0.9, 0.0, -0.3, 0.4]))
+    weight = torch.tensor([-0.1, -0.9, 0.3, -0.3, 0.4])
+    gradient = torch.tensor([0.0, 0.0, 1.0, 1.0, 0.0])
+    Penalty(0.1).project_(weight, gradient, before)
+    torch.testing.assert_close(weight, torch.tensor([0.0, -0.9, 0.0, -0.3, 0.4]))
 
 
 @pytest.mark.parametrize("name", list(LOSSES))
@@ -95,7 +92,7 @@ def test_sparse_rows_give_the_gradients_of_centred_dense_ones(scaled, activation
 
 @pytest.mark.parametrize("name", list(ACTIVATIONS))
 def test_activations_have_the_gradients_that_differences_give(name):
-    assert torch.autograd.gradcheck(ACTIVATIONS[name], (doubles(50).requires_grad_(),))
+    assert torch.autograd.gradcheck(ACTIVATIONS[name].function, (doubles(50).requires_grad_(),))
 
 
 def test_dropout_keeps_the_mean_and_draws_from_its_own_generator():

@@ -13,6 +13,8 @@ from sklearn.model_selection import GridSearchCV
 from skorch.callbacks import Callback, EarlyStopping
 
 from sktorch_linreg import TorchLinearRegressor, TorchMLPRegressor, TrainingDivergedError
+from sktorch_linreg._net import RegressionNet
+from sktorch_linreg._updates import RuleUpdates
 
 RNG = np.random.default_rng(0)
 X = RNG.normal(size=(30, 3))
@@ -256,8 +258,6 @@ def test_a_callback_that_stops_before_an_epoch_is_done():
 @pytest.mark.parametrize("batch_size", [None, 10])
 @pytest.mark.parametrize("optimizer", ["adam", "lbfgs"])
 def test_ctrl_c_keeps_the_epochs_done(monkeypatch, batch_size, optimizer):
-    from sktorch_linreg import _net
-
     settings = {
         "optimizer": optimizer,
         "loss": "quantile",
@@ -267,7 +267,10 @@ def test_ctrl_c_keeps_the_epochs_done(monkeypatch, batch_size, optimizer):
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         three = TorchLinearRegressor(max_epochs=3, **settings).fit(X, y)
-    original = _net.RegressionNet.train_step
+    owner, name = RuleUpdates, "step"
+    if optimizer == "lbfgs":
+        owner, name = RegressionNet, "train_step"
+    original = getattr(owner, name)
     calls = []
 
     def interrupted(self, *args, **kwargs):
@@ -277,7 +280,7 @@ def test_ctrl_c_keeps_the_epochs_done(monkeypatch, batch_size, optimizer):
             raise KeyboardInterrupt
         return step
 
-    monkeypatch.setattr(_net.RegressionNet, "train_step", interrupted)
+    monkeypatch.setattr(owner, name, interrupted)
     with pytest.warns(UserWarning, match="3 epochs.*warm_start=True"):
         model = TorchLinearRegressor(max_epochs=50, **settings).fit(X, y)
     assert model.n_iter_ == len(model.loss_curve_) == len(model.history_) == 3
@@ -287,15 +290,13 @@ def test_ctrl_c_keeps_the_epochs_done(monkeypatch, batch_size, optimizer):
 
 
 def test_ctrl_c_before_the_first_epoch_changes_nothing(monkeypatch):
-    from sktorch_linreg import _net
-
     model = fitted("trained")
     before = snapshot(model)
 
     def interrupted(self, *args, **kwargs):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(_net.RegressionNet, "train_step", interrupted)
+    monkeypatch.setattr(RuleUpdates, "step", interrupted)
     with pytest.raises(KeyboardInterrupt):
         model.fit(X, y)
     assert snapshot(model) == before

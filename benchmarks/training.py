@@ -1,0 +1,388 @@
+"""Training against hand-written loops, skorch and scikit-learn: time, memory, growth, threads.
+
+Run ``python benchmarks/training.py``. Every contender does the same work: the same rows, compute
+dtype, optimizer, rate, epochs, batch size and initial weights, and the fused loop and ours the same
+order of rows too. `gap` is how far a peer's mean squared error on the training rows is from ours,
+relative to ours. Ratios are the peer's median time over ours.
+
+Sections can be named: ``python benchmarks/training.py fits callbacks``; see `SECTIONS`.
+"""
+
+import os
+import subprocess
+import sys
+import time
+from dataclasses import dataclass, replace
+from statistics import median
+
+import numpy as np
+import skorch
+import torch
+from common import Table, n_rounds, rounds
+from sklearn.linear_model import SGDRegressor
+from sklearn.neural_network import MLPRegressor
+from torch import nn
+from torch.nn import functional as F
+from torch.utils.data import DataLoader, TensorDataset
+
+from sktorch_linreg import TorchLinearRegressor, TorchMLPRegressor
+
+SEED = 0
+HERE = os.path.dirname(os.path.abspath(__file__))
+
+
+@dataclass
+class Work:
+    """One training job."""
+
+    name: str
+    n: int
+    d: int
+    hidden: tuple
+    optimizer: str
+    lr: float
+    batch: int
+    epochs: int
+    small: bool = False
+    # DataLoader and skorch take minutes for a full batch row by row, so they make fewer epochs
+    slow_share: int = 1
+
+    def data(self):
+        """Rows and targets in float32."""
+        rng = np.random.default_rng(SEED)
+        X = rng.standard_normal((self.n, self.d), dtype=np.float32)
+        y = X @ rng.standard_normal(self.d).astype(np.float32)
+        y += np.sin(2 * X[:, 0]) + 0.1 * rng.standard_normal(self.n, dtype=np.float32)
+        return X, (y / y.std()).astype(np.float32)
+
+    def module(self):
+        """The network with the initial weights."""
+        torch.manual_seed(SEED)
+        layers, n_in = [], self.d
+        for n_out in self.hidden:
+            layers += [nn.Linear(n_in, n_out), nn.ReLU()]
+            n_in = n_out
+        return nn.Sequential(*layers, nn.Linear(n_in, 1))
+
+
+WORKS = [
+    Work("linear 1000x4, SGD, batch 128, 100 epochs", 1000, 4, (), "sgd", 0.01, 128, 100),
+    Work("linear 800x1, Adam, full batch, 10000 epochs", 800, 1, (), "adam", 1e-3, 800, 10_000,
+         False, 50),
+    Work("linear 1e6x50, Adam, batch 1024, 2 epochs", 10**6, 50, (), "adam", 1e-3, 1024, 2),
+    Work("64 hidden, 10000x20, batch 32", 10_000, 20, (64,), "adam", 1e-3, 32, 3, True),
+    Work("64 hidden, 10000x20, batch 256", 10_000, 20, (64,), "adam", 1e-3, 256, 10, True),
+    Work("100 hidden, 100000x20, batch 200", 100_000, 20, (100,), "adam", 1e-3, 200, 2, True),
+    Work("500 hidden, 10000x4, batch 128", 10_000, 4, (500,), "adam", 1e-3, 128, 5, True),
+    Work("(512, 512), 50000x50, batch 1024", 50_000, 50, (512, 512), "adam", 1e-3, 1024, 2),
+    Work("(8, 8, 8), 800x1, full batch, 10000 epochs", 800, 1, (8,) * 3, "adam", 1e-3, 800, 10_000,
+         True, 50),
+]  # fmt: skip
+BATCH_1 = Work("linear 1000x4, SGD, batch 1, 5 epochs", 1000, 4, (), "sgd", 0.01, 1, 5)
+
+
+def ours(work, X, y, **settings):
+    settings |= {
+        "optimizer": work.optimizer, "lr": work.lr, "max_epochs": work.epochs, "tol": None,
+        "batch_size": work.batch, "standardize": False, "random_state": SEED, "alpha": 0.0,
+    }  # fmt: skip
+    if work.hidden:
+        return TorchMLPRegressor(hidden_layer_sizes=work.hidden, **settings).fit(X, y)
+    return TorchLinearRegressor(**settings).fit(X, y)
+
+
+def torch_optimizer(work, module):
+    cls = {"sgd": torch.optim.SGD, "adam": torch.optim.Adam}[work.optimizer]
+    return cls(module.parameters(), lr=work.lr, fused=True)
+
+
+def fused_loop(work, X, y):
+    """The loop of a good engineer: a permuted copy per epoch, slices of it, the fused optimizer."""
+    module = work.module()
+    optimizer = torch_optimizer(work, module)
+    X, y = torch.from_numpy(X), torch.from_numpy(y)[:, None]
+    losses = []
+    for _ in range(work.epochs):
+        if work.batch < work.n:
+            order = torch.randperm(work.n)
+            rows, targets = X[order], y[order]
+        else:
+            rows, targets = X, y
+        total = torch.zeros(())
+        for start in range(0, work.n, work.batch):
+            x, t = rows[start : start + work.batch], targets[start : start + work.batch]
+            optimizer.zero_grad()
+            loss = F.mse_loss(module(x), t)
+            loss.backward()
+            optimizer.step()
+            total += loss.detach() * len(x)
+        losses.append(total.item() / work.n)
+    return module
+
+
+def loader_loop(work, X, y):
+    """The loop of the tutorials."""
+    module = work.module()
+    optimizer = torch_optimizer(work, module)
+    rows = TensorDataset(torch.from_numpy(X), torch.from_numpy(y)[:, None])
+    loader = DataLoader(rows, batch_size=work.batch, shuffle=True)
+    losses = []
+    for _ in range(work.epochs):
+        total = 0.0
+        for x, t in loader:
+            optimizer.zero_grad()
+            loss = F.mse_loss(module(x), t)
+            loss.backward()
+            optimizer.step()
+            total += loss.item() * len(x)
+        losses.append(total / work.n)
+    return module
+
+
+def plain_skorch(work, X, y):
+    cls = {"sgd": torch.optim.SGD, "adam": torch.optim.Adam}[work.optimizer]
+    net = skorch.NeuralNetRegressor(
+        work.module(), optimizer=cls, lr=work.lr, max_epochs=work.epochs, batch_size=work.batch,
+        train_split=None, verbose=0, iterator_train__shuffle=True,
+    )  # fmt: skip
+    return net.fit(X, y[:, None])
+
+
+def mlp_regressor(work, X, y):
+    model = MLPRegressor(
+        hidden_layer_sizes=work.hidden, solver="adam", alpha=0.0, batch_size=work.batch, learning_rate_init=work.lr,
+        max_iter=work.epochs, tol=0.0, n_iter_no_change=10**9, random_state=SEED,
+    )  # fmt: skip
+    return model.fit(X, y)
+
+
+def sgd_regressor(work, X, y):
+    # its loss has a factor of one half
+    model = SGDRegressor(
+        penalty=None, learning_rate="constant", eta0=2 * work.lr, max_iter=work.epochs, tol=None,
+        random_state=SEED,
+    )  # fmt: skip
+    return model.fit(X, y)
+
+
+def error(model, X, y):
+    if isinstance(model, nn.Module):
+        with torch.no_grad():
+            prediction = model(torch.from_numpy(X)).numpy()
+    else:
+        prediction = model.predict(X)
+    return float(np.mean((prediction.ravel() - y) ** 2))
+
+
+def shortened(work):
+    return replace(work, epochs=work.epochs // work.slow_share)
+
+
+def contenders(work):
+    peers = {
+        "ours": ours,
+        "fused loop": fused_loop,
+        "DataLoader loop": lambda work, X, y: loader_loop(shortened(work), X, y),
+        "skorch": lambda work, X, y: plain_skorch(shortened(work), X, y),
+    }
+    if work.hidden:
+        peers["MLPRegressor"] = mlp_regressor
+    if work.batch == 1:
+        peers["SGDRegressor"] = sgd_regressor
+    return peers
+
+
+def fits(threads):
+    table = Table(f"fit, {threads} thread(s)")
+    gaps = []
+    for work in [*WORKS, BATCH_1]:
+        X, y = work.data()
+        errors = {}
+
+        def run(name, peer, work=work, X=X, y=y, errors=errors):
+            errors[name] = (peer(work, X, y), X, y)
+
+        runs = {
+            name: (lambda name=name, peer=peer: run(name, peer))
+            for name, peer in contenders(work).items()
+        }
+        seconds = rounds(runs, n_rounds(runs, budget=30.0, most=11, least=3))
+        slow = ("DataLoader loop", "skorch") if work.slow_share > 1 else ()
+        for name in slow:
+            seconds[name] = [work.slow_share * t for t in seconds[name]]
+        table.add(work.name, seconds, "small networks" if work.small else "other")
+        base = error(*errors["ours"])
+        gap = {k: error(*v) / base - 1 for k, v in errors.items() if k not in ("ours", *slow)}
+        gaps.append((work.name, base, gap))
+    table.summary()
+    print("\nmean squared error on the training rows\n")
+    for name, base, gap in gaps:
+        print(f"{name}: ours {base:.6g};", ", ".join(f"{k} {v:+.1e}" for k, v in gap.items()))
+
+
+def growth(threads):
+    """Seconds of a fit against rows and epochs."""
+    print(f"\nseconds per fit of a linear model on 10 columns, batch 1000, {threads} thread(s)\n")
+    print("| rows | epochs | seconds | microseconds per 1000 rows and epoch |")
+    print("|---|---|---|---|")
+    for n, epochs in [
+        (10**3, 10), (10**3, 100), (10**3, 1000), (10**3, 10_000), (10**4, 10), (10**4, 1000),
+        (10**5, 10), (10**5, 100), (10**6, 10),
+    ]:  # fmt: skip
+        work = Work("", n, 10, (), "adam", 1e-3, 1000, epochs)
+        X, y = work.data()
+        times = rounds({"ours": lambda work=work, X=X, y=y: ours(work, X, y)}, 3)["ours"]
+        each = 1e6 * median(times) / (n / 1000 * epochs)
+        print(f"| {n} | {epochs} | {median(times):.4f} | {each:.1f} |", flush=True)
+
+
+MEASURE = """
+import resource, sys
+import numpy as np
+from training import Work, ours
+from sktorch_linreg import TorchMLPRegressor
+kind, dtype = sys.argv[1], sys.argv[2]
+peak = lambda: resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+warm = Work("", 2000, 50, (500,), "adam", 1e-3, 1024, 1)
+model = ours(warm, *warm.data(), **({"dtype": "float64"} if dtype == "float64" else {}))
+model.predict(warm.data()[0])
+rng = np.random.default_rng(0)
+n = 1_000_000 if kind == "predict" else 2_000_000
+X = rng.standard_normal((n, 50), dtype=np.float32)
+y = X[:, 0].copy()
+if kind == "predict":
+    before = peak()
+    out = model.predict(X)
+    used = peak() - before - out.nbytes / 2**20
+else:
+    if kind == "cast":
+        X, y = X.astype(np.float64), y.astype(np.float64)
+    work = Work("", n, 50, (64,), "adam", 1e-3, 1024, 1)
+    before = peak()
+    ours(work, X, y)
+    used = peak() - before
+print(X.nbytes / 2**20, used)
+"""
+
+
+def memory(threads):
+    """Peak beyond the input in a fresh process."""
+    print(f"\npeak memory of a fresh process beyond input and output, {threads} thread(s)\n")
+    print("| what | input MiB | peak MiB beyond |")
+    print("|---|---|---|")
+    for kind, text in [
+        ("fit", "fit, float32 in, trained in float32, batch 1024"),
+        ("cast", "fit, float64 in, trained in float32, batch 1024"),
+        ("predict", "predict, float32, 500 hidden units"),
+    ]:
+        run = subprocess.run(
+            [sys.executable, "-c", MEASURE, kind, "float32"],
+            capture_output=True, text=True, check=True, cwd=HERE,
+        )  # fmt: skip
+        size, used = map(float, run.stdout.split())
+        print(f"| {text} | {size:.0f} | {used:.0f} |", flush=True)
+
+
+def callbacks(threads):
+    """With callbacks that are told of every batch."""
+    from skorch.callbacks import EpochScoring, GradientNormClipping
+
+    table = Table(f"fit with callbacks that need every batch, {threads} thread(s)")
+    for work in (WORKS[0], WORKS[3], WORKS[4], WORKS[6]):
+        X, y = work.data()
+
+        def told(work=work, X=X, y=y):
+            scoring = EpochScoring("r2", on_train=True)
+            ours(work, X, y, callbacks=[scoring, GradientNormClipping(1e3)])
+
+        runs = {"ours": told, "fused loop": lambda work=work, X=X, y=y: fused_loop(work, X, y)}
+        table.add(work.name, rounds(runs, 7))
+    table.summary()
+
+
+TIMED = """
+import time, sys
+start = time.perf_counter()
+import torch, skorch, sklearn.linear_model, sklearn.neural_network
+middle = time.perf_counter()
+import sktorch_linreg
+print(middle - start, time.perf_counter() - middle)
+"""
+
+
+def imports(threads):
+    pairs = []
+    for _ in range(7):
+        run = subprocess.run(
+            [sys.executable, "-c", TIMED], capture_output=True, text=True, check=True
+        )
+        pairs.append([float(part) for part in run.stdout.split()])
+    before, own = (median(column) for column in zip(*pairs, strict=True))
+    print(f"\nimport: torch, skorch and scikit-learn {before:.2f} s,", end=" ")
+    print(f"sktorch_linreg {1e3 * own:.0f} ms more ({100 * own / before:.1f} %)")
+
+
+LOOP = """
+import sys, time
+from training import WORKS, ours
+work = WORKS[int(sys.argv[1])]
+X, y = work.data()
+ours(work, X, y)
+print("ready", flush=True)
+sys.stdin.readline()
+start, done = time.perf_counter(), 0
+while time.perf_counter() - start < 5.0:
+    ours(work, X, y)
+    done += 1
+print(done / (time.perf_counter() - start))
+"""
+
+
+def throughput(n_processes, n_threads, index):
+    env = {**os.environ, "OMP_NUM_THREADS": str(n_threads)}
+    processes = [
+        subprocess.Popen([sys.executable, "-c", LOOP, str(index)], stdin=subprocess.PIPE,
+                         stdout=subprocess.PIPE, text=True, env=env, cwd=HERE)
+        for _ in range(n_processes)
+    ]  # fmt: skip
+    for process in processes:
+        process.stdout.readline()
+    for process in processes:
+        process.stdin.write("\n")
+        process.stdin.flush()
+    return sum(float(process.communicate()[0]) for process in processes)
+
+
+def processes(threads):
+    """Fits per second of one process with one thread and of two, with one and two threads each."""
+    print("\nfits per second, relative to one process with one thread\n")
+    print("| work | two processes, 1 thread each | two processes, 2 threads each |")
+    print("|---|---|---|")
+    for index in (3, 4, 6):
+        ratios = []
+        for _ in range(3):
+            alone = throughput(1, 1, index)
+            ratios.append([throughput(2, n, index) / alone for n in (1, 2)])
+        one, two = (median(column) for column in zip(*ratios, strict=True))
+        print(f"| {WORKS[index].name} | {one:.2f} | {two:.2f} |", flush=True)
+
+
+SECTIONS = {f.__name__: f for f in (fits, callbacks, growth, memory, imports, processes)}
+ONCE = ("imports", "processes", "memory", "growth")
+
+
+def main(names):
+    for name in names:
+        for threads in (1,) if name in ONCE else (1, 2):
+            env = {**os.environ, "OMP_NUM_THREADS": str(threads)}
+            command = [sys.executable, sys.argv[0], "--section", name, str(threads)]
+            subprocess.run(command, env=env, check=True)
+
+
+if __name__ == "__main__":
+    if sys.argv[1:2] == ["--section"]:
+        start = time.perf_counter()
+        SECTIONS[sys.argv[2]](int(sys.argv[3]))
+        print(f"({time.perf_counter() - start:.0f} s)", flush=True)
+    else:
+        main(sys.argv[1:] or list(SECTIONS))

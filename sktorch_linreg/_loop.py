@@ -1,0 +1,288 @@
+"""The training loop: epochs and batches, stopping, and what callbacks hear of it."""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from sklearn.exceptions import ConvergenceWarning
+from torch import Tensor
+from torch.optim import lr_scheduler
+
+from ._batches import Batch, TabularDataset
+from ._monitor import Monitor
+from ._optimizers import OrthantLBFGS
+from ._report import EpochTable
+from ._types import TrainingDivergedError
+from ._updates import RuleUpdates, TorchUpdates
+
+
+class StopTraining(Exception):
+    """A callback asked to stop; skorch's own way is a KeyboardInterrupt, which Ctrl-C is too."""
+
+
+@dataclass
+class Run:
+    """What belongs to one training run, and is let go of after it."""
+
+    monitor: Monitor
+    validation: TabularDataset | None
+    order: torch.Generator | None
+    # parameters before the first epoch and after each, where they are asked for
+    path: list[Tensor] | None
+    # rows in the user's units, for callbacks
+    shown: Mapping[str, Any]
+    # the mean over the last epoch of what the optimizer minimises
+    minimised: float = math.inf
+    interrupted: bool = False
+    warnings: list[tuple[str, type[Warning]]] = field(default_factory=list)
+
+
+class TrainingLoop:
+    """The part of the net that trains; it overrides skorch's steps of the same names.
+
+    Without callbacks that listen to batches, an epoch is one call of the objective. Losses per
+    batch are kept in the history only where a callback listens to batches; that is most of what
+    makes plain skorch slow on tabular data.
+    """
+
+    # what the net has
+    spec: Any
+    run: Any
+    objective_: Any
+    optimizer_: Any
+    optimizer_updates: Any
+    module_: Any
+    criterion_: Any
+    schedule_: Any
+    history: Any
+    callbacks_: Any
+    max_epochs: int
+    tells_batches: bool
+    tells_gradients: bool
+    prints: bool
+    notify: Callable[..., None]
+    on_epoch_begin: Callable[..., None]
+    get_iterator: Callable[..., Any]
+    _set_training: Callable[[bool], None]
+
+    def fit_loop(self, X: Any, y: Any = None, epochs: int | None = None, **kwargs: Any) -> Any:
+        monitor, validation = self.run.monitor, self.run.validation
+        batches = self.get_iterator(X, training=True)
+        checks = None if validation is None else self.get_iterator(validation)
+        # a full batch is done or not, so there is no half an epoch to undo
+        undoes = len(batches) > 1 or self.spec.is_lbfgs
+        # inference mode costs least, but autograd cannot take what is made in it
+        by_rule = isinstance(self.optimizer_updates, RuleUpdates)
+        by_hand = by_rule and self.objective_.backprop is not None and not self.callbacks_
+        table = EpochTable(0 if self.prints else self.spec.verbose)
+        done: Tensor | None = None
+        try:
+            with torch.inference_mode(by_hand):
+                for _ in range(self.max_epochs):
+                    begin = time.perf_counter()
+                    self._begin_epoch()
+                    self.run_single_epoch(batches, True, "train", self.train_step)
+                    if checks is not None:
+                        self.run_single_epoch(checks, False, "valid", self.validation_step)
+                    self._end_epoch(time.perf_counter() - begin)
+                    table.add(self._row())
+                    if undoes:
+                        done = self.objective_.flat.keep(done)
+                    if self.callbacks_:
+                        self.notify("on_epoch_end", **self.run.shown)
+                    if monitor.stopped or (monitor.settled and not self._sharpen()):
+                        break
+                else:
+                    self._warn_unfinished()
+        except StopTraining:
+            self._keep_finished_epochs(done)
+        except KeyboardInterrupt:
+            self._keep_finished_epochs(done)
+            message = (
+                f"Training was interrupted; the estimator is fitted with the "
+                f"{len(monitor.loss_curve)} epochs that were done. Set warm_start=True and call "
+                "fit again to go on from there."
+            )
+            self.run.warnings.append((message, UserWarning))
+        table.close()
+        return self
+
+    def _begin_epoch(self) -> None:
+        """Tell callbacks, and look at what they may have changed."""
+        if not self.callbacks_:
+            self.on_epoch_begin(self)
+            return
+        self.notify("on_epoch_begin", **self.run.shown)
+        updates: Any = self.optimizer_updates
+        whole = self.objective_.configure()
+        if not (whole and updates.in_step()):
+            # a rule moves all parameters with one and the same history
+            self.optimizer_updates = TorchUpdates(updates.optimizer)
+
+    def _sharpen(self) -> bool:
+        """Go on with a sharper stand-in for a loss with kinks; False where there is none."""
+        if not self.objective_.sharpen():
+            return False
+        self.run.monitor.minimised = math.inf
+        optimizer = self.optimizer_
+        if isinstance(optimizer, OrthantLBFGS):
+            optimizer.forget()
+        else:
+            optimizer.state.clear()
+        return True
+
+    def _keep_finished_epochs(self, done: Tensor | None) -> None:
+        """Undo an unfinished epoch; without a finished one, let the interrupt pass."""
+        finished = len(self.run.monitor.loss_curve)
+        if finished == 0:
+            self.run.interrupted = True
+            raise KeyboardInterrupt
+        # a stop at the end of an epoch comes when its row in the history is complete
+        if done is not None and "lr" not in self._row():
+            self.objective_.flat.values.copy_(done)
+
+    def _warn_unfinished(self) -> None:
+        if not self.run.monitor.must_stop or self.spec.incremental:
+            return
+        message = f"Training stopped at max_epochs={self.max_epochs} before "
+        if self.spec.tol is None:
+            message += "L-BFGS had converged. Raise max_epochs."
+        else:
+            message += (
+                f"the loss settled within tol={self.spec.tol}. Raise max_epochs, lr or tol, or set "
+                "tol=None to run a fixed number of epochs."
+            )
+        self.run.warnings.append((message, ConvergenceWarning))
+
+    def _end_epoch(self, seconds: float) -> None:
+        """Take the epoch's losses in, refuse those that are not finite, and step the schedule."""
+        monitor, row, flat = self.run.monitor, self._row(), self.objective_.flat
+        loss, validation = row["train_loss"], row.get("valid_loss")
+        updates: Any = self.optimizer_updates
+        lr = float(updates.group["lr"])
+        if not (math.isfinite(loss) and (validation is None or math.isfinite(validation))):
+            raise TrainingDivergedError(len(monitor.loss_curve) + 1, lr)
+        # skorch's Checkpoint and PrintLog look for these
+        row["train_loss_best"] = loss < monitor.best_train
+        if validation is not None:
+            row["valid_loss_best"] = validation < monitor.best_validation
+        row["lr"], row["dur"] = lr, seconds
+        # an envelope is off by about its width anyway
+        slack = 1e-4 * (self.objective_.width or 0.0)
+        monitor.update(loss, validation, self.run.minimised, flat, slack)
+        if self.run.path is not None:
+            self.run.path.append(flat.values.cpu().clone())
+        if self.schedule_ is not None:
+            self._step_schedule(loss if validation is None else validation)
+
+    def _row(self) -> dict[str, Any]:
+        """The epoch's record; indexing skorch's history copies all of it."""
+        row: dict[str, Any] = list.__getitem__(self.history, -1)
+        return row
+
+    def _step_schedule(self, monitored: float) -> None:
+        if isinstance(self.schedule_, lr_scheduler.ReduceLROnPlateau):
+            self.schedule_.step(monitored)
+            return
+        try:
+            self.schedule_.step()
+        except (ArithmeticError, TypeError, ValueError) as error:
+            raise ValueError(
+                f"The lr_schedule could not be stepped: {error}. If it has run through all of its "
+                "epochs, raise max_epochs, which it is planned for; else check lr_schedule__*."
+            ) from error
+
+    # -- batches --------------------------------------------------------------------------------
+
+    def run_single_epoch(
+        self, iterator: Any, training: bool, prefix: str, step_fn: Any, **kwargs: Any
+    ) -> None:
+        if self.module_.training != training:
+            self._set_training(training)
+        row, updates = self._row(), self.optimizer_updates
+        by_torch = training and not isinstance(updates, RuleUpdates)
+        if self.tells_batches or by_torch or (training and self.tells_gradients):
+            mean = self._told_epoch(iterator, training, prefix, step_fn)
+        else:
+            with torch.no_grad():
+                if training:
+                    mean = self.objective_.epoch(iterator, updates.step)
+                    self.run.minimised = mean
+                else:
+                    mean = self.objective_.loss_of(iterator)
+            # skorch's Checkpoint looks up the last batch
+            row["batches"].append({f"{prefix}_loss": mean})
+        row[f"{prefix}_loss"], row[f"{prefix}_batch_count"] = mean, len(iterator)
+
+    def _told_epoch(self, iterator: Any, training: bool, prefix: str, step_fn: Any) -> float:
+        """An epoch in which callbacks hear of each batch, or the optimizer calls for gradients."""
+        total: Any = 0.0
+        minimised: Any = 0.0
+        batches = self._row()["batches"]
+        for block in iterator.blocks():
+            for batch in block.batches:
+                n_rows = batch.n_rows
+                shown = None
+                if self.tells_batches:
+                    shown = self._shown(batch)
+                    self.notify("on_batch_begin", batch=shown, training=training)
+                step = step_fn(batch)
+                total = total + step["loss"] * n_rows
+                minimised = minimised + step["minimised"] * n_rows
+                if self.tells_batches:
+                    batches[-1][f"{prefix}_loss"] = float(step["loss"])
+                    batches[-1][f"{prefix}_batch_size"] = n_rows
+                    y_pred = self.module_.to_predictions(step["y_pred"])
+                    about = {"loss": step["loss"], "y_pred": y_pred, "training": training}
+                    self.notify("on_batch_end", batch=shown, **about)
+        if not self.tells_batches:
+            batches.append({f"{prefix}_loss": float(total) / len(iterator.dataset)})
+        if training:
+            self.run.minimised = float(minimised) / len(iterator.dataset)
+        return float(total) / len(iterator.dataset)
+
+    def _shown(self, batch: Batch) -> tuple[Tensor, Tensor]:
+        """A batch in the user's units."""
+        return self.module_.to_user_rows(batch.x), self.module_.to_user_units(batch.y)
+
+    def train_step(self, batch: Any, **kwargs: Any) -> Any:
+        """One update; the loss returned is the objective before it."""
+        if not self.module_.training:
+            self._set_training(True)
+        objective = self.objective_
+        first: dict[str, Any] = {}
+
+        def closure() -> Tensor:
+            with torch.no_grad():
+                objective.gradient_(batch)
+                loss, minimised, smooth = objective.values(batch)
+            if not first:
+                # a line search evaluates more than once
+                y_pred = batch.out.clone() if self.tells_batches else None
+                first.update(loss=loss, minimised=minimised, y_pred=y_pred)
+            if self.tells_gradients:
+                parameters = list(self.module_.named_parameters())
+                about = {"named_parameters": parameters, "training": True}
+                self.notify("on_grad_computed", batch=self._shown(batch), **about)
+            value: Tensor = smooth
+            return value
+
+        updates: Any = self.optimizer_updates
+        updates.step(closure)
+        with torch.no_grad():
+            objective.project_()
+        return first
+
+    def validation_step(self, batch: Any, **kwargs: Any) -> dict[str, Any]:
+        """Loss of held-out rows, without the penalty."""
+        self._set_training(False)
+        with torch.no_grad():
+            output = self.module_(batch.x)
+            weight = None if batch.weight is None else batch.weight[:, 0]
+            loss = self.criterion_(output, batch.y, weight)
+        return {"loss": loss, "y_pred": output, "minimised": loss}

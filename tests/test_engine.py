@@ -1,0 +1,411 @@
+"""The training engine against its oracles: autograd, torch.optim, and loops written by hand."""
+
+import copy
+import itertools
+
+import numpy as np
+import pytest
+import torch
+from torch import optim
+
+from sktorch_linreg import TorchLinearRegressor, TorchMLPRegressor
+from sktorch_linreg._backprop import Backprop, FlatParameters
+from sktorch_linreg._batches import BatchIterator, TabularDataset
+from sktorch_linreg._losses import LOSSES, Penalty, resolve_loss
+from sktorch_linreg._modules import ACTIVATIONS, MLPModule
+from sktorch_linreg._objective import TrainingObjective
+from sktorch_linreg._updates import RULES, RuleUpdates, has_rule
+
+OPTIONS = {"huber": {"delta": 0.7}, "quantile": {"quantile": 0.3}}
+TIGHT = {"rtol": 1e-12, "atol": 1e-12}
+
+
+def doubles(*shape, seed=0):
+    return torch.randn(*shape, dtype=torch.float64, generator=torch.Generator().manual_seed(seed))
+
+
+def make(sizes=(5, 7, 6, 2), activation="relu", dropout=0.0, bias=True):
+    module = MLPModule(sizes, activation, dropout, bias=bias).double()
+    module.initialize_(torch.Generator().manual_seed(1))
+    module.dropout.generator = torch.Generator().manual_seed(2)
+    return module
+
+
+def make_batch(n=11, d=5, k=2, weighted=False, seed=0):
+    weight = doubles(n, seed=seed + 2).abs() if weighted else None
+    rows = TabularDataset(doubles(n, d, seed=seed), doubles(n, k, seed=seed + 1).abs(), weight)
+    ((batch,),) = (block.batches for block in BatchIterator(rows).blocks())
+    return batch
+
+
+def by_autograd(module, batch, loss, penalty):
+    module.dropout.generator.manual_seed(2)
+    module.zero_grad()
+    out = module(batch.x)
+    weight = None if batch.weight is None else batch.weight[:, 0]
+    (loss.mean(out, batch.y, weight) + penalty.value(module.weights)).backward()
+    return out.detach(), [p.grad.clone() for p in module.parameters()]
+
+
+def compare(module, batch, loss, l2=0.0):
+    out, expected = by_autograd(module, batch, loss, Penalty(l2=l2))
+    module.dropout.generator.manual_seed(2)
+    flat = FlatParameters(module)
+    flat.gradient.fill_(float("nan"))
+    Backprop(module, flat, l2).gradient_(batch, loss)
+    flat.offer_gradients()
+    torch.testing.assert_close(batch.out, out, **TIGHT)
+    for p, gradient in zip(module.parameters(), expected, strict=True):
+        torch.testing.assert_close(p.grad, gradient, **TIGHT)
+
+
+# -- gradients ------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("dropout", [0.0, 0.4])
+@pytest.mark.parametrize("weighted", [True, False])
+@pytest.mark.parametrize("activation", list(ACTIVATIONS))
+def test_gradients_of_every_activation(activation, weighted, dropout):
+    module = make(activation=activation, dropout=dropout)
+    compare(module, make_batch(weighted=weighted), resolve_loss("squared_error", {}), l2=0.3)
+
+
+@pytest.mark.parametrize("weighted", [True, False])
+@pytest.mark.parametrize("sizes", [(5, 2), (5, 4, 2)])
+@pytest.mark.parametrize(
+    "name", [*LOSSES, torch.nn.MSELoss, torch.nn.SmoothL1Loss, torch.nn.PoissonNLLLoss]
+)
+def test_gradients_of_every_loss(name, sizes, weighted):
+    loss = resolve_loss(name, OPTIONS.get(name, {}))
+    compare(make(sizes, "tanh"), make_batch(weighted=weighted), loss, l2=0.1)
+
+
+@pytest.mark.parametrize("name", list(LOSSES))
+def test_slopes_at_kinks_are_those_of_autograd(name):
+    loss = resolve_loss(name, OPTIONS.get(name, {}))
+    target = torch.tensor([[0.0], [1.0], [-0.5], [2.0]], dtype=torch.float64)
+    at = (target + torch.tensor([[0.0], [0.0], [0.7], [-0.7]])).requires_grad_()
+    (expected,) = torch.autograd.grad(loss.pointwise(at, target).sum(), at)
+    out = torch.empty_like(expected)
+    loss.slope(at.detach(), target, out)
+    torch.testing.assert_close(loss.slope_factor * out, expected, **TIGHT)
+
+
+@pytest.mark.parametrize("bias", [True, False])
+@pytest.mark.parametrize("sizes", [(1, 1), (5, 3), (4, 1, 1), (3, 8, 8, 8, 1), (3, 2, 2, 2, 2, 2)])
+def test_gradients_of_every_depth(sizes, bias):
+    batch = make_batch(d=sizes[0], k=sizes[-1])
+    compare(make(sizes, "gelu", bias=bias), batch, resolve_loss("squared_error", {}))
+
+
+def test_gradients_of_a_users_loss_that_reduces():
+    class LogCosh(torch.nn.Module):
+        def forward(self, prediction, target):
+            return torch.log(torch.cosh(prediction - target)).mean()
+
+    loss = resolve_loss(LogCosh, {})
+    assert loss.reduced
+    compare(make(), make_batch(), loss, l2=0.2)
+
+
+def test_batches_of_two_sizes_have_their_own_room():
+    module, loss = make(), resolve_loss("squared_error", {})
+    flat = FlatParameters(module)
+    backprop = Backprop(module, flat, 0.0)
+    for n in (11, 3, 11, 3):
+        batch = make_batch(n, seed=n)
+        _, expected = by_autograd(copy.deepcopy(module), batch, loss, Penalty())
+        backprop.gradient_(batch, loss)
+        flat.offer_gradients()
+        for p, gradient in zip(module.parameters(), expected, strict=True):
+            torch.testing.assert_close(p.grad, gradient, **TIGHT)
+
+
+@pytest.mark.parametrize("l1", [0.0, 0.2])
+@pytest.mark.parametrize("l2", [0.0, 0.3])
+@pytest.mark.parametrize("positive", [True, False])
+def test_by_hand_and_by_autograd_the_objective_is_one(l1, l2, positive):
+    """The pseudo-gradient, the projection and the values, with and without a frozen parameter."""
+    results = []
+    for frozen in (False, True):
+        module = make((5, 4, 2))
+        module.linears[0].bias.requires_grad_(not frozen)
+        objective = TrainingObjective(
+            module, resolve_loss("huber", {}), Penalty(l1, l2, positive), own_penalty=False
+        )
+        assert (objective.backprop is None) == frozen
+        batch = make_batch(weighted=True)
+        objective.gradient_(batch)
+        values = objective.values(batch)
+        grads = [w.grad.clone() for w in module.weights]
+        with torch.no_grad():
+            for w in module.weights:
+                w.sub_(0.5 * w.grad)
+            objective.project_()
+        results.append((values, grads, [w.detach().clone() for w in module.weights]))
+    for hand, auto in zip(*results, strict=True):
+        for a, b in zip(hand, auto, strict=True):
+            torch.testing.assert_close(a, b, **TIGHT)
+
+
+# -- updates --------------------------------------------------------------------------------------
+
+SETTINGS = {
+    optim.SGD: [{"lr": 0.1}, {"lr": 0.1, "momentum": 0.9, "dampening": 0.2, "weight_decay": 0.1},
+                {"lr": 0.1, "momentum": 0.9, "nesterov": True}],
+    optim.Adam: [{}, {"lr": 0.1, "betas": (0.8, 0.95), "eps": 1e-3, "weight_decay": 0.1},
+                 {"amsgrad": True}, {"decoupled_weight_decay": True, "weight_decay": 0.1}],
+    optim.AdamW: [{}, {"lr": 0.1, "weight_decay": 0.3, "amsgrad": True}],
+    optim.NAdam: [{}, {"lr": 0.1, "weight_decay": 0.1, "momentum_decay": 0.1},
+                  {"weight_decay": 0.1, "decoupled_weight_decay": True}],
+    optim.RAdam: [{}, {"lr": 0.1, "weight_decay": 0.1, "eps": 1e-2},
+                  {"weight_decay": 0.1, "decoupled_weight_decay": True}],
+    optim.RMSprop: [{}, {"lr": 0.1, "momentum": 0.5, "weight_decay": 0.1},
+                    {"centered": True, "alpha": 0.9}, {"centered": True, "momentum": 0.5}],
+    optim.Adagrad: [{}, {"lr": 0.1, "lr_decay": 0.1, "weight_decay": 0.1},
+                    {"initial_accumulator_value": 0.5}],
+    optim.Adadelta: [{}, {"lr": 0.1, "rho": 0.8, "eps": 1e-3, "weight_decay": 0.1}],
+    optim.Adamax: [{}, {"lr": 0.1, "betas": (0.8, 0.95), "weight_decay": 0.1}],
+}  # fmt: skip
+CASES = [(cls, options) for cls, all_options in SETTINGS.items() for options in all_options]
+
+
+def close_to(cls):
+    # torch keeps the product of NAdam's momenta in float32
+    return {"rtol": 1e-6 if cls is optim.NAdam else 1e-11, "atol": 1e-9}
+
+
+def gradients_for(module, step):
+    for i, p in enumerate(module.parameters()):
+        p.grad.copy_(doubles(*p.shape, seed=100 * step + i))
+
+
+def test_every_rule_is_compared():
+    assert set(SETTINGS) == set(RULES)
+
+
+@pytest.mark.parametrize("fused", [True, False])
+@pytest.mark.parametrize(("cls", "options"), CASES)
+def test_rules_do_what_torch_does(monkeypatch, cls, options, fused):
+    if not fused:
+        from sktorch_linreg import _updates
+
+        monkeypatch.setattr(_updates, "FUSED_ADAM", None)
+        monkeypatch.setattr(_updates, "FUSED_ADAMW", None)
+    module, reference = make(), make()
+    theirs = cls(reference.parameters(), **options)
+    flat = FlatParameters(module)
+    flat.offer_gradients()
+    ours = RuleUpdates(flat, cls, options, list(module.parameters()))
+    for p in reference.parameters():
+        p.grad = torch.zeros_like(p)
+    for step in range(12):
+        gradients_for(module, step)
+        gradients_for(reference, step)
+        ours.step()
+        theirs.step()
+        if step == 6:
+            # schedules write into the group
+            ours.optimizer.param_groups[0]["lr"] = theirs.param_groups[0]["lr"] = 0.03
+        for p, q in zip(module.parameters(), reference.parameters(), strict=True):
+            torch.testing.assert_close(p.detach(), q.detach(), **close_to(cls))
+    mine, its = ours.optimizer.state_dict(), theirs.state_dict()
+    assert mine["param_groups"][0].keys() == its["param_groups"][0].keys()
+    for key, state in its["state"].items():
+        wanted = {k: v for k, v in state.items() if v is not None}
+        assert wanted.keys() == mine["state"].get(key, {}).keys()
+        for name, value in wanted.items():
+            torch.testing.assert_close(mine["state"][key][name], value, rtol=1e-6, atol=1e-12)
+
+
+@pytest.mark.parametrize(("cls", "options"), CASES)
+def test_a_rule_and_torch_hand_over_to_each_other(cls, options):
+    """Steps by the rule, by its torch optimizer from there, and by the rule again."""
+    module, reference = make(), make()
+    theirs = cls(reference.parameters(), **options)
+    flat = FlatParameters(module)
+    flat.offer_gradients()
+    ours = RuleUpdates(flat, cls, options, list(module.parameters()))
+    for p in reference.parameters():
+        p.grad = torch.zeros_like(p)
+    optimizer = None
+    for step in range(9):
+        gradients_for(module, step)
+        gradients_for(reference, step)
+        theirs.step()
+        if 3 <= step < 6:
+            optimizer = ours.optimizer if step == 3 else optimizer
+            optimizer.step()
+        elif step == 6:
+            state = copy.deepcopy(optimizer.state_dict())
+            optimizer.load_state_dict(state)
+            assert ours.in_step()
+            ours.step()
+        else:
+            ours.step()
+        for p, q in zip(module.parameters(), reference.parameters(), strict=True):
+            torch.testing.assert_close(p.detach(), q.detach(), **close_to(cls))
+
+
+@pytest.mark.parametrize(("cls", "options"), CASES)
+def test_state_goes_on_in_another_object(cls, options):
+    module, other = make(), make()
+    updates = []
+    for m in (module, other):
+        flat = FlatParameters(m)
+        flat.offer_gradients()
+        updates.append(RuleUpdates(flat, cls, options, list(m.parameters())))
+    for step in range(8):
+        gradients_for(module, step)
+        updates[0].step()
+        if step == 3:
+            updates[1].load(updates[0].state())
+            updates[1].flat.values.copy_(updates[0].flat.values)
+        elif step > 3:
+            gradients_for(other, step)
+            updates[1].step()
+    torch.testing.assert_close(updates[1].flat.values, updates[0].flat.values, rtol=0, atol=0)
+
+
+def test_unusual_options_are_left_to_torch():
+    cpu = torch.device("cpu")
+    assert has_rule(optim.Adam, {"lr": 0.1, "maximize": False}, cpu)
+    for name in ("maximize", "capturable", "differentiable", "foreach", "fused"):
+        assert not has_rule(optim.Adam, {name: True}, cpu)
+    assert not has_rule(optim.Rprop, {}, cpu)
+    assert not has_rule(optim.Adam, {}, torch.device("mps"))
+
+    class Mine(optim.Adam):
+        pass
+
+    assert not has_rule(Mine, {}, cpu)
+
+
+# -- whole fits -----------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def rows():
+    rng = np.random.default_rng(0)
+    X = rng.normal(size=(230, 5))
+    return X, np.c_[np.sin(X[:, 0]) + X[:, 1], X[:, 2] * X[:, 3]]
+
+
+class MyAdam(optim.Adam):
+    """Unknown to the package, so that torch makes the updates."""
+
+
+@pytest.mark.parametrize("cls", [TorchLinearRegressor, TorchMLPRegressor])
+@pytest.mark.parametrize("batch_size", [None, 50])
+@pytest.mark.parametrize("penalty", [{}, {"alpha": 0.01}, {"alpha": 0.01, "l1_ratio": 0.5}])
+@pytest.mark.parametrize("weighted", [True, False])
+def test_the_fast_loop_and_the_told_loop_are_one(rows, cls, batch_size, penalty, weighted):
+    """Same losses and weights with a callback that listens to batches, or torch's updates."""
+    from skorch.callbacks import Callback
+
+    class Listener(Callback):
+        def on_batch_end(self, net, **kwargs):
+            pass
+
+    X, Y = rows
+    w = np.random.default_rng(1).uniform(0.5, 2, len(X)) if weighted else None
+    settings = {
+        "lr": 0.01, "max_epochs": 4, "batch_size": batch_size, "random_state": 0, "tol": None,
+        "dtype": "float64", **penalty,
+    }  # fmt: skip
+    models = [
+        cls(optimizer=optimizer, callbacks=callbacks, **settings).fit(X, Y, sample_weight=w)
+        for optimizer, callbacks in [("adam", None), ("adam", [Listener()]), (MyAdam, None)]
+    ]
+    for other in models[1:]:
+        np.testing.assert_allclose(other.loss_curve_, models[0].loss_curve_, rtol=1e-10)
+        np.testing.assert_allclose(other.predict(X), models[0].predict(X), rtol=1e-8, atol=1e-10)
+
+
+@pytest.mark.parametrize("batch_size", [None, 32])
+def test_float32_fits_equal_a_loop_written_by_hand(rows, batch_size):
+    X, y = rows[0].astype(np.float32), rows[1][:, 0].astype(np.float32)
+    model = TorchMLPRegressor(
+        hidden_layer_sizes=(16,), batch_size=batch_size, lr=0.01, max_epochs=5, alpha=0.0,
+        standardize=False, tol=None, random_state=3,
+    ).fit(X, y)  # fmt: skip
+    torch.manual_seed(3)
+    module = torch.nn.Sequential(torch.nn.Linear(5, 16), torch.nn.ReLU(), torch.nn.Linear(16, 1))
+    optimizer = optim.Adam(module.parameters(), lr=0.01)
+    inputs, target = torch.from_numpy(X), torch.from_numpy(y)[:, None]
+    for epoch in range(5):
+        order = torch.randperm(len(X)) if batch_size else torch.arange(len(X))
+        total = 0.0
+        for index in order.split(batch_size or len(X)):
+            optimizer.zero_grad()
+            loss = torch.nn.functional.mse_loss(module(inputs[index]), target[index])
+            loss.backward()
+            optimizer.step()
+            total += loss.item() * len(index)
+        assert model.loss_curve_[epoch] == pytest.approx(total / len(X), rel=1e-4)
+    np.testing.assert_allclose(
+        model.predict(X), module(inputs).detach().numpy()[:, 0], rtol=1e-3, atol=1e-4
+    )
+
+
+@pytest.mark.parametrize("n", [1, 7, 64, 65])
+@pytest.mark.parametrize("batch_size", [1, 7, 64])
+@pytest.mark.parametrize("entries", [0, 60, 2**18])
+@pytest.mark.parametrize("shuffle", [True, False])
+def test_blocks_hold_every_row_once_in_seeded_order(n, batch_size, entries, shuffle):
+    X = torch.arange(3.0 * n).reshape(n, 3)
+    rows = TabularDataset(X, X[:, :1].clone(), X[:, 0].clone())
+    generator = torch.Generator().manual_seed(4) if shuffle else None
+    iterator = BatchIterator(rows, batch_size, generator, entries)
+    expected = torch.Generator().manual_seed(4)
+    for _ in range(2):
+        order = torch.arange(n)
+        if shuffle and batch_size < n:
+            order = torch.randperm(n, generator=expected)
+        seen, sizes = [], []
+        for block in iterator.blocks():
+            assert len(block.y) == sum(batch.n_rows for batch in block.batches)
+            for batch in block.batches:
+                torch.testing.assert_close(batch.x[:, :1], batch.y)
+                torch.testing.assert_close(batch.weight, batch.y)
+                assert batch.out.shape == batch.y.shape
+                seen.append(batch.x.clone())
+                sizes.append(batch.n_rows)
+        torch.testing.assert_close(torch.cat(seen), X[order])
+        assert sizes == [len(part) for part in order.split(min(batch_size, n))]
+        assert len(sizes) == len(iterator)
+
+
+def test_rows_are_neither_copied_nor_changed_where_nothing_is_to_be_done(rows):
+    X = rows[0].copy()
+    dataset = TabularDataset.raw(X, rows[1])
+    assert np.shares_memory(dataset.X.numpy(), X)
+    before = X.copy()
+    X.flags.writeable = False
+    TorchLinearRegressor(
+        optimizer="sgd", lr=0.1, standardize=False, batch_size=32, max_epochs=3
+    ).fit(X, rows[1])
+    np.testing.assert_array_equal(X, before)
+
+
+def test_history_does_not_grow_faster_than_the_epochs(rows):
+    """Work per epoch, counted: indexing skorch's history copies all of it."""
+    import sys
+
+    X, Y = rows
+    counts = {}
+    for epochs in (50, 100):
+        model = TorchLinearRegressor(optimizer="sgd", lr=0.01, max_epochs=epochs, random_state=0)
+        lines = itertools.count()
+
+        def tracer(frame, event, arg, lines=lines):
+            next(lines)
+            return tracer
+
+        sys.settrace(tracer)
+        try:
+            model.fit(X, Y)
+        finally:
+            sys.settrace(None)
+        counts[epochs] = next(lines)
+    assert counts[100] < 2.2 * counts[50]
