@@ -12,6 +12,7 @@ import os
 import subprocess
 import sys
 import time
+import warnings
 from dataclasses import dataclass, replace
 from statistics import median
 
@@ -19,6 +20,7 @@ import numpy as np
 import skorch
 import torch
 from common import Table, n_rounds, rounds
+from sklearn.exceptions import ConvergenceWarning
 from sklearn.linear_model import SGDRegressor
 from sklearn.neural_network import MLPRegressor
 from torch import nn
@@ -150,8 +152,9 @@ def plain_skorch(work, X, y):
 
 def mlp_regressor(work, X, y):
     model = MLPRegressor(
-        hidden_layer_sizes=work.hidden, solver="adam", alpha=0.0, batch_size=work.batch, learning_rate_init=work.lr,
-        max_iter=work.epochs, tol=0.0, n_iter_no_change=10**9, random_state=SEED,
+        hidden_layer_sizes=work.hidden, solver="adam", alpha=0.0, batch_size=work.batch,
+        learning_rate_init=work.lr, max_iter=work.epochs, tol=0.0, n_iter_no_change=10**9,
+        random_state=SEED,
     )  # fmt: skip
     return model.fit(X, y)
 
@@ -380,6 +383,7 @@ def main(names):
 
 
 if __name__ == "__main__":
+    warnings.simplefilter("ignore", ConvergenceWarning)
     if sys.argv[1:2] == ["--section"]:
         start = time.perf_counter()
         SECTIONS[sys.argv[2]](int(sys.argv[3]))

@@ -13,6 +13,7 @@ from typing import Any, ClassVar, Self
 import numpy as np
 import torch
 from sklearn.base import MultiOutputMixin, RegressorMixin
+from sklearn.callback import CallbackSupportMixin
 from sklearn.utils.validation import check_is_fitted, validate_data
 
 from ._compat import Interval, StrOptions
@@ -35,6 +36,10 @@ from ._optimizers import OPTIMIZERS, resolve_optimizer, resolve_schedule
 from ._parameters import ParametersMixin
 from ._training import train
 from ._types import FitResult, FitSpec, Layers, Moments, Scaling, Start, TrainingData
+from ._watch import FitTask
+
+# what scikit-learn needs to tear callbacks down after a fit that failed
+TEARDOWN = ("_callback_fit_ctx", "_skl_callbacks_to_teardown")
 
 
 def can_partial_fit(estimator: Any) -> bool:
@@ -54,7 +59,12 @@ def can_partial_fit(estimator: Any) -> bool:
     return True
 
 
-class BaseTorchRegressor(MultiOutputMixin, RegressorMixin, ParametersMixin):  # type: ignore[misc]
+class BaseTorchRegressor(
+    CallbackSupportMixin,  # type: ignore[misc]
+    MultiOutputMixin,  # type: ignore[misc]
+    RegressorMixin,  # type: ignore[misc]
+    ParametersMixin,
+):
     """The steps of a fit: validate, spec, engine, adopt."""
 
     _parameter_constraints: ClassVar[dict[str, Any]] = {
@@ -89,6 +99,7 @@ class BaseTorchRegressor(MultiOutputMixin, RegressorMixin, ParametersMixin):  # 
             with own_torch_settings(resolve_device(self.device)):
                 caught = self._fit_or_fail(X, y, sample_weight, incremental)
         except BaseException:
+            before |= {k: v for k, v in vars(self).items() if k in TEARDOWN}
             self.__dict__.clear()
             self.__dict__.update(before)
             raise
@@ -124,11 +135,21 @@ class BaseTorchRegressor(MultiOutputMixin, RegressorMixin, ParametersMixin):  # 
                 f"The loss {spec.loss.name} gives one mean and cannot weigh rows. Leave "
                 "sample_weight out, or give the class a 'reduction' parameter that takes 'none'."
             )
-        result = self._run(data, spec, goes_on, incremental)
-        if goes_on:
-            self._append_curves(result)
-        self._adopt(result, data, spec, n_dim)
-        self._incremental = incremental
+
+        def take_over(estimator: Self, result: FitResult) -> None:
+            if goes_on:
+                estimator._append_curves(result)
+            estimator._adopt(result, data, spec, n_dim)
+            estimator._incremental = incremental
+
+        task = None
+        if "_skl_callbacks" in vars(self) and not incremental:
+            n_epochs = 0 if spec.optimizer_class is None else spec.max_epochs
+            task = FitTask(self, X, y, sample_weight, n_epochs, take_over)
+        result = self._run(data, spec, goes_on, incremental, task)
+        take_over(self, result)
+        if task is not None:
+            task.end()
         return result.warnings
 
     def _check_same_shape(self, data: TrainingData) -> None:
@@ -202,7 +223,12 @@ class BaseTorchRegressor(MultiOutputMixin, RegressorMixin, ParametersMixin):  # 
         return resolve_schedule(self.lr_schedule, options, int(self.max_epochs), lr)
 
     def _run(
-        self, data: TrainingData, spec: FitSpec, goes_on: bool, incremental: bool
+        self,
+        data: TrainingData,
+        spec: FitSpec,
+        goes_on: bool,
+        incremental: bool,
+        task: FitTask | None,
     ) -> FitResult:
         start = None
         if goes_on:
@@ -211,7 +237,7 @@ class BaseTorchRegressor(MultiOutputMixin, RegressorMixin, ParametersMixin):  # 
                 moments = vars(self).get("_moments")
                 start.moments = moments and tuple(Moments(**m) for m in moments)
                 start.state = vars(self).get("_training_state")
-        return train(data, spec, start)
+        return train(data, spec, start, task)
 
     def _append_curves(self, result: FitResult) -> None:
         """Let curves and history go on, as MLPRegressor does."""

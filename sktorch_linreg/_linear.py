@@ -15,6 +15,7 @@ from ._modules import MLPModule
 from ._names import check_options
 from ._statistics import Statistics
 from ._types import Array, FitResult, FitSpec, Layers, Scaling, TrainingData
+from ._watch import FitTask
 
 
 class BaseLinear(ExactResults, BaseTorchRegressor):
@@ -57,11 +58,16 @@ class BaseLinear(ExactResults, BaseTorchRegressor):
         return spec
 
     def _run(
-        self, data: TrainingData, spec: FitSpec, goes_on: bool, incremental: bool
+        self,
+        data: TrainingData,
+        spec: FitSpec,
+        goes_on: bool,
+        incremental: bool,
+        task: FitTask | None,
     ) -> FitResult:
         if spec.optimizer_class is not None:
             self._statistics = None
-            return super()._run(data, spec, goes_on, incremental)
+            return super()._run(data, spec, goes_on, incremental, task)
         stats: Statistics | None
         if incremental:
             previous = self._previous_statistics(spec) if goes_on else None

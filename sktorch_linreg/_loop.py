@@ -19,6 +19,7 @@ from ._optimizers import OrthantLBFGS
 from ._report import EpochTable
 from ._types import TrainingDivergedError
 from ._updates import RuleUpdates, TorchUpdates
+from ._watch import FitTask
 
 
 class StopTraining(Exception):
@@ -36,6 +37,9 @@ class Run:
     path: list[Tensor] | None
     # rows in the user's units, for callbacks
     shown: Mapping[str, Any]
+    # scikit-learn's callbacks, and what the fit would be if it ended now
+    task: FitTask | None = None
+    so_far: Any = None
     # the mean over the last epoch of what the optimizer minimises
     minimised: float = math.inf
     interrupted: bool = False
@@ -78,7 +82,8 @@ class TrainingLoop:
         undoes = len(batches) > 1 or self.spec.is_lbfgs
         # inference mode costs least, but autograd cannot take what is made in it
         by_rule = isinstance(self.optimizer_updates, RuleUpdates)
-        by_hand = by_rule and self.objective_.backprop is not None and not self.callbacks_
+        told = bool(self.callbacks_) or self.run.task is not None
+        by_hand = by_rule and self.objective_.backprop is not None and not told
         table = EpochTable(0 if self.prints else self.spec.verbose)
         done: Tensor | None = None
         try:
@@ -95,6 +100,9 @@ class TrainingLoop:
                         done = self.objective_.flat.keep(done)
                     if self.callbacks_:
                         self.notify("on_epoch_end", **self.run.shown)
+                    task = self.run.task
+                    if task is not None and task.end_epoch(self.run.so_far):
+                        break
                     if monitor.stopped or (monitor.settled and not self._sharpen()):
                         break
                 else:
@@ -114,6 +122,8 @@ class TrainingLoop:
 
     def _begin_epoch(self) -> None:
         """Tell callbacks, and look at what they may have changed."""
+        if self.run.task is not None:
+            self.run.task.begin_epoch()
         if not self.callbacks_:
             self.on_epoch_begin(self)
             return

@@ -8,6 +8,7 @@ import numpy as np
 import scipy.sparse as sp
 import torch
 
+from ._backprop import FlatParameters
 from ._data import (
     DISTINCT_ENTRIES,
     distinct_rows,
@@ -26,12 +27,14 @@ from ._state import schedule_state, to_arrays
 from ._types import (
     FitResult,
     FitSpec,
+    Layers,
     Moments,
     Scaling,
     Start,
     TrainingData,
     TrainingDivergedError,
 )
+from ._watch import FitTask
 
 
 def _fits(spec: FitSpec) -> dict[str, Any]:
@@ -69,7 +72,9 @@ def _running(moments_now: tuple[Moments, Moments], start: Start | None) -> tuple
     return x_before.merge(x), y_before.merge(y)
 
 
-def train(data: TrainingData, spec: FitSpec, start: Start | None = None) -> FitResult:
+def train(
+    data: TrainingData, spec: FitSpec, start: Start | None = None, task: FitTask | None = None
+) -> FitResult:
     """Minimise the objective by gradient descent.
 
     Parameters
@@ -80,6 +85,8 @@ def train(data: TrainingData, spec: FitSpec, start: Start | None = None) -> FitR
         Objective, optimizer and schedule.
     start : Start, optional
         Layers to go on from, with optimizer state and running moments for `partial_fit`.
+    task : FitTask, optional
+        Is told of each epoch.
 
     Returns
     -------
@@ -110,14 +117,21 @@ def train(data: TrainingData, spec: FitSpec, start: Start | None = None) -> FitR
     if spec.record_path:
         run.path = [net.objective_.flat.values.cpu().clone()]
     run.order = generator if spec.shuffle else None
+    flat, monitor = net.objective_.flat, run.monitor
+    run.task = task
+
+    def so_far() -> FitResult:
+        return _result(flat.layers(flat.values.clone()), scaling, monitor, net, spec)
+
+    run.so_far = so_far
     net.train(NetDataset.for_training(rows, scaling, spec), run)
-    monitor = run.monitor
-    flat = net.objective_.flat
     if monitor.best_values is not None:
         flat.values.copy_(monitor.best_values)
-    _check_finite(module, monitor, net)
-    trained = module.arrays()
-    new_state = {
+    _check_finite(flat, monitor, net)
+    result = so_far()
+    result.path = [to_user_units(flat.layers(values), scaling) for values in run.path or []]
+    result.moments, result.warnings = pair, run.warnings
+    result.state = {
         "fits": _fits(spec),
         "rates": spec.rates,
         "optimizer": net.optimizer_updates.state(),
@@ -125,28 +139,29 @@ def train(data: TrainingData, spec: FitSpec, start: Start | None = None) -> FitR
         "generator": generator.get_state().numpy().copy(),
         "dropout": dropout_generator.get_state().cpu().numpy().copy(),
     }
-    history = _plain_history(net)
-    path = [flat.layers(values) for values in run.path or []]
+    result.net = net
     flat.release()
     net.run = net.start = net.objective_ = None
     module.scale_input = module.scale_output = True
     module.eval()
+    return result
+
+
+def _result(
+    trained: Layers, scaling: Scaling, monitor: Monitor, net: RegressionNet, spec: FitSpec
+) -> FitResult:
+    """What the fit has come to."""
     return FitResult(
         layers=to_user_units(trained, scaling),
         scaling=scaling,
         loss=monitor.loss_curve[-1],
-        loss_curve=monitor.loss_curve,
-        validation_loss_curve=monitor.validation_curve,
+        loss_curve=list(monitor.loss_curve),
+        validation_loss_curve=list(monitor.validation_curve),
         best_loss=monitor.best,
         n_iter=len(monitor.loss_curve),
         optimizer=spec.optimizer,
         trained=trained,
-        history=history,
-        path=[to_user_units(layers, scaling) for layers in path],
-        net=net,
-        moments=pair,
-        warnings=run.warnings,
-        state=new_state,
+        history=_plain_history(net),
     )
 
 
@@ -194,12 +209,11 @@ def _make_run(
     return Run(Monitor(spec, validation is not None), validation, None, None, shown)
 
 
-def _check_finite(module: MLPModule, monitor: Monitor, net: RegressionNet) -> None:
+def _check_finite(flat: FlatParameters, monitor: Monitor, net: RegressionNet) -> None:
     """The last update can diverge after the last loss was seen."""
-    if not all(bool(torch.isfinite(p).all()) for p in module.parameters()):
-        raise TrainingDivergedError(
-            len(monitor.loss_curve), float(net.optimizer_updates.group["lr"])
-        )
+    if not bool(torch.isfinite(flat.values).all()):
+        lr = float(net.optimizer_updates.group["lr"])
+        raise TrainingDivergedError(len(monitor.loss_curve), lr)
 
 
 def _plain_history(net: RegressionNet) -> list[dict[str, Any]]:
