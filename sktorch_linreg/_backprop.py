@@ -26,6 +26,9 @@ class FlatParameters:
     ----------
     module : MLPModule
         Its parameters move into `values`.
+    transposed : bool, default=True
+        Whether weights lie in memory column by column, which is faster here; some optimizers of
+        torch cannot take that.
 
     Attributes
     ----------
@@ -35,29 +38,35 @@ class FlatParameters:
         The part that is penalised.
     """
 
-    def __init__(self, module: MLPModule) -> None:
+    def __init__(self, module: MLPModule, transposed: bool = True) -> None:
+        self.transposed = transposed
         biases = [layer.bias for layer in module.linears if layer.bias is not None]
         self.n_layers = len(module.weights)
         self.parameters = [*module.weights, *biases]
-        like = self.parameters[0].detach()
-        sizes = [p.numel() for p in self.parameters]
-        self.values = like.new_empty(sum(sizes))
+        self._shapes = [p.shape for p in self.parameters]
+        self._sizes = [p.numel() for p in self.parameters]
+        self.values = self.parameters[0].new_empty(sum(self._sizes), requires_grad=False)
         self.gradient = torch.zeros_like(self.values)
-        for p, part in zip(self.parameters, self.values.split_with_sizes(sizes), strict=True):
-            view = part.view(p.shape)
+        for p, view in zip(self.parameters, self.split(self.values), strict=True):
             p.data = view.copy_(p.detach())
-        n_weights = sum(w.numel() for w in module.weights)
+        n_weights = sum(self._sizes[: self.n_layers])
         self.weights = self.values[:n_weights]
         self.weights_gradient = self.gradient[:n_weights]
 
     def split(self, flat: Tensor) -> list[Tensor]:
         """Views of the shapes of the parameters into a vector as long as `values`."""
-        parts = flat.split_with_sizes([p.numel() for p in self.parameters])
-        return [part.view(p.shape) for part, p in zip(parts, self.parameters, strict=True)]
+        parts = flat.split_with_sizes(self._sizes)
+        if not self.transposed:
+            return [part.view(shape) for part, shape in zip(parts, self._shapes, strict=True)]
+        # a weight of shape (n_out, n_in) lies in memory column by column
+        return [
+            part.view(shape[::-1]).T if len(shape) == 2 else part
+            for part, shape in zip(parts, self._shapes, strict=True)
+        ]
 
     def layers(self, flat: Tensor) -> Layers:
         """Weights and intercepts of each layer as arrays over a vector as long as `values`."""
-        arrays = [part.cpu().numpy() for part in self.split(flat)]
+        arrays = [part.cpu().contiguous().numpy() for part in self.split(flat)]
         n = self.n_layers
         return [(w, arrays[n + i] if len(arrays) > n else None) for i, w in enumerate(arrays[:n])]
 
@@ -81,13 +90,13 @@ class _Layer(NamedTuple):
 
     weight: Tensor  # n_out, n_in
     weight_T: Tensor
-    weight_gradient: Tensor
-    bias: Tensor | None  # n_out
-    bias_gradient: Tensor | None
+    gradient_T: Tensor
+    bias: Tensor | None  # n_out, 1
+    bias_gradient: Tensor | None  # n_out
 
 
 class _Hidden(NamedTuple):
-    """Work space of a hidden layer for batches of one size, all of shape (n_rows, n_units)."""
+    """Work space of a hidden layer for batches of one size, all of shape (n_units, n_rows)."""
 
     z: Tensor  # before the activation, and in its place after it where that is enough
     a: Tensor  # after the activation
@@ -102,7 +111,7 @@ class _Space(NamedTuple):
 
     hidden: list[_Hidden]
     ones: Tensor
-    d: Tensor  # n_rows, n_targets
+    d: Tensor  # n_targets, n_rows
     d_T: Tensor
     n_entries: int
 
@@ -110,9 +119,10 @@ class _Space(NamedTuple):
 class Backprop:
     """Outputs and gradients of an `MLPModule` on dense rows, without autograd.
 
-    The derivative of the loss is carried back without its constant factor (two over the number of
-    entries for the mean squared error), which the products that give the gradients apply, as they
-    apply the squared norm's share of the gradient.
+    Units are rows and samples columns, and weights lie in memory transposed: the products of tall,
+    narrow matrices are several times faster so. The derivative of the loss is carried back without
+    its constant factor (two over the number of entries for the mean squared error), which the
+    products that give the gradients apply, as they apply the squared norm's share of the gradient.
 
     Parameters
     ----------
@@ -128,33 +138,27 @@ class Backprop:
         self.l2 = l2
         self.activation = ACTIVATIONS[module.activation]
         self.dropout = module.dropout
-        biased = module.linears[0].bias is not None
         values, grads = flat.split(flat.values), flat.split(flat.gradient)
-        n = len(module.linears)
+        n = flat.n_layers
+        biases: list[Any] = [(b[:, None], g) for b, g in zip(values[n:], grads[n:], strict=True)]
         self.layers = [
-            _Layer(
-                values[i],
-                values[i].T,
-                grads[i],
-                values[n + i] if biased else None,
-                grads[n + i] if biased else None,
-            )
-            for i in range(n)
+            _Layer(w, w.T, g.T, *pair)
+            for w, g, pair in zip(values, grads, biases or [(None, None)] * n, strict=False)
         ]
         self._spaces: dict[int, _Space] = {}
 
     def _space(self, n_rows: int) -> _Space:
         """Work space for this many rows; a run has full batches and at most one smaller one."""
-        like = self.layers[0].weight
+        like = self.layers[0].weight_T
         hidden = []
         for layer, _ in pairwise(self.layers):
-            z, d = like.new_empty(2, n_rows, len(layer.weight)).unbind()
+            z, d = like.new_empty(2, len(layer.weight), n_rows).unbind()
             a = torch.empty_like(z) if self.activation.needs_input else z
             mask, h = None, a
             if self.dropout.p:
                 mask, h = torch.empty_like(z), torch.empty_like(z)
             hidden.append(_Hidden(z, a, h, mask, d, d.T))
-        d = like.new_empty(n_rows, len(self.layers[-1].weight))
+        d = like.new_empty(len(self.layers[-1].weight), n_rows)
         space = _Space(hidden, like.new_ones(n_rows), d, d.T, d.numel())
         self._spaces[n_rows] = space
         return space
@@ -162,13 +166,12 @@ class Backprop:
     def outputs_(self, batch: Batch, training: bool = False) -> _Space:
         """Write the outputs of the last layer into `batch.out`."""
         space = self._spaces.get(batch.n_rows) or self._space(batch.n_rows)
-        x, out = batch.x, batch.out
-        apply_, h = self.activation.apply_, x
+        apply_, h = self.activation.apply_, batch.x_T
         for layer, room in zip(self.layers, space.hidden, strict=False):
             if layer.bias is None:
-                torch.mm(h, layer.weight_T, out=room.z)
+                torch.mm(layer.weight, h, out=room.z)
             else:
-                torch.addmm(layer.bias, h, layer.weight_T, out=room.z)
+                torch.addmm(layer.bias, layer.weight, h, out=room.z)
             if apply_ is not None:
                 apply_(room.z, room.a)
             h = room.a
@@ -178,48 +181,45 @@ class Backprop:
                 h = torch.mul(room.a, room.mask, out=room.h)
         layer = self.layers[-1]
         if layer.bias is None:
-            torch.mm(h, layer.weight_T, out=out)
+            torch.mm(layer.weight, h, out=batch.out_T)
         else:
-            torch.addmm(layer.bias, h, layer.weight_T, out=out)
+            torch.addmm(layer.bias, layer.weight, h, out=batch.out_T)
         return space
 
     def gradient_(self, batch: Batch, loss: Loss) -> None:
         """Write outputs into `batch.out`, the gradient of loss and squared norm into `flat`."""
         space = self.outputs_(batch, training=True)
-        _, x, y, weight, out = batch
         d, d_T, ones = space.d, space.d_T, space.ones
         if loss.slope is None:
             scale = 1.0
-            _slope_by_autograd(loss, out, y, weight, d)
+            _slope_by_autograd(loss, batch, d_T)
         else:
             scale = loss.slope_factor / space.n_entries
-            loss.slope(out, y, d)
-            if weight is not None:
-                d.mul_(weight)
-        backward_, saved_input = self.activation.backward_, self.activation.needs_input
+            loss.slope(batch.out, batch.y, d_T)
+            if batch.weight is not None:
+                d_T.mul_(batch.weight)
+        backward_, saves_input = self.activation.backward_, self.activation.needs_input
         for i in range(len(self.layers) - 1, -1, -1):
             layer = self.layers[i]
             below: Any = space.hidden[i - 1] if i else None
-            h = below.h if i else x
-            torch.addmm(layer.weight, d_T, h, beta=self.l2, alpha=scale, out=layer.weight_gradient)
+            h = below.h if i else batch.x_T
+            torch.addmm(layer.weight_T, h, d_T, beta=self.l2, alpha=scale, out=layer.gradient_T)
             if layer.bias_gradient is not None:
                 grad = layer.bias_gradient
-                torch.addmv(grad, d_T, ones, beta=0.0, alpha=scale, out=grad)
+                torch.addmv(grad, d, ones, beta=0.0, alpha=scale, out=grad)
             if i:
-                torch.mm(d, layer.weight, out=below.d)
+                torch.mm(layer.weight_T, d, out=below.d)
                 d, d_T = below.d, below.d_T
                 if below.mask is not None:
                     d.mul_(below.mask)
                 if backward_ is not None:
-                    backward_(d, below.z if saved_input else below.a)
+                    backward_(d, below.z if saves_input else below.a)
 
 
-def _slope_by_autograd(
-    loss: Loss, prediction: Tensor, target: Tensor, weight: Tensor | None, out: Tensor
-) -> None:
+def _slope_by_autograd(loss: Loss, batch: Batch, out: Tensor) -> None:
     """The derivative of the mean loss, for a loss whose derivative is not written out."""
     with torch.inference_mode(False), torch.enable_grad():
-        leaf = prediction.detach().clone().requires_grad_()
-        mean = loss.mean(leaf, target, None if weight is None else weight[:, 0])
+        leaf = batch.out.detach().clone().requires_grad_()
+        mean = loss.mean(leaf, batch.y, batch.row_weight)
         (gradient,) = torch.autograd.grad(mean, leaf)
     out.copy_(gradient)

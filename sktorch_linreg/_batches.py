@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from itertools import repeat
 from typing import Any, NamedTuple, Self
 
@@ -13,7 +13,8 @@ import torch
 from torch import Tensor
 from torch.utils.data import Dataset
 
-from ._data import as_tensor, scaled
+from ._data import as_tensor
+from ._standardize import scaled
 from ._types import FitSpec, Scaling, TrainingData
 
 # numbers of a block, which stays in the cache while its batches are worked on
@@ -101,9 +102,16 @@ class Batch(NamedTuple):
 
     n_rows: int
     x: Tensor
+    x_T: Tensor
     y: Tensor
     weight: Tensor | None  # n_rows, 1
     out: Tensor  # n_rows, n_targets
+    out_T: Tensor
+
+    @property
+    def row_weight(self) -> Tensor | None:
+        """The weights, of shape (n_rows,)."""
+        return None if self.weight is None else self.weight[:, 0]
 
 
 class Block(NamedTuple):
@@ -195,12 +203,13 @@ class BatchIterator:
     def _cut(self, x: Any, y: Tensor, weight: Tensor | None) -> Block:
         """A block of batches that are views."""
         out, size = torch.empty_like(y), self.batch_size
-        xs: Iterable[Tensor]
+        xs: Any
         if isinstance(x, Tensor):
             xs = torch.split(x, size)
         else:
             xs = [self.dataset.as_tensor(x[i : i + size]) for i in range(0, len(y), size)]
         column = None if weight is None else weight[:, None]
         weights = repeat(None) if column is None else torch.split(column, size)
-        ys, outs = torch.split(y, size), torch.split(out, size)
-        return Block(x, y, column, out, [*map(Batch, map(len, ys), xs, ys, weights, outs)])
+        parts = zip(xs, torch.split(y, size), weights, torch.split(out, size), strict=False)
+        batches = [Batch(len(b), a, a.t(), b, w, o, o.t()) for a, b, w, o in parts]
+        return Block(x, y, column, out, batches)

@@ -140,42 +140,6 @@ def chunks(n_rows: int, n_columns: int, budget: int = CHUNK_BYTES) -> Iterator[s
         yield slice(start, min(start + step, n_rows))
 
 
-def _sparse_moments(X: Any, weight: FloatArray, total: float) -> Moments:
-    entries = X.astype(np.float64).tocoo()
-    n_rows, n_features = X.shape
-    column, w = entries.col, weight[entries.row]
-
-    def per_column(values: FloatArray) -> FloatArray:
-        return np.bincount(column, values, minlength=n_features).astype(np.float64)
-
-    stored = np.bincount(column, minlength=n_features)
-    # zeros that are not stored; exactly none of them in a full column, whatever the rounding
-    absent = np.where(stored == n_rows, 0.0, np.maximum(total - per_column(w), 0.0))
-    mean = per_column(w * entries.data) / total
-    centred = entries.data - mean[column]
-    rest = (per_column(w * centred) - absent * mean) / total
-    deviation = per_column(w * centred**2) + absent * mean**2
-    return Moments(total, mean + rest, np.maximum(deviation - total * rest**2, 0.0))
-
-
-def moments(X: Any, weight: FloatArray) -> Moments:
-    """Weighted mean and squared deviations of each column, in two passes of float64 chunks."""
-    total = float(weight.sum())
-    if sp.issparse(X):
-        return _sparse_moments(X, weight, total)
-    parts = list(chunks(*X.shape))
-    mean = np.zeros(X.shape[1])
-    for part in parts:
-        mean += weight[part] @ (X[part].astype(np.float64) / total)
-    # what the rounding of the first pass left is taken out by the second
-    rest, deviation = np.zeros_like(mean), np.zeros_like(mean)
-    for part in parts:
-        centred = X[part].astype(np.float64) - mean
-        rest += weight[part] @ centred / total
-        deviation += weight[part] @ centred**2
-    return Moments(total, mean + rest, np.maximum(deviation - total * rest**2, 0.0))
-
-
 def column_scale(m: Moments, centred: bool) -> FloatArray:
     """Standard deviation of each column (its root mean square if not centred), 0 if constant."""
     deviation: FloatArray = np.sqrt(m.deviation / m.weight)
@@ -233,19 +197,6 @@ def from_user_units(layers: Layers, scaling: Scaling) -> Layers:
     weight, bias = out[0]
     shift = weight @ scaling.x_offset
     out[0] = weight * scaling.x_scale, None if bias is None else bias + shift
-    return out
-
-
-def scaled(X: Array, offset: FloatArray, factor: FloatArray, dtype: Any) -> Array:
-    """(X - offset) * factor in the wider of both dtypes, then cast; chunk by chunk.
-
-    Rows are contiguous. Where there is nothing to do, it is the memory of `X` itself.
-    """
-    if not offset.any() and (factor == 1.0).all():
-        return np.ascontiguousarray(X, dtype=dtype)
-    out = np.empty(X.shape, dtype=dtype)
-    for part in chunks(*X.shape):
-        out[part] = (X[part] - offset) * factor
     return out
 
 

@@ -293,6 +293,5 @@ class TrainingLoop:
         self._set_training(False)
         with torch.no_grad():
             output = self.module_(batch.x)
-            weight = None if batch.weight is None else batch.weight[:, 0]
-            loss = self.criterion_(output, batch.y, weight)
+            loss = self.criterion_(output, batch.y, batch.row_weight)
         return {"loss": loss, "y_pred": output, "minimised": loss}

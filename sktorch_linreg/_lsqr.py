@@ -8,7 +8,8 @@ from typing import Any
 import numpy as np
 from scipy.sparse.linalg import LinearOperator, lsqr
 
-from ._data import column_scale, make_scaling, moments
+from ._data import column_scale, make_scaling
+from ._standardize import moments
 from ._types import Array, FitSpec, FloatArray, Scaling, TrainingData, reciprocal
 
 
@@ -54,7 +55,7 @@ class Iterated:
 def solve_iteratively(data: TrainingData, spec: FitSpec) -> Iterated:
     """Least squares of a wide sparse X: LSQR on scaled columns that are never centred in memory."""
     X, y = data.X.astype(np.float64), data.y.astype(np.float64)
-    mx, my = moments(X, data.weights), moments(y, data.weights)
+    mx, my = moments(X, data.weight), moments(y, data.weight)
     intercept = spec.fit_intercept
     scaling = make_scaling(mx, my, spec)
     mean = np.concatenate([mx.mean, my.mean]) * intercept

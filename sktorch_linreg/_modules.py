@@ -85,8 +85,9 @@ class Dropout(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         if not self.training or self.p == 0:
             return x
-        keep = torch.empty_like(x).bernoulli_(1.0 - self.p, generator=self.generator)
-        return x * keep.div_(1.0 - self.p)
+        # unit by unit, in the order of the written-out gradients
+        keep = x.new_empty(x.shape[::-1]).bernoulli_(1.0 - self.p, generator=self.generator)
+        return x * keep.div_(1.0 - self.p).movedim(0, -1)
 
 
 class MLPModule(nn.Module):

@@ -77,10 +77,13 @@ class RegressionNet(TrainingLoop, skorch.NeuralNet):  # type: ignore[misc]
             return super().initialize_optimizer(*args, **kwargs)  # type: ignore[no-any-return]
         penalty = Penalty(spec.l1, spec.l2, spec.positive)
         orthant_wise = spec.is_lbfgs and penalty.projects
-        self.objective_ = TrainingObjective(self.module_, spec.loss, penalty, orthant_wise)
         cls: Any = spec.optimizer_class
         options = spec.optimizer_options
-        if has_rule(cls, options, spec.device):
+        by_rule = has_rule(cls, options, spec.device)
+        self.objective_ = TrainingObjective(
+            self.module_, spec.loss, penalty, orthant_wise, transposed=by_rule
+        )
+        if by_rule:
             updates = RuleUpdates(self.objective_.flat, cls, options, parameters)
             self.optimizer_updates = updates
             if options.keys() > {"lr"}:

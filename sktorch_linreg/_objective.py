@@ -36,12 +36,21 @@ class TrainingObjective:
     own_penalty : bool
         Whether the optimizer keeps the L1 term and the constraint by itself, so that it has to be
         given the smooth part alone.
+    transposed : bool, default=True
+        Whether the optimizer can take weights that lie in memory column by column.
     """
 
-    def __init__(self, module: MLPModule, loss: Loss, penalty: Penalty, own_penalty: bool) -> None:
+    def __init__(
+        self,
+        module: MLPModule,
+        loss: Loss,
+        penalty: Penalty,
+        own_penalty: bool,
+        transposed: bool = True,
+    ) -> None:
         self.module, self.loss, self.penalty = module, loss, penalty
         self.projects = penalty.projects and not own_penalty
-        self.flat = FlatParameters(module)
+        self.flat = FlatParameters(module, transposed)
         self.width: float | None = None
         self.minimised = loss
         self.configure()
@@ -97,10 +106,9 @@ class TrainingObjective:
 
     def _by_autograd(self, batch: Batch) -> None:
         self.flat.gradient.zero_()
-        weight = None if batch.weight is None else batch.weight[:, 0]
         with torch.inference_mode(False), torch.enable_grad():
             output = self.module(batch.x)
-            mean = self.minimised.mean(output, batch.y, weight)
+            mean = self.minimised.mean(output, batch.y, batch.row_weight)
             mean.backward()  # type: ignore[no-untyped-call]
         batch.out.copy_(output.detach())
         if self.penalty.l2:
@@ -123,10 +131,9 @@ class TrainingObjective:
 
         All three are means over the rows of the batch.
         """
-        weight = None if batch.weight is None else batch.weight[:, 0]
-        loss = minimised = self.loss.mean(batch.out, batch.y, weight)
+        loss = minimised = self.loss.mean(batch.out, batch.y, batch.row_weight)
         if self.minimised is not self.loss:
-            minimised = self.minimised.mean(batch.out, batch.y, weight)
+            minimised = self.minimised.mean(batch.out, batch.y, batch.row_weight)
         squares = Penalty(l2=self.penalty.l2).value(w for w, _ in self.weights)
         absolute = Penalty(l1=self.penalty.l1).value(w for w, _ in self.weights)
         added = squares + absolute

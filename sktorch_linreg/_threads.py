@@ -15,6 +15,8 @@ Result = TypeVar("Result")
 
 # fewer multiplications than these are done before other threads have woken up
 THREADED_WORK = 20_000_000
+# multiplications of the forward pass of one batch from which threads pay in training
+THREADED_STEP = 30_000_000
 # decompositions of more columns gain more from threads than they lose
 QUIET_COLUMNS = 512
 
@@ -55,6 +57,40 @@ def quiet_blas(n_rows: int, n_columns: int) -> AbstractContextManager[None]:
     """
     worth_it = n_rows * n_columns**2 >= THREADED_WORK and n_columns <= QUIET_COLUMNS
     return _serial_blas if worth_it and torch.get_num_threads() > 1 else nullcontext()
+
+
+class _OneThread(AbstractContextManager[None]):
+    """torch on one thread in each fit that asks; the number from before comes back after it."""
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._users = 0
+        self._before = 1
+
+    def __enter__(self) -> None:
+        with self._lock:
+            if self._users == 0:
+                self._before = torch.get_num_threads()
+            self._users += 1
+            torch.set_num_threads(1)
+
+    def __exit__(self, *error: object) -> None:
+        with self._lock:
+            self._users -= 1
+            torch.set_num_threads(self._before)
+
+
+_one_thread = _OneThread()
+
+
+def threads_for(work_per_step: int) -> AbstractContextManager[None]:
+    """Keep torch on one thread where a step of training multiplies too little for more.
+
+    Two threads on small products wait for each other more than they gain, and many times more than
+    that where another process uses a core.
+    """
+    serial = work_per_step < THREADED_STEP and torch.get_num_threads() > 1
+    return _one_thread if serial else nullcontext()
 
 
 def n_spans(n_rows: int, work_per_row: int, min_rows: int) -> int:

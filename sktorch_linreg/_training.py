@@ -13,9 +13,9 @@ from ._data import (
     DISTINCT_ENTRIES,
     distinct_rows,
     from_user_units,
+    identity_scaling,
     make_generator,
     make_scaling,
-    moments,
     split_rows,
     to_user_units,
 )
@@ -23,7 +23,9 @@ from ._loop import Run
 from ._modules import MLPModule, make_module
 from ._monitor import Monitor
 from ._net import NetDataset, RegressionNet, make_net
+from ._standardize import moments
 from ._state import schedule_state, to_arrays
+from ._threads import threads_for
 from ._types import (
     FitResult,
     FitSpec,
@@ -99,8 +101,11 @@ def train(
         If the loss of an epoch is not finite.
     """
     rows, held_out = _prepare_rows(data, spec)
-    pair = _running((moments(rows.X, rows.weights), moments(rows.y, rows.weights)), start)
-    scaling = make_scaling(*pair, spec)
+    pair = None
+    scaling = identity_scaling(rows.n_features, rows.n_targets)
+    if spec.standardize:
+        pair = _running((moments(rows.X, rows.weight), moments(rows.y, rows.weight)), start)
+        scaling = make_scaling(*pair, spec)
     generator = make_generator(spec.seed)
     module = _start_module(rows, spec, scaling, generator, start)
     state = None if start is None else start.state
@@ -124,7 +129,9 @@ def train(
         return _result(flat.layers(flat.values.clone()), scaling, monitor, net, spec)
 
     run.so_far = so_far
-    net.train(NetDataset.for_training(rows, scaling, spec), run)
+    batch = min(spec.batch_size, rows.n_samples)
+    with threads_for(batch * sum(w.numel() for w in module.weights)):
+        net.train(NetDataset.for_training(rows, scaling, spec), run)
     if monitor.best_values is not None:
         flat.values.copy_(monitor.best_values)
     _check_finite(flat, monitor, net)

@@ -5,10 +5,11 @@ import pytest
 import scipy.sparse as sp
 import torch
 
-from sktorch_linreg._data import from_user_units, moments, to_user_units
+from sktorch_linreg._data import from_user_units, to_user_units
 from sktorch_linreg._losses import LOSSES, Penalty, resolve_loss
 from sktorch_linreg._modules import ACTIVATIONS, Dropout, MLPModule
 from sktorch_linreg._optimizers import OrthantLBFGS
+from sktorch_linreg._standardize import moments, scaled
 from sktorch_linreg._types import Moments, Scaling
 
 OPTIONS = {"huber": {"delta": 0.7}, "quantile": {"quantile": 0.3}}
@@ -128,6 +129,9 @@ def test_moments_are_weighted_and_merge(container):
     X = rng.normal(size=(500, 3)) * [1, 1e-3, 1e3] + [1e6, 0, 0]
     X[:, 1] = np.where(rng.random(500) < 0.5, 0, X[:, 1])
     w = rng.uniform(0.1, 2, 500)
+    unweighted, ones = moments(container(X), None), moments(container(X), np.ones(500))
+    np.testing.assert_allclose(unweighted.mean, ones.mean, rtol=1e-15)
+    np.testing.assert_allclose(unweighted.deviation, ones.deviation, rtol=1e-14)
     whole = moments(container(X), w)
     mean = np.average(X, axis=0, weights=w)
     np.testing.assert_allclose(whole.mean, mean, rtol=1e-14, atol=1e-16)
@@ -156,3 +160,25 @@ def test_orthant_lbfgs_is_lbfgs_without_a_penalty():
     torch.testing.assert_close(weight.detach(), exact, rtol=1e-8, atol=1e-8)
     optimizer.forget()
     assert optimizer.step(closure) == pytest.approx(closure().item())
+
+
+@pytest.mark.parametrize("n_threads", [1, 2])
+def test_moments_and_scaling_of_many_blocks(n_threads):
+    rng = np.random.default_rng(0)
+    X = rng.normal(size=(300_000, 9)) * np.logspace(-6, 6, 9) + 10.0 ** np.arange(-4, 5)
+    X = np.sort(X, axis=0)[:, ::-1]
+    before = torch.get_num_threads()
+    torch.set_num_threads(n_threads)
+    try:
+        m = moments(X, None)
+        out = scaled(X, m.mean, 1 / X.std(axis=0), np.float32)
+    finally:
+        torch.set_num_threads(before)
+    assert m.weight == len(X)
+    wide = X.astype(np.longdouble)
+    mean, deviation = wide.mean(axis=0), len(X) * wide.var(axis=0)
+    np.testing.assert_allclose(m.mean, mean.astype(float), rtol=1e-14)
+    np.testing.assert_allclose(m.deviation, deviation.astype(float), rtol=1e-12)
+    assert out.dtype == np.float32
+    assert out.flags.c_contiguous
+    np.testing.assert_allclose(out, (X - X.mean(axis=0)) / X.std(axis=0), rtol=1e-5, atol=1e-6)
