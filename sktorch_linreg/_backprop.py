@@ -182,14 +182,18 @@ class Backprop:
         layer = self.layers[-1]
         if layer.bias is None:
             torch.mm(layer.weight, h, out=batch.out_T)
-        else:
+        elif batch.ones is None:
             torch.addmm(layer.bias, layer.weight, h, out=batch.out_T)
+        else:
+            torch.mm(layer.weight, h, out=batch.out_T)
+            batch.out_T.addr_(layer.bias[:, 0], batch.ones)
         return space
 
     def gradient_(self, batch: Batch, loss: Loss) -> None:
         """Write outputs into `batch.out`, the gradient of loss and squared norm into `flat`."""
         space = self.outputs_(batch, training=True)
-        d, d_T, ones = space.d, space.d_T, space.ones
+        d, d_T = space.d, space.d_T
+        ones = space.ones if batch.ones is None else batch.ones
         if loss.slope is None:
             scale = 1.0
             _slope_by_autograd(loss, batch, d_T)

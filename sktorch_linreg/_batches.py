@@ -33,10 +33,19 @@ class TabularDataset(Dataset[Any]):
     weight : torch.Tensor of shape (n_samples,), optional
         Weights relative to their mean over the training set, so that the mean over a batch of
         ``weight * loss`` estimates the weighted mean over all rows without bias.
+    ones : torch.Tensor of shape (n_samples,), optional
+        What the intercepts are multiplied by where that is not 1, for rows that stand for others;
+        these go into one batch.
     """
 
-    def __init__(self, X: Any, y: Tensor | None = None, weight: Tensor | None = None) -> None:
-        self.X, self.weight = X, weight
+    def __init__(
+        self,
+        X: Any,
+        y: Tensor | None = None,
+        weight: Tensor | None = None,
+        ones: Tensor | None = None,
+    ) -> None:
+        self.X, self.weight, self.ones = X, weight, ones
         self.y: Any = y
 
     @classmethod
@@ -107,6 +116,7 @@ class Batch(NamedTuple):
     weight: Tensor | None  # n_rows, 1
     out: Tensor  # n_rows, n_targets
     out_T: Tensor
+    ones: Tensor | None
 
     @property
     def row_weight(self) -> Tensor | None:
@@ -211,5 +221,6 @@ class BatchIterator:
         column = None if weight is None else weight[:, None]
         weights = repeat(None) if column is None else torch.split(column, size)
         parts = zip(xs, torch.split(y, size), weights, torch.split(out, size), strict=False)
-        batches = [Batch(len(b), a, a.t(), b, w, o, o.t()) for a, b, w, o in parts]
+        ones = self.dataset.ones
+        batches = [Batch(len(b), a, a.t(), b, w, o, o.t(), ones) for a, b, w, o in parts]
         return Block(x, y, column, out, batches)

@@ -204,6 +204,13 @@ def _group_rows(X: Any, y: Array) -> tuple[Array, Array]:
     """Index of the first row of each group of equal rows, and the group of each row."""
     if not sp.issparse(X):
         # ordered by value, which neither scaling nor shifting a column changes
+        order = np.argsort(X[:, 0], kind="stable")
+        first_column = X[order, 0]
+        if (first_column[1:] != first_column[:-1]).all():
+            # most often that column tells all rows apart, and the others need not be looked at
+            group = np.empty(len(order), dtype=np.intp)
+            group[order] = np.arange(len(order))
+            return order, group
         rows = np.hstack([X, y])
         _, first, group = np.unique(rows, axis=0, return_index=True, return_inverse=True)
         return first, group.ravel()

@@ -9,6 +9,7 @@ import scipy.sparse as sp
 import torch
 
 from ._backprop import FlatParameters
+from ._condense import can_condense, condensed, gather_statistics
 from ._data import (
     DISTINCT_ENTRIES,
     distinct_rows,
@@ -25,6 +26,7 @@ from ._monitor import Monitor
 from ._net import NetDataset, RegressionNet, make_net
 from ._standardize import moments
 from ._state import schedule_state, to_arrays
+from ._statistics import Statistics
 from ._threads import threads_for
 from ._types import (
     FitResult,
@@ -101,13 +103,14 @@ def train(
         If the loss of an epoch is not finite.
     """
     rows, held_out = _prepare_rows(data, spec)
-    pair = None
+    stats = gather_statistics(rows, spec) if can_condense(rows, spec) else None
+    pair = _running(_moments(rows, stats), start) if spec.standardize else None
     scaling = identity_scaling(rows.n_features, rows.n_targets)
-    if spec.standardize:
-        pair = _running((moments(rows.X, rows.weight), moments(rows.y, rows.weight)), start)
+    if pair is not None:
         scaling = make_scaling(*pair, spec)
     generator = make_generator(spec.seed)
     module = _start_module(rows, spec, scaling, generator, start)
+    module.scale_input = sp.issparse(rows.X) and stats is None
     state = None if start is None else start.state
     if state is not None and state["fits"] != _fits(spec):
         state = None
@@ -118,11 +121,11 @@ def train(
         dropout_generator.set_state(torch.from_numpy(np.asarray(state["dropout"]).copy()))
     module.dropout.generator = dropout_generator
     net = make_net(module, spec, state)
-    run = _make_run(rows, held_out, scaling, spec)
-    if spec.record_path:
-        run.path = [net.objective_.flat.values.cpu().clone()]
-    run.order = generator if spec.shuffle else None
-    flat, monitor = net.objective_.flat, run.monitor
+    training, validation = _datasets(rows, held_out, stats, scaling, spec)
+    flat, monitor = net.objective_.flat, Monitor(spec, validation is not None)
+    order = generator if spec.shuffle else None
+    path = [flat.values.cpu().clone()] if spec.record_path else None
+    run = Run(monitor, validation, order, path, _shown(rows, held_out, spec))
     run.task = task
 
     def so_far() -> FitResult:
@@ -131,7 +134,7 @@ def train(
     run.so_far = so_far
     batch = min(spec.batch_size, rows.n_samples)
     with threads_for(batch * sum(w.numel() for w in module.weights)):
-        net.train(NetDataset.for_training(rows, scaling, spec), run)
+        net.train(training, run)
     if monitor.best_values is not None:
         flat.values.copy_(monitor.best_values)
     _check_finite(flat, monitor, net)
@@ -152,6 +155,31 @@ def train(
     module.scale_input = module.scale_output = True
     module.eval()
     return result
+
+
+def _moments(rows: TrainingData, stats: Statistics | None) -> tuple[Moments, Moments]:
+    if stats is not None:
+        return stats.moments()
+    return moments(rows.X, rows.weight), moments(rows.y, rows.weight)
+
+
+def _datasets(
+    rows: TrainingData,
+    held_out: TrainingData | None,
+    stats: Statistics | None,
+    scaling: Scaling,
+    spec: FitSpec,
+) -> tuple[NetDataset, NetDataset | None]:
+    """What is trained and validated on: scaled rows, or a few that stand for them."""
+    if stats is None:
+        training = NetDataset.for_training(rows, scaling, spec)
+        if held_out is None:
+            return training, None
+        return training, NetDataset.for_training(held_out, scaling, spec)
+    training = NetDataset(*condensed(stats, scaling, spec))
+    if held_out is None:
+        return training, None
+    return training, NetDataset(*condensed(gather_statistics(held_out, spec), scaling, spec))
 
 
 def _result(
@@ -193,7 +221,6 @@ def _start_module(
     else:
         module.load_(from_user_units(start.layers, scaling))
     module.set_scaling_(scaling)
-    module.scale_input = sp.issparse(rows.X)
     if spec.positive:
         with torch.no_grad():
             for weight in module.weights:
@@ -201,19 +228,16 @@ def _start_module(
     return module
 
 
-def _make_run(
-    rows: TrainingData,
-    held_out: TrainingData | None,
-    scaling: Scaling,
-    spec: FitSpec,
-) -> Run:
-    validation = None if held_out is None else NetDataset.for_training(held_out, scaling, spec)
-    shown: dict[str, Any] = {"dataset_train": None, "dataset_valid": None}
-    if spec.callbacks:
-        shown["dataset_train"] = NetDataset.raw(rows.X, rows.y)
-        if held_out is not None:
-            shown["dataset_valid"] = NetDataset.raw(held_out.X, held_out.y)
-    return Run(Monitor(spec, validation is not None), validation, None, None, shown)
+def _shown(
+    rows: TrainingData, held_out: TrainingData | None, spec: FitSpec
+) -> dict[str, NetDataset | None]:
+    """Rows in the user's units, for callbacks."""
+    if not spec.callbacks:
+        return {"dataset_train": None, "dataset_valid": None}
+    return {
+        "dataset_train": NetDataset.raw(rows.X, rows.y),
+        "dataset_valid": None if held_out is None else NetDataset.raw(held_out.X, held_out.y),
+    }
 
 
 def _check_finite(flat: FlatParameters, monitor: Monitor, net: RegressionNet) -> None:

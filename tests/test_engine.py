@@ -6,6 +6,7 @@ import itertools
 import numpy as np
 import pytest
 import torch
+from sklearn.base import clone
 from torch import optim
 
 from sktorch_linreg import TorchLinearRegressor, TorchMLPRegressor
@@ -409,3 +410,92 @@ def test_history_does_not_grow_faster_than_the_epochs(rows):
             sys.settrace(None)
         counts[epochs] = next(lines)
     assert counts[100] < 2.2 * counts[50]
+
+
+# -- rows that stand for others -------------------------------------------------------------------
+
+
+def without_condensing(monkeypatch):
+    from sktorch_linreg import _training
+
+    monkeypatch.setattr(_training, "can_condense", lambda data, spec: False)
+
+
+@pytest.mark.parametrize("optimizer", ["sgd", "adam", "lbfgs"])
+@pytest.mark.parametrize("weighted", [True, False])
+@pytest.mark.parametrize("fit_intercept", [True, False])
+@pytest.mark.parametrize("standardize", [True, False])
+@pytest.mark.parametrize("penalty", [{}, {"alpha": 0.05}, {"alpha": 0.05, "l1_ratio": 0.7}])
+@pytest.mark.parametrize("many", [True, False])
+@pytest.mark.filterwarnings("ignore::sklearn.exceptions.ConvergenceWarning")
+def test_condensed_rows_give_the_same_fit(
+    monkeypatch, rows, optimizer, weighted, fit_intercept, standardize, penalty, many
+):
+    X, y = rows[0] + [0, 5, -3, 100, 0], rows[1] if many else rows[1][:, 0]
+    X = X.copy()
+    X[:, 4] = 2.0  # a constant column
+    w = np.random.default_rng(1).uniform(0.2, 2, len(X)) if weighted else None
+    lr = {"sgd": 1e-4 if not standardize else 0.1, "adam": 0.01, "lbfgs": None}[optimizer]
+    settings = {
+        "optimizer": optimizer, "lr": lr, "fit_intercept": fit_intercept, "random_state": 0,
+        "standardize": standardize, "max_epochs": 40, **penalty,
+    }  # fmt: skip
+    if optimizer == "lbfgs":
+        settings |= {"max_epochs": 5, "optimizer__max_iter": 2}
+    model = TorchLinearRegressor(**settings)
+    condensed, plain = clone(model), clone(model)
+    condensed.fit(X, y, sample_weight=w)
+    without_condensing(monkeypatch)
+    plain.fit(X, y, sample_weight=w)
+    if optimizer == "lbfgs" and not standardize:
+        # ill-conditioned line searches multiply rounding errors
+        np.testing.assert_allclose(condensed.loss_curve_, plain.loss_curve_, rtol=1e-3)
+        return
+    np.testing.assert_allclose(condensed.loss_curve_, plain.loss_curve_, rtol=1e-8, atol=1e-13)
+    np.testing.assert_allclose(condensed.predict(X), plain.predict(X), rtol=1e-6, atol=1e-6)
+
+
+def test_condensed_rows_in_float32_early_stopping_paths_and_sparse_rows(monkeypatch, rows):
+    import scipy.sparse as sp
+
+    X, y = rows[0], rows[1][:, 0]
+    S = sp.random(230, 5, density=0.5, random_state=0, format="csr")
+    cases = [
+        (X.astype(np.float32), {}, 1e-4),
+        (X, {"early_stopping": True, "max_epochs": 60}, 1e-9),
+        (X, {"record_path": True}, 1e-9),
+        (S, {}, 1e-9),
+    ]
+    models = []
+    for attempt in range(2):
+        if attempt:
+            without_condensing(monkeypatch)
+        settings = [{"lr": 0.02, "max_epochs": 30, "random_state": 0} | s for _, s, _ in cases]
+        fits = zip(settings, cases, strict=True)
+        models.append([TorchLinearRegressor(**s).fit(A, y) for s, (A, _, _) in fits])
+    for ours, plain, (A, _, tol) in zip(*models, cases, strict=True):
+        np.testing.assert_allclose(ours.loss_curve_, plain.loss_curve_, rtol=tol)
+        np.testing.assert_allclose(
+            ours.validation_loss_curve_, plain.validation_loss_curve_, rtol=tol
+        )
+        np.testing.assert_allclose(ours.predict(A), plain.predict(A), rtol=10 * tol, atol=tol)
+    np.testing.assert_allclose(models[0][2].coef_path_, models[1][2].coef_path_, rtol=1e-8)
+
+
+def test_epochs_of_a_full_batch_do_not_pass_over_the_rows():
+    """Counted in the engine: what an epoch multiplies is as large as the columns, not the rows."""
+    X = np.random.default_rng(0).normal(size=(5000, 4))
+    sizes = set()
+    original = Backprop.gradient_
+
+    def spy(self, batch, loss):
+        sizes.add(batch.n_rows)
+        original(self, batch, loss)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Backprop, "gradient_", spy)
+        TorchLinearRegressor(lr=0.1, max_epochs=20).fit(X, X[:, 0])
+        assert sizes == {6}
+        TorchLinearRegressor(lr=0.1, max_epochs=20, loss="huber").fit(X, X[:, 0])
+        TorchLinearRegressor(lr=0.1, max_epochs=20, batch_size=100).fit(X, X[:, 0])
+    assert sizes == {6, 5000, 100}

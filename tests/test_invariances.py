@@ -183,3 +183,20 @@ def test_many_rows_are_held_out_as_they_come():
     X, y = np.eye(300)[codes], rng.normal(size=300)[codes]
     model = TorchLinearRegressor(lr=0.05, max_epochs=300, early_stopping=True, random_state=0)
     assert model.fit(X, y).score(X, y) > 0.95
+
+
+@pytest.mark.parametrize("ties", [True, False])
+def test_groups_of_rows_are_ordered_by_value(ties):
+    from sktorch_linreg._data import _group_rows
+
+    rng = np.random.default_rng(0)
+    X, y = rng.normal(size=(200, 3)), rng.normal(size=(200, 1))
+    if ties:
+        X[:, 0] = rng.integers(0, 9, 200)
+        X[100:], y[100:] = X[:100], y[:100]
+    first, group = _group_rows(X, y)
+    rows = np.hstack([X, y])
+    unique, index, inverse = np.unique(rows, axis=0, return_index=True, return_inverse=True)
+    np.testing.assert_array_equal(first, index)
+    np.testing.assert_array_equal(group, inverse.ravel())
+    assert len(unique) == (100 if ties else 200)

@@ -1,0 +1,77 @@
+"""A few rows in place of many, for a linear model with squared error on all rows at once."""
+
+from __future__ import annotations
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from ._backprop import DEVICES
+from ._gather import gather
+from ._statistics import Statistics
+from ._types import FitSpec, Scaling, TrainingData
+
+# epochs that one pass over the rows has to save
+LEAST_EPOCHS = 5
+# rows per column from which on it saves something
+LEAST_ROWS = 4
+# a sparse X with more columns would have a dense factor of this size
+MAX_FEATURES = 2000
+# what rounding errors may be multiplied by, and the least share of squares that is left over,
+# before the slower decomposition is taken
+LIMIT, LEAST_REST = 1e4, 1e-6
+
+
+def can_condense(data: TrainingData, spec: FitSpec) -> bool:
+    """Whether the objective of every epoch is one and the same sum of squares."""
+    return (
+        not spec.hidden
+        and spec.loss.name == "squared_error"
+        and spec.loss.slope is not None
+        and spec.batch_size >= data.n_samples
+        and spec.max_epochs >= LEAST_EPOCHS
+        and not spec.callbacks
+        and spec.device.type in DEVICES
+        and data.n_features <= MAX_FEATURES
+        and data.n_samples >= LEAST_ROWS * (data.n_features + 2)
+    )
+
+
+def gather_statistics(data: TrainingData, spec: FitSpec) -> Statistics:
+    """Sufficient statistics of the rows, in one pass."""
+    return gather(
+        data,
+        intercept=spec.fit_intercept,
+        device=spec.device,
+        limit=LIMIT,
+        least_rest=LEAST_REST,
+    ).stats
+
+
+def condensed(
+    stats: Statistics, scaling: Scaling, spec: FitSpec
+) -> tuple[Tensor, Tensor, None, Tensor]:
+    """Rows that stand for those of the statistics, as a `TabularDataset` takes them.
+
+    Their mean squared error is the same for any weights of the model. They are the triangular
+    factor of the centred rows, one row for what it leaves of the targets, and one for the means,
+    which alone is not 0 in the column of the intercept.
+    """
+    d = stats.n_features
+    shift, factor = scaling.y_shift_and_factor
+    n_rows = len(stats.factor) + 2
+    rows = np.zeros((n_rows, stats.factor.shape[1] + 1))
+    rows[:-2, :-1] = stats.factor
+    rows[-2, d:-1] = np.sqrt(stats.rest)
+    if stats.intercept:
+        # in two parts, since a large mean would round the second away
+        rows[-1, :d] = (stats.shift[:d] - scaling.x_offset) + stats.offset[:d]
+        rows[-1, d:-1] = (stats.shift[d:] - shift) + stats.offset[d:]
+        rows[-1, -1] = 1.0
+        rows[-1] *= np.sqrt(stats.weight)
+    rows[:, :d] *= scaling.x_factor
+    rows[:, d:-1] *= factor
+    rows *= np.sqrt(n_rows / stats.weight)
+    moved = torch.from_numpy(rows).to(device=spec.device, dtype=spec.dtype)
+    X, y, ones = moved[:, :d], moved[:, d:-1], moved[:, -1]
+    return X.contiguous(), y.contiguous(), None, ones.contiguous()
