@@ -23,6 +23,7 @@ from common import Table, n_rounds, rounds
 from sklearn.exceptions import ConvergenceWarning
 from sklearn.linear_model import SGDRegressor
 from sklearn.neural_network import MLPRegressor
+from skorch.callbacks import Callback, EpochScoring, GradientNormClipping
 from torch import nn
 from torch.nn import functional as F
 from torch.utils.data import DataLoader, TensorDataset
@@ -86,8 +87,9 @@ BATCH_1 = Work("linear 1000x4, SGD, batch 1, 5 epochs", 1000, 4, (), "sgd", 0.01
 def ours(work, X, y, **settings):
     settings |= {
         "optimizer": work.optimizer, "lr": work.lr, "max_epochs": work.epochs, "tol": None,
-        "batch_size": work.batch, "standardize": False, "random_state": SEED, "alpha": 0.0,
+        "batch_size": work.batch, "random_state": SEED, "alpha": 0.0,
     }  # fmt: skip
+    settings.setdefault("standardize", False)
     if work.hidden:
         return TorchMLPRegressor(hidden_layer_sizes=work.hidden, **settings).fit(X, y)
     return TorchLinearRegressor(**settings).fit(X, y)
@@ -240,12 +242,23 @@ def growth(threads):
 
 
 MEASURE = """
-import resource, sys
+import sys
 import numpy as np
 from training import Work, ours
 from sktorch_linreg import TorchMLPRegressor
 kind, dtype = sys.argv[1], sys.argv[2]
-peak = lambda: resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+
+def now(field):
+    for line in open("/proc/self/status"):
+        if line.startswith(field):
+            return int(line.split()[1]) / 1024
+
+def peak_of(run):
+    before = now("VmRSS")
+    open("/proc/self/clear_refs", "w").write("5")  # the peak is counted from here
+    out = run()
+    return now("VmHWM") - before, out
+
 warm = Work("", 2000, 50, (500,), "adam", 1e-3, 1024, 1)
 model = ours(warm, *warm.data(), **({"dtype": "float64"} if dtype == "float64" else {}))
 model.predict(warm.data()[0])
@@ -254,16 +267,13 @@ n = 1_000_000 if kind == "predict" else 2_000_000
 X = rng.standard_normal((n, 50), dtype=np.float32)
 y = X[:, 0].copy()
 if kind == "predict":
-    before = peak()
-    out = model.predict(X)
-    used = peak() - before - out.nbytes / 2**20
+    used, out = peak_of(lambda: model.predict(X))
+    used -= out.nbytes / 2**20
 else:
     if kind == "cast":
         X, y = X.astype(np.float64), y.astype(np.float64)
     work = Work("", n, 50, (64,), "adam", 1e-3, 1024, 1)
-    before = peak()
-    ours(work, X, y)
-    used = peak() - before
+    used, _ = peak_of(lambda: ours(work, X, y, standardize=kind == "standardized"))
 print(X.nbytes / 2**20, used)
 """
 
@@ -273,9 +283,11 @@ def memory(threads):
     print(f"\npeak memory of a fresh process beyond input and output, {threads} thread(s)\n")
     print("| what | input MiB | peak MiB beyond |")
     print("|---|---|---|")
+    # rows that are standardised, cast or laid out anew are one copy in the compute dtype
     for kind, text in [
         ("fit", "fit, float32 in, trained in float32, batch 1024"),
         ("cast", "fit, float64 in, trained in float32, batch 1024"),
+        ("standardized", "the first, standardised"),
         ("predict", "predict, float32, 500 hidden units"),
     ]:
         run = subprocess.run(
@@ -286,20 +298,38 @@ def memory(threads):
         print(f"| {text} | {size:.0f} | {used:.0f} |", flush=True)
 
 
+class Listener(Callback):
+    """Does nothing, but asks to be told of batches and gradients."""
+
+    def on_batch_begin(self, net, **kwargs):
+        """Be told."""
+
+    def on_batch_end(self, net, **kwargs):
+        """Be told."""
+
+    def on_grad_computed(self, net, named_parameters, **kwargs):
+        """Be told."""
+
+
 def callbacks(threads):
     """With callbacks that are told of every batch."""
-    from skorch.callbacks import EpochScoring, GradientNormClipping
-
     table = Table(f"fit with callbacks that need every batch, {threads} thread(s)")
     for work in (WORKS[0], WORKS[3], WORKS[4], WORKS[6]):
         X, y = work.data()
 
-        def told(work=work, X=X, y=y):
-            scoring = EpochScoring("r2", on_train=True)
-            ours(work, X, y, callbacks=[scoring, GradientNormClipping(1e3)])
+        def told(which, work=work, X=X, y=y):
+            ours(work, X, y, callbacks=which())
 
-        runs = {"ours": told, "fused loop": lambda work=work, X=X, y=y: fused_loop(work, X, y)}
-        table.add(work.name, rounds(runs, 7))
+        working = lambda: [EpochScoring("r2", on_train=True), GradientNormClipping(1e3)]  # noqa: E731
+        for what, which in [
+            ("a listener", lambda: [Listener()]),
+            ("scoring and clipping", working),
+        ]:
+            runs = {
+                "ours": lambda which=which, told=told: told(which),
+                "fused loop": lambda work=work, X=X, y=y: fused_loop(work, X, y),
+            }
+            table.add(f"{work.name}; {what}", rounds(runs, 7), what)
     table.summary()
 
 

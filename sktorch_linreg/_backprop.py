@@ -80,9 +80,12 @@ class FlatParameters:
         return self.values.clone() if room is None else room.copy_(self.values)
 
     def release(self) -> None:
-        """Let go of the gradients."""
+        """Give the parameters memory of their own, and let go of the gradients."""
         for p in self.parameters:
+            p.data = p.detach().clone(memory_format=torch.contiguous_format)
             p.grad = None
+        self.values = self.gradient = self.values.new_empty(0)
+        self.weights = self.weights_gradient = self.values
 
 
 class _Layer(NamedTuple):

@@ -232,36 +232,39 @@ class TrainingLoop:
     def _told_epoch(self, iterator: Any, training: bool, prefix: str, step_fn: Any) -> float:
         """An epoch in which callbacks hear of each batch, or the optimizer calls for gradients."""
         total: Any = 0.0
-        minimised: Any = 0.0
-        batches = self._row()["batches"]
+        batches, names = self._row()["batches"], (f"{prefix}_loss", f"{prefix}_batch_size")
         for block in iterator.blocks():
             for batch in block.batches:
-                n_rows = batch.n_rows
-                shown = None
-                if self.tells_batches:
-                    shown = self._shown(batch)
-                    self.notify("on_batch_begin", batch=shown, training=training)
-                step = step_fn(batch)
-                total = total + step["loss"] * n_rows
-                minimised = minimised + step["minimised"] * n_rows
-                if self.tells_batches:
-                    batches[-1][f"{prefix}_loss"] = float(step["loss"])
-                    batches[-1][f"{prefix}_batch_size"] = n_rows
-                    y_pred = self.module_.to_predictions(step["y_pred"])
-                    about = {"loss": step["loss"], "y_pred": y_pred, "training": training}
-                    self.notify("on_batch_end", batch=shown, **about)
-        if not self.tells_batches:
-            batches.append({f"{prefix}_loss": float(total) / len(iterator.dataset)})
+                if not self.tells_batches:
+                    step = step_fn(batch, self._shown(batch) if self.tells_gradients else None)
+                    total = total + step["loss"] * batch.n_rows
+                    continue
+                shown = self._shown(batch)
+                self.notify("on_batch_begin", batch=shown, training=training)
+                step = step_fn(batch, shown)
+                loss = float(step["loss"])
+                total += loss * batch.n_rows
+                batches[-1].update(zip(names, (loss, batch.n_rows), strict=True))
+                y_pred = self.module_.to_predictions(step["y_pred"])
+                about = {"loss": step["loss"], "y_pred": y_pred, "training": training}
+                self.notify("on_batch_end", batch=shown, **about)
         if training:
-            self.run.minimised = float(minimised) / len(iterator.dataset)
-        return float(total) / len(iterator.dataset)
+            # only L-BFGS looks at this, whose epochs are one batch
+            self.run.minimised = float(step["minimised"])
+        mean = float(total) / len(iterator.dataset)
+        if not self.tells_batches:
+            batches.append({names[0]: mean})
+        return mean
 
     def _shown(self, batch: Batch) -> tuple[Tensor, Tensor]:
         """A batch in the user's units."""
         return self.module_.to_user_rows(batch.x), self.module_.to_user_units(batch.y)
 
-    def train_step(self, batch: Any, **kwargs: Any) -> Any:
-        """One update; the loss returned is the objective before it."""
+    def train_step(self, batch: Any, shown: Any = None, **kwargs: Any) -> Any:
+        """One update; the loss returned is the objective before it.
+
+        `shown` is the batch as callbacks are to see it.
+        """
         if not self.module_.training:
             self._set_training(True)
         objective = self.objective_
@@ -278,7 +281,7 @@ class TrainingLoop:
             if self.tells_gradients:
                 parameters = list(self.module_.named_parameters())
                 about = {"named_parameters": parameters, "training": True}
-                self.notify("on_grad_computed", batch=self._shown(batch), **about)
+                self.notify("on_grad_computed", batch=shown, **about)
             value: Tensor = smooth
             return value
 
@@ -288,10 +291,10 @@ class TrainingLoop:
             objective.project_()
         return first
 
-    def validation_step(self, batch: Any, **kwargs: Any) -> dict[str, Any]:
+    def validation_step(self, batch: Any, shown: Any = None, **kwargs: Any) -> dict[str, Any]:
         """Loss of held-out rows, without the penalty."""
         self._set_training(False)
         with torch.no_grad():
-            output = self.module_(batch.x)
-            loss = self.criterion_(output, batch.y, batch.row_weight)
-        return {"loss": loss, "y_pred": output, "minimised": loss}
+            self.objective_.outputs_(batch)
+            loss = self.criterion_(batch.out, batch.y, batch.row_weight)
+        return {"loss": loss, "y_pred": batch.out}

@@ -115,6 +115,7 @@ class MLPModule(nn.Module):
 
     x_offset: Tensor
     x_factor: Tensor
+    x_scale: Tensor
     y_offset: Tensor
     y_scale: Tensor
 
@@ -143,6 +144,8 @@ class MLPModule(nn.Module):
             ("y_scale", sizes[-1], 1.0),
         ):
             self.register_buffer(name, torch.full((size,), value, dtype=torch.float32))
+        # the reciprocal of x_factor, of no use to a fitted module
+        self.register_buffer("x_scale", torch.ones(sizes[0]), persistent=False)
 
     def forward(self, x: Tensor) -> Tensor:
         """Outputs of shape (n_samples, n_targets) for rows of shape (n_samples, n_features)."""
@@ -154,19 +157,18 @@ class MLPModule(nn.Module):
 
     def to_user_units(self, y: Tensor) -> Tensor:
         """Targets out of the trained space."""
-        return y * self.y_offset.exp() if self.log_link else y * self.y_scale + self.y_offset
+        if self.log_link:
+            return y * self.y_offset.exp()
+        return torch.addcmul(self.y_offset, y, self.y_scale)
 
     def to_predictions(self, output: Tensor) -> Tensor:
         """Outputs of the last layer as predictions in the user's units."""
-        out = output * self.y_scale + self.y_offset
+        out = torch.addcmul(self.y_offset, output, self.y_scale)
         return out.exp() if self.log_link else out
 
     def to_user_rows(self, x: Tensor) -> Tensor:
         """Features out of the trained space; sparse ones were never scaled."""
-        if x.layout != torch.strided:
-            return x
-        scale = torch.where(self.x_factor > 0, 1.0 / self.x_factor, 0.0)
-        return x * scale + self.x_offset
+        return x if x.layout != torch.strided else torch.addcmul(self.x_offset, x, self.x_scale)
 
     @contextmanager
     def raw(self) -> Iterator[None]:
@@ -234,7 +236,7 @@ class MLPModule(nn.Module):
 
     def set_scaling_(self, scaling: Scaling) -> None:
         """Fill in the scaling buffers; `scale_input` and `scale_output` say when they are used."""
-        for name in ("x_offset", "x_factor", "y_offset", "y_scale"):
+        for name in ("x_offset", "x_factor", "x_scale", "y_offset", "y_scale"):
             buffer = getattr(self, name)
             buffer.copy_(torch.from_numpy(np.array(getattr(scaling, name))))
 

@@ -115,16 +115,19 @@ class TrainingObjective:
             for w, grad in self.weights:
                 grad.add_(w, alpha=self.penalty.l2)
 
+    def outputs_(self, batch: Batch) -> None:
+        """Write outputs into `batch.out`, without dropout."""
+        if self.backprop is not None:
+            self.backprop.outputs_(batch)
+        else:
+            batch.out.copy_(self.module(batch.x))
+
     def project_(self) -> None:
         """After an update: put projected weights back where they may be."""
         for (w, grad), before in zip(self.weights, self._before, strict=False):
             self.penalty.project_(w, grad, before)
 
     # -- values ---------------------------------------------------------------------------------
-
-    def penalty_value(self) -> Tensor | float:
-        """The penalty at the present weights."""
-        return self.penalty.value(w for w, _ in self.weights)
 
     def values(self, batch: Batch) -> tuple[Tensor, Tensor, Tensor]:
         """Of the outputs there are: loss and what is minimised, with penalty, and its smooth part.
@@ -134,6 +137,8 @@ class TrainingObjective:
         loss = minimised = self.loss.mean(batch.out, batch.y, batch.row_weight)
         if self.minimised is not self.loss:
             minimised = self.minimised.mean(batch.out, batch.y, batch.row_weight)
+        if not (self.penalty.l1 or self.penalty.l2):
+            return loss, minimised, minimised
         squares = Penalty(l2=self.penalty.l2).value(w for w, _ in self.weights)
         absolute = Penalty(l1=self.penalty.l1).value(w for w, _ in self.weights)
         added = squares + absolute
@@ -158,10 +163,7 @@ class TrainingObjective:
         mean = _Mean(self.loss)
         for block in iterator.blocks():
             for batch in block.batches:
-                if self.backprop is not None:
-                    self.backprop.outputs_(batch)
-                else:
-                    batch.out.copy_(self.module(batch.x))
+                self.outputs_(batch)
             mean.add(block)
         return mean.value()
 
