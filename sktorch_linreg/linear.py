@@ -87,7 +87,8 @@ class TorchLinearRegressor(BaseLinear):
         Seed of initial weights, batch order and held-out rows. torch's and numpy's global random
         state is never changed.
     verbose : bool or int, default=0
-        Whether to print a line per epoch, or how the exact solver went about it.
+        Whether to print a table of epochs, a line a second at most (2: every epoch), or how the
+        exact solver went about it.
     record_path : bool, default=False
         Whether to keep the coefficients of every epoch.
     callbacks : list or None, default=None

@@ -85,7 +85,7 @@ class TorchMLPRegressor(BaseTorchRegressor):
         Seed of initial weights, batch order, dropout and held-out rows. torch's and numpy's global
         random state is never changed.
     verbose : bool or int, default=0
-        Whether to print a line per epoch.
+        Whether to print a table of epochs, a line a second at most (2: every epoch).
     callbacks : list or None, default=None
         skorch callbacks for the inner net.
     **optimizer__options : dict

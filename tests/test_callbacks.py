@@ -15,9 +15,11 @@ from skorch.callbacks import (
     EpochScoring,
     Freezer,
     GradientNormClipping,
+    LoadInitState,
     LRScheduler,
     PrintLog,
     ProgressBar,
+    Unfreezer,
 )
 
 from sktorch_linreg import TorchLinearRegressor, TorchMLPRegressor
@@ -217,3 +219,134 @@ def test_sparse_rows(cls, use_caching):
     if not use_caching:
         assert model.history_[-1]["r2"] == pytest.approx(model.score(rows, y), rel=1e-9)
     np.testing.assert_allclose(model.net_.predict(rows)[:, 0], model.predict(rows), rtol=1e-9)
+
+
+# -- what callbacks change while training ---------------------------------------------------------
+
+
+def by_hand(after_backward=None, after_step=None, epochs=4, freeze=None):
+    """The same training by a loop over torch's own pieces."""
+    rows, target = torch.from_numpy(X), torch.from_numpy(y)[:, None]
+    torch.manual_seed(0)
+    module = torch.nn.Sequential(torch.nn.Linear(3, 8), torch.nn.ReLU(), torch.nn.Linear(8, 1))
+    order = torch.default_generator
+    module = module.double()
+    rows = (rows - rows.mean(0)) / rows.std(0, correction=0)
+    target = (target - target.mean()) / target.std(correction=0)
+    optimizer = torch.optim.Adam(module.parameters(), lr=0.05)
+    for epoch in range(epochs):
+        if freeze is not None:
+            for p in module[0].parameters():
+                p.requires_grad_(not freeze(epoch))
+        for index in torch.randperm(90, generator=order).split(30):
+            optimizer.zero_grad(set_to_none=True)
+            (module(rows[index]) - target[index]).square().mean().backward()
+            if after_backward:
+                after_backward(module)
+            optimizer.step()
+            if after_step:
+                after_step(optimizer)
+    return [p.detach() for p in module.parameters()]
+
+
+def ours(callbacks, **settings):
+    settings = {"max_epochs": 4, "optimizer": "adam"} | settings
+    return TorchMLPRegressor(
+        hidden_layer_sizes=(8,), lr=0.05, tol=None, random_state=0, dtype="float64", alpha=0.0,
+        batch_size=30, callbacks=callbacks, **settings,
+    ).fit(X, y)  # fmt: skip
+
+
+def same(model, parameters, rtol=1e-7):
+    for p, q in zip(model.module_.parameters(), parameters, strict=True):
+        torch.testing.assert_close(p.detach(), q, rtol=rtol, atol=1e-9)
+
+
+@pytest.fixture(autouse=True)
+def keep_the_global_generator():
+    state = torch.get_rng_state()
+    yield
+    torch.set_rng_state(state)
+
+
+def test_training_without_callbacks_equals_the_loop():
+    same(ours(None), by_hand())
+
+
+def test_gradient_clipping_equals_the_loop():
+    def clip(module):
+        torch.nn.utils.clip_grad_norm_(module.parameters(), 0.2)
+
+    same(ours([GradientNormClipping(0.2)]), by_hand(clip))
+
+
+def test_a_rate_schedule_per_batch_equals_the_loop():
+    def step(optimizer):
+        optimizer.param_groups[0]["lr"] *= 0.9
+
+    policy = torch.optim.lr_scheduler.ExponentialLR
+    model = ours([LRScheduler(policy=policy, gamma=0.9, step_every="batch")])
+    same(model, by_hand(after_step=step))
+
+
+@pytest.mark.parametrize("optimizer", ["adam", "sgd", "adamax"])
+def test_freezing_and_unfreezing_in_the_middle(optimizer):
+    class FreezeSecond(Callback):
+        def on_epoch_begin(self, net, **kwargs):
+            for p in net.module_.layers[0].parameters():
+                p.requires_grad_(len(net.history) not in (2, 3))
+
+    model = ours([FreezeSecond()], optimizer=optimizer)
+    if optimizer == "adam":
+        same(model, by_hand(freeze=lambda epoch: epoch in (1, 2)))
+    again = ours([FreezeSecond()], optimizer=optimizer)
+    same(again, [p.detach() for p in model.module_.parameters()], rtol=0)
+
+
+def test_unfreezing_by_skorchs_own_callback():
+    model = ours([Freezer("layers.0.*"), Unfreezer("layers.0.*", at=3)])
+    same(model, by_hand(freeze=lambda epoch: epoch < 2))
+
+
+def test_a_checkpoint_is_taken_up_by_another_fit(tmp_path):
+    """Weights, optimizer and history: two fits of two epochs are one of four."""
+    settings = {"shuffle": False, "optimizer": "adam"}
+    checkpoint = Checkpoint(monitor=None, dirname=tmp_path, f_pickle=None)
+    ours([checkpoint], max_epochs=2, **settings)
+    both = ours([LoadInitState(checkpoint)], max_epochs=2, **settings)
+    same(both, [p.detach() for p in ours(None, **settings).module_.parameters()])
+
+
+def test_early_stopping_loads_the_best_weights():
+    seen = []
+
+    class Keep(Callback):
+        def on_epoch_end(self, net, **kwargs):
+            seen.append([p.detach().clone() for p in net.module_.parameters()])
+
+    stopping = EarlyStopping("train_loss", patience=2, load_best=True, sink=lambda *a: None)
+    model = ours([Keep(), stopping], max_epochs=500, optimizer="sgd")
+    best = int(np.argmin(model.loss_curve_))
+    assert best < model.n_iter_ - 1
+    same(model, seen[best], rtol=0)
+
+
+def test_callbacks_may_replace_the_state_of_the_optimizer():
+    class Reload(Callback):
+        def on_epoch_begin(self, net, **kwargs):
+            net.optimizer_.load_state_dict(copy.deepcopy(net.optimizer_.state_dict()))
+
+    same(ours([Reload()]), by_hand())
+
+
+def test_what_is_handed_to_callbacks_can_be_differentiated():
+    class Differentiate(Callback):
+        def on_batch_end(self, net, batch, **kwargs):
+            x = batch[0].clone().requires_grad_()
+            with net.module_.raw():
+                net.module_(x).sum().backward()
+            assert x.grad.abs().sum() > 0
+
+    model = ours([Differentiate()])
+    out = model.module_(torch.ones(2, 3, dtype=torch.float64, requires_grad=True))
+    out.sum().backward()
