@@ -47,7 +47,8 @@ class FlatParameters:
         self._sizes = [p.numel() for p in self.parameters]
         self.values = self.parameters[0].new_empty(sum(self._sizes), requires_grad=False)
         self.gradient = torch.zeros_like(self.values)
-        for p, view in zip(self.parameters, self.split(self.values), strict=True):
+        self._views, self._gradients = self.split(self.values), self.split(self.gradient)
+        for p, view in zip(self.parameters, self._views, strict=True):
             p.data = view.copy_(p.detach())
         n_weights = sum(self._sizes[: self.n_layers])
         self.weights = self.values[:n_weights]
@@ -72,8 +73,21 @@ class FlatParameters:
 
     def offer_gradients(self) -> None:
         """Make `gradient` the `.grad` of the parameters that are trained."""
-        for p, grad in zip(self.parameters, self.split(self.gradient), strict=True):
+        for p, grad in zip(self.parameters, self._gradients, strict=True):
             p.grad = grad if p.requires_grad else None
+
+    def take_gradients(self) -> None:
+        """Take over gradients that somebody has put in the place of those that were offered."""
+        for p, grad in zip(self.parameters, self._gradients, strict=True):
+            if p.grad is not grad and p.requires_grad:
+                grad.zero_() if p.grad is None else grad.copy_(p.grad)
+                p.grad = grad
+
+    def take_parameters(self) -> None:
+        """Take over parameters whose memory somebody has replaced."""
+        for p, view in zip(self.parameters, self._views, strict=True):
+            if p.data_ptr() != view.data_ptr():
+                p.data = view.copy_(p.detach())
 
     def keep(self, room: Tensor | None) -> Tensor:
         """A copy of the parameters, in `room` if there is some."""
@@ -86,6 +100,7 @@ class FlatParameters:
             p.grad = None
         self.values = self.gradient = self.values.new_empty(0)
         self.weights = self.weights_gradient = self.values
+        self._views = self._gradients = []
 
 
 class _Layer(NamedTuple):

@@ -36,10 +36,7 @@ from ._optimizers import OPTIMIZERS, resolve_optimizer, resolve_schedule
 from ._parameters import ParametersMixin
 from ._training import train
 from ._types import FitResult, FitSpec, Layers, Moments, Scaling, Start, TrainingData
-from ._watch import FitTask
-
-# what scikit-learn needs to tear callbacks down after a fit that failed
-TEARDOWN = ("_callback_fit_ctx", "_skl_callbacks_to_teardown")
+from ._watch import TASK_ATTRIBUTES, FitTask
 
 
 def can_partial_fit(estimator: Any) -> bool:
@@ -99,7 +96,7 @@ class BaseTorchRegressor(
             with own_torch_settings(resolve_device(self.device)):
                 caught = self._fit_or_fail(X, y, sample_weight, incremental)
         except BaseException:
-            before |= {k: v for k, v in vars(self).items() if k in TEARDOWN}
+            before |= {k: v for k, v in vars(self).items() if k in TASK_ATTRIBUTES}
             self.__dict__.clear()
             self.__dict__.update(before)
             raise
@@ -143,7 +140,8 @@ class BaseTorchRegressor(
             estimator._incremental = incremental
 
         task = None
-        if "_skl_callbacks" in vars(self) and not incremental:
+        told = not vars(self).keys().isdisjoint(("_skl_callbacks", "_parent_callback_ctx"))
+        if told and not incremental:
             n_epochs = 0 if spec.optimizer_class is None else spec.max_epochs
             task = FitTask(self, X, y, sample_weight, n_epochs, take_over)
         result = self._run(data, spec, goes_on, incremental, task)

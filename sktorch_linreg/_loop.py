@@ -15,6 +15,7 @@ from torch.optim import lr_scheduler
 
 from ._batches import Batch, TabularDataset
 from ._monitor import Monitor
+from ._objective import longer
 from ._optimizers import OrthantLBFGS
 from ._report import EpochTable
 from ._types import TrainingDivergedError
@@ -37,9 +38,15 @@ class Run:
     path: list[Tensor] | None
     # rows in the user's units, for callbacks
     shown: Mapping[str, Any]
+    # scaled, or standing for others
+    rows: TabularDataset | None = None
     # scikit-learn's callbacks, and what the fit would be if it ended now
     task: FitTask | None = None
     so_far: Any = None
+    # rows of the history from earlier runs that a callback has loaded
+    n_earlier: int = 0
+    # whether the epoch that began last has been taken in
+    complete: bool = True
     # the mean over the last epoch of what the optimizer minimises
     minimised: float = math.inf
     interrupted: bool = False
@@ -71,59 +78,74 @@ class TrainingLoop:
     prints: bool
     notify: Callable[..., None]
     on_epoch_begin: Callable[..., None]
+    fit: Callable[..., Any]
     get_iterator: Callable[..., Any]
     _set_training: Callable[[bool], None]
 
     def fit_loop(self, X: Any, y: Any = None, epochs: int | None = None, **kwargs: Any) -> Any:
-        monitor, validation = self.run.monitor, self.run.validation
-        batches = self.get_iterator(X, training=True)
-        checks = None if validation is None else self.get_iterator(validation)
-        # a full batch is done or not, so there is no half an epoch to undo
-        undoes = len(batches) > 1 or self.spec.is_lbfgs
+        run = self.run
+        run.n_earlier = len(self.history)
+        batches = self.get_iterator(run.rows, training=True)
+        checks = None if run.validation is None else self.get_iterator(run.validation)
         # inference mode costs least, but autograd cannot take what is made in it
         by_rule = isinstance(self.optimizer_updates, RuleUpdates)
-        told = bool(self.callbacks_) or self.run.task is not None
+        told = bool(self.callbacks_) or run.task is not None
         by_hand = by_rule and self.objective_.backprop is not None and not told
         table = EpochTable(0 if self.prints else self.spec.verbose)
+        # a full batch is done or not, so there is no half an epoch to undo
+        undoes = len(batches) > 1 or self.spec.is_lbfgs
         done: Tensor | None = None
         try:
             with torch.inference_mode(by_hand):
                 for _ in range(self.max_epochs):
-                    begin = time.perf_counter()
-                    self._begin_epoch()
-                    self.run_single_epoch(batches, True, "train", self.train_step)
-                    if checks is not None:
-                        self.run_single_epoch(checks, False, "valid", self.validation_step)
-                    self._end_epoch(time.perf_counter() - begin)
+                    self._one_epoch(batches, checks)
                     table.add(self._row())
                     if undoes:
                         done = self.objective_.flat.keep(done)
-                    if self.callbacks_:
-                        self.notify("on_epoch_end", **self.run.shown)
-                    task = self.run.task
-                    if task is not None and task.end_epoch(self.run.so_far):
-                        break
-                    if monitor.stopped or (monitor.settled and not self._sharpen()):
+                    if self._told_to_stop():
                         break
                 else:
                     self._warn_unfinished()
-        except StopTraining:
+        except (StopTraining, KeyboardInterrupt) as error:
             self._keep_finished_epochs(done)
-        except KeyboardInterrupt:
-            self._keep_finished_epochs(done)
-            message = (
-                f"Training was interrupted; the estimator is fitted with the "
-                f"{len(monitor.loss_curve)} epochs that were done. Set warm_start=True and call "
-                "fit again to go on from there."
-            )
-            self.run.warnings.append((message, UserWarning))
-        table.close()
+            if isinstance(error, KeyboardInterrupt):
+                message = (
+                    f"Training was interrupted; the estimator is fitted with the "
+                    f"{len(run.monitor.loss_curve)} epochs that were done. Set warm_start=True and "
+                    "call fit again to go on from there."
+                )
+                run.warnings.append((message, UserWarning))
+        finally:
+            table.close()
         return self
+
+    def _one_epoch(self, batches: Any, checks: Any) -> None:
+        begin = time.perf_counter()
+        self._begin_epoch()
+        self.run_single_epoch(batches, True, "train", self.train_step)
+        if checks is not None:
+            self.run_single_epoch(checks, False, "valid", self.validation_step)
+        self._end_epoch(time.perf_counter() - begin)
+
+    def _told_to_stop(self) -> bool:
+        """Tell of an epoch that is done; whether a callback or the monitor wants no other."""
+        monitor, task = self.run.monitor, self.run.task
+        stop = False
+        if self.callbacks_:
+            self.optimizer_updates.publish()
+            try:
+                self.notify("on_epoch_end", **self.run.shown)
+            except StopTraining:
+                stop = True
+        if task is not None and task.end_epoch(self.run.so_far):
+            stop = True
+        return stop or monitor.stopped or (monitor.settled and not self._sharpen())
 
     def _begin_epoch(self) -> None:
         """Tell callbacks, and look at what they may have changed."""
+        self.run.complete = False
         if self.run.task is not None:
-            self.run.task.begin_epoch()
+            self.run.task.begin_epoch(self.run.so_far)
         if not self.callbacks_:
             self.on_epoch_begin(self)
             return
@@ -152,8 +174,7 @@ class TrainingLoop:
         if finished == 0:
             self.run.interrupted = True
             raise KeyboardInterrupt
-        # a stop at the end of an epoch comes when its row in the history is complete
-        if done is not None and "lr" not in self._row():
+        if done is not None and not self.run.complete:
             self.objective_.flat.values.copy_(done)
 
     def _warn_unfinished(self) -> None:
@@ -189,6 +210,7 @@ class TrainingLoop:
             self.run.path.append(flat.values.cpu().clone())
         if self.schedule_ is not None:
             self._step_schedule(loss if validation is None else validation)
+        self.run.complete = True
 
     def _row(self) -> dict[str, Any]:
         """The epoch's record; indexing skorch's history copies all of it."""
@@ -225,8 +247,9 @@ class TrainingLoop:
                     self.run.minimised = mean
                 else:
                     mean = self.objective_.loss_of(iterator)
-            # skorch's Checkpoint looks up the last batch
-            row["batches"].append({f"{prefix}_loss": mean})
+            # skorch's Checkpoint and PassthroughScoring look at batches
+            size = len(iterator.dataset)
+            row["batches"].append({f"{prefix}_loss": mean, f"{prefix}_batch_size": size})
         row[f"{prefix}_loss"], row[f"{prefix}_batch_count"] = mean, len(iterator)
 
     def _told_epoch(self, iterator: Any, training: bool, prefix: str, step_fn: Any) -> float:
@@ -237,7 +260,7 @@ class TrainingLoop:
             for batch in block.batches:
                 if not self.tells_batches:
                     step = step_fn(batch, self._shown(batch) if self.tells_gradients else None)
-                    total = total + step["loss"] * batch.n_rows
+                    total = longer(total, step["loss"] * batch.n_rows)
                     continue
                 shown = self._shown(batch)
                 self.notify("on_batch_begin", batch=shown, training=training)
@@ -253,7 +276,7 @@ class TrainingLoop:
             self.run.minimised = float(step["minimised"])
         mean = float(total) / len(iterator.dataset)
         if not self.tells_batches:
-            batches.append({names[0]: mean})
+            batches.append(dict(zip(names, (mean, len(iterator.dataset)), strict=True)))
         return mean
 
     def _shown(self, batch: Batch) -> tuple[Tensor, Tensor]:
@@ -265,13 +288,17 @@ class TrainingLoop:
 
         `shown` is the batch as callbacks are to see it.
         """
+        if self.run is None:
+            # says that the estimator trains
+            self.fit(None)
         if not self.module_.training:
             self._set_training(True)
-        objective = self.objective_
+        objective, updates = self.objective_, self.optimizer_updates
         first: dict[str, Any] = {}
 
         def closure() -> Tensor:
             with torch.no_grad():
+                objective.flat.take_gradients()
                 objective.gradient_(batch)
                 loss, minimised, smooth = objective.values(batch)
             if not first:
@@ -282,10 +309,11 @@ class TrainingLoop:
                 parameters = list(self.module_.named_parameters())
                 about = {"named_parameters": parameters, "training": True}
                 self.notify("on_grad_computed", batch=shown, **about)
+                if isinstance(updates, RuleUpdates):
+                    objective.flat.take_gradients()
             value: Tensor = smooth
             return value
 
-        updates: Any = self.optimizer_updates
         updates.step(closure)
         with torch.no_grad():
             objective.project_()

@@ -7,6 +7,7 @@ import math
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
@@ -15,7 +16,10 @@ from torch.nn import functional as F
 
 from ._types import Layers, Scaling
 
-aten = torch.ops.aten
+
+def _aten(name: str, overload: str) -> Any:
+    """One of torch's kernels, or None where this torch does not have it under that name."""
+    return getattr(getattr(torch.ops.aten, name, None), overload, None)
 
 
 @dataclass(frozen=True)
@@ -24,52 +28,75 @@ class Activation:
 
     `apply_(z, out)` writes the activation of `z` into `out`, which is `z` itself unless
     `needs_input` is set; `backward_(d, saved)` multiplies `d` by the derivative, given the result
-    or, with `needs_input`, the input. `apply_` is None where there is nothing to do.
+    or, with `needs_input`, the input. Both need the `kernels`, which are not a public part of
+    torch; `apply_` is None where there is nothing to do.
     """
 
     function: Callable[[Tensor], Tensor]
     apply_: Callable[[Tensor, Tensor], object] | None = None
     backward_: Callable[[Tensor, Tensor], object] | None = None
     needs_input: bool = False
+    kernels: tuple[Any, ...] = ()
+
+    @property
+    def by_hand(self) -> bool:
+        """Whether this torch has what it takes to do without autograd."""
+        return None not in self.kernels
 
 
-_threshold, _tanh = aten.threshold_backward.grad_input, aten.tanh_backward.grad_input
-_sigmoid, _gelu = aten.sigmoid_backward.grad_input, aten.gelu_backward.grad_input
-_silu, _elu = aten.silu_backward.grad_input, aten.elu_backward.grad_input
-_leaky_relu = aten.leaky_relu_backward.grad_input
+_threshold = _aten("threshold_backward", "grad_input")
+_tanh = _aten("tanh_backward", "grad_input")
+_sigmoid = _aten("sigmoid_backward", "grad_input")
+_gelu, _gelu_backward = _aten("gelu", "out"), _aten("gelu_backward", "grad_input")
+_silu, _silu_backward = _aten("silu", "out"), _aten("silu_backward", "grad_input")
+_leaky_relu = _aten("leaky_relu_backward", "grad_input")
+_elu = _aten("elu_backward", "grad_input")
 
 ACTIVATIONS: dict[str, Activation] = {
     "relu": Activation(
-        F.relu, lambda z, out: z.relu_(), lambda d, a: _threshold(d, a, 0, grad_input=d)
+        F.relu,
+        lambda z, out: z.relu_(),
+        lambda d, a: _threshold(d, a, 0, grad_input=d),
+        kernels=(_threshold,),
     ),
     "tanh": Activation(
-        torch.tanh, lambda z, out: z.tanh_(), lambda d, a: _tanh(d, a, grad_input=d)
+        torch.tanh,
+        lambda z, out: z.tanh_(),
+        lambda d, a: _tanh(d, a, grad_input=d),
+        kernels=(_tanh,),
     ),
     "logistic": Activation(
-        torch.sigmoid, lambda z, out: z.sigmoid_(), lambda d, a: _sigmoid(d, a, grad_input=d)
+        torch.sigmoid,
+        lambda z, out: z.sigmoid_(),
+        lambda d, a: _sigmoid(d, a, grad_input=d),
+        kernels=(_sigmoid,),
     ),
     "identity": Activation(lambda x: x),
     "gelu": Activation(
         F.gelu,
-        lambda z, out: aten.gelu.out(z, out=out),
-        lambda d, z: _gelu(d, z, grad_input=d),
+        lambda z, out: _gelu(z, out=out),
+        lambda d, z: _gelu_backward(d, z, grad_input=d),
         needs_input=True,
+        kernels=(_gelu, _gelu_backward),
     ),
     "silu": Activation(
         F.silu,
-        lambda z, out: aten.silu.out(z, out=out),
-        lambda d, z: _silu(d, z, grad_input=d),
+        lambda z, out: _silu(z, out=out),
+        lambda d, z: _silu_backward(d, z, grad_input=d),
         needs_input=True,
+        kernels=(_silu, _silu_backward),
     ),
     "leaky_relu": Activation(
         F.leaky_relu,
         lambda z, out: F.leaky_relu(z, inplace=True),
         lambda d, a: _leaky_relu(d, a, 0.01, True, grad_input=d),
+        kernels=(_leaky_relu,),
     ),
     "elu": Activation(
         F.elu,
         lambda z, out: F.elu(z, inplace=True),
         lambda d, a: _elu(d, 1.0, 1.0, 1.0, True, a, grad_input=d),
+        kernels=(_elu,),
     ),
 }
 
@@ -223,16 +250,6 @@ class MLPModule(nn.Module):
             layer.weight.copy_(torch.from_numpy(np.array(weight)))
             if bias is not None:
                 layer.bias.copy_(torch.from_numpy(np.array(bias)))
-
-    def arrays(self) -> Layers:
-        """Copies of weights and intercepts."""
-        return [
-            (
-                layer.weight.detach().cpu().numpy().copy(),
-                None if layer.bias is None else layer.bias.detach().cpu().numpy().copy(),
-            )
-            for layer in self.linears
-        ]
 
     def set_scaling_(self, scaling: Scaling) -> None:
         """Fill in the scaling buffers; `scale_input` and `scale_output` say when they are used."""

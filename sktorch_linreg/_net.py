@@ -86,6 +86,9 @@ class RegressionNet(TrainingLoop, skorch.NeuralNet):  # type: ignore[misc]
         if by_rule:
             updates = RuleUpdates(self.objective_.flat, cls, options, parameters)
             self.optimizer_updates = updates
+            if "optimizer" not in self._optimizers:
+                # which skorch does where the attribute is set
+                self._register_attribute("optimizer_", None)
             if options.keys() > {"lr"}:
                 # torch's own checks of the options
                 self.optimizer_  # noqa: B018
@@ -115,7 +118,8 @@ class RegressionNet(TrainingLoop, skorch.NeuralNet):  # type: ignore[misc]
         """Go on with an optimizer's state; a rate or schedule set anew begins from its start."""
         updates: Any = self.optimizer_updates
         begin = {k: updates.group[k] for k in ("lr", "initial_lr") if k in updates.group}
-        updates.load(state["optimizer"])
+        if not updates.load(state["optimizer"]):
+            updates = self.optimizer_updates = TorchUpdates(updates.optimizer)
         if state["rates"] == self.spec.rates:
             # after the schedule was made, whose constructor sets the first learning rate
             load_schedule_state(self.schedule_, state["schedule"])
@@ -134,6 +138,12 @@ class RegressionNet(TrainingLoop, skorch.NeuralNet):  # type: ignore[misc]
         if self.run is None:
             self.fit(X, y)
         return super().partial_fit(X, y, **kwargs)
+
+    def __getstate__(self) -> dict[str, Any]:
+        # Checkpoint pickles a net in the middle of training
+        state: dict[str, Any] = super().__getstate__()
+        state.update(run=None, objective_=None)
+        return state
 
     def get_dataset(self, X: Any, y: Any = None) -> Any:
         return X if isinstance(X, torch.utils.data.Dataset) else NetDataset.raw(X, y)
@@ -182,15 +192,25 @@ class RegressionNet(TrainingLoop, skorch.NeuralNet):  # type: ignore[misc]
         self.run = run
         # line searches fail at kinks, so L-BFGS follows ever sharper smooth losses
         self.objective_.smooth_at(FIRST_WIDTH if self.spec.is_lbfgs else None)
-        types = [type(callback) for _, callback in self.callbacks_]
-        heard = {m for t in types for m in METHODS if getattr(t, m) is not getattr(Callback, m)}
+        callbacks = [callback for _, callback in self.callbacks_]
+        heard = {m for callback in callbacks for m in METHODS if _hears(callback, m)}
         self.tells_batches = not heard.isdisjoint(METHODS[:2])
         self.tells_gradients = METHODS[2] in heard
-        self.prints = any(issubclass(t, PrintLog) for t in types)
-        self.partial_fit(rows)
+        self.prints = any(isinstance(callback, PrintLog) for callback in callbacks)
+        if self.prints:
+            # a PrintLog only prints where the net is verbose
+            self.verbose = max(1, self.spec.verbose)
+        run.rows = rows
+        shown = run.shown["dataset_train"]
+        self.partial_fit(*((None, None) if shown is None else (shown.X, shown.y)))
         if run.interrupted:
             # skorch swallows the interrupt, but without a finished epoch there is nothing to keep
             raise KeyboardInterrupt
+
+
+def _hears(callback: Any, method: str) -> bool:
+    """Whether a callback does something in a method, by its class or by itself."""
+    return getattr(getattr(callback, method), "__func__", None) is not getattr(Callback, method)
 
 
 def check_callbacks(callbacks: Any) -> None:
@@ -212,7 +232,6 @@ def make_net(
 ) -> RegressionNet:
     """An initialised net around a module."""
     callbacks = list(spec.callbacks or [])
-    types = [c if isinstance(c, type) else type(c) for c in callbacks]
     net = RegressionNet(
         module,
         _Criterion(spec.loss),
@@ -222,8 +241,7 @@ def make_net(
         train_split=None,
         callbacks=callbacks,
         predict_nonlinearity=None,
-        # a PrintLog only prints where the net is verbose
-        verbose=spec.verbose or int(PrintLog in types),
+        verbose=spec.verbose,
         device=str(spec.device),
         spec=spec,
         start=start,

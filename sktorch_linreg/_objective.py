@@ -12,11 +12,13 @@ from torch import Tensor
 from ._backprop import DEVICES, Backprop, FlatParameters
 from ._batches import Batch, BatchIterator, Block
 from ._losses import Penalty
-from ._modules import MLPModule
+from ._modules import ACTIVATIONS, MLPModule
 from ._types import Loss
 
 # L-BFGS follows a loss with kinks from this width of its envelope down, tenfold at a time
 FIRST_WIDTH = 0.1
+# penalties that are added up in the compute dtype before they go into a longer sum
+SHORT_SUM = 256
 
 
 class TrainingObjective:
@@ -53,16 +55,27 @@ class TrainingObjective:
         self.flat = FlatParameters(module, transposed)
         self.width: float | None = None
         self.minimised = loss
+        self.backprop: Backprop | None = None
         self.configure()
 
     def configure(self) -> bool:
         """Look at what is to be trained; returns whether that is every parameter."""
         flat, module = self.flat, self.module
+        flat.take_parameters()
         flat.offer_gradients()
         whole = all(p.requires_grad for p in flat.parameters)
-        by_hand = whole and flat.values.device.type in DEVICES and not module.scale_input
-        self.backprop = Backprop(module, flat, self.penalty.l2) if by_hand else None
-        # the weights that are penalised, and their gradients
+        by_hand = (
+            whole
+            and flat.values.device.type in DEVICES
+            and not module.scale_input
+            and ACTIVATIONS[module.activation].by_hand
+            and not any(map(_has_hooks, module.modules()))
+        )
+        if not by_hand:
+            self.backprop = None
+        elif self.backprop is None:
+            self.backprop = Backprop(module, flat, self.penalty.l2)
+        # the weights that are trained under the penalty, and their gradients
         self.weights = [(flat.weights, flat.weights_gradient)]
         if not whole:
             self.weights = [(w.detach(), w.grad) for w in module.weights if w.grad is not None]
@@ -139,9 +152,10 @@ class TrainingObjective:
             minimised = self.minimised.mean(batch.out, batch.y, batch.row_weight)
         if not (self.penalty.l1 or self.penalty.l2):
             return loss, minimised, minimised
-        squares = Penalty(l2=self.penalty.l2).value(w for w, _ in self.weights)
-        absolute = Penalty(l1=self.penalty.l1).value(w for w, _ in self.weights)
-        added = squares + absolute
+        # frozen weights count as well
+        weights = self.flat.weights
+        squares = 0.5 * self.penalty.l2 * weights.square().sum()
+        added = squares + self.penalty.l1 * weights.abs().sum()
         return loss + added, minimised + added, minimised + squares
 
     def epoch(self, iterator: BatchIterator, update: Callable[[], None]) -> float:
@@ -156,7 +170,7 @@ class TrainingObjective:
                 if self.projects:
                     self.project_()
             mean.add(block)
-        return mean.value() + penalty.total() / len(iterator.dataset)
+        return mean.value() + penalty.value() / len(iterator.dataset)
 
     def loss_of(self, iterator: BatchIterator) -> float:
         """The mean loss over all rows as the module is, without penalty."""
@@ -166,6 +180,11 @@ class TrainingObjective:
                 self.outputs_(batch)
             mean.add(block)
         return mean.value()
+
+
+def longer(total: Any, part: Tensor) -> Any:
+    """A sum gone on with, in double precision on the CPU; other devices are not waited for."""
+    return total + (float(part) if part.device.type == "cpu" else part)
 
 
 class _Mean:
@@ -179,13 +198,12 @@ class _Mean:
     def add(self, block: Block) -> None:
         values = self.loss.pointwise(block.out, block.y)
         if self.loss.reduced:
-            self.total = self.total + values * len(block.y)
+            self.total = longer(self.total, values * len(block.y))
             self.n_entries += len(block.y)
             return
         if block.weight is not None:
             values = values.reshape(len(values), -1) * block.weight
-        part = values.sum()
-        self.total = self.total + part if self.n_entries else part
+        self.total = longer(self.total, values.sum())
         self.n_entries += values.numel()
 
     def value(self) -> float:
@@ -198,16 +216,32 @@ class _Penalties:
     def __init__(self, objective: TrainingObjective) -> None:
         self.l1, self.l2 = objective.penalty.l1, objective.penalty.l2
         self.counts = bool(self.l1 or self.l2)
-        if self.counts:
-            ((self.weights, _),) = objective.weights
-            self.row = self.weights.view(1, -1)
-            self.sum = torch.zeros_like(self.weights[:1])
+        self.weights = objective.flat.weights
+        self.row = self.weights.view(1, -1)
+        self.sum = torch.zeros_like(self.weights[:1])
+        self.total: Any = 0.0
+        self.n_summed = 0
 
     def add(self, n_rows: int) -> None:
         if self.l2:
             self.sum.addmv_(self.row, self.weights, alpha=0.5 * self.l2 * n_rows)
         if self.l1:
             self.sum.add_(self.weights.abs().sum(), alpha=self.l1 * n_rows)
+        self.n_summed += 1
+        if self.n_summed % SHORT_SUM == 0:
+            # many small numbers on top of a large one would round away
+            self._move()
 
-    def total(self) -> float:
-        return float(self.sum) if self.counts else 0.0
+    def _move(self) -> None:
+        self.total = longer(self.total, self.sum.clone())
+        self.sum.zero_()
+
+    def value(self) -> float:
+        self._move()
+        return float(self.total)
+
+
+def _has_hooks(module: torch.nn.Module) -> bool:
+    """Whether somebody wants to see each pass through the module."""
+    names = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
+    return any(getattr(module, name, None) for name in names)

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from functools import cache
 from typing import Any, TypeVar
 
@@ -59,28 +59,15 @@ def quiet_blas(n_rows: int, n_columns: int) -> AbstractContextManager[None]:
     return _serial_blas if worth_it and torch.get_num_threads() > 1 else nullcontext()
 
 
-class _OneThread(AbstractContextManager[None]):
-    """torch on one thread in each fit that asks; the number from before comes back after it."""
-
-    def __init__(self) -> None:
-        self._lock = threading.Lock()
-        self._users = 0
-        self._before = 1
-
-    def __enter__(self) -> None:
-        with self._lock:
-            if self._users == 0:
-                self._before = torch.get_num_threads()
-            self._users += 1
-            torch.set_num_threads(1)
-
-    def __exit__(self, *error: object) -> None:
-        with self._lock:
-            self._users -= 1
-            torch.set_num_threads(self._before)
-
-
-_one_thread = _OneThread()
+@contextmanager
+def _one_thread() -> Iterator[None]:
+    # the number belongs to the calling thread, but for BLAS and threads to come it is torch's
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
 
 
 def threads_for(work_per_step: int) -> AbstractContextManager[None]:
@@ -90,7 +77,7 @@ def threads_for(work_per_step: int) -> AbstractContextManager[None]:
     that where another process uses a core.
     """
     serial = work_per_step < THREADED_STEP and torch.get_num_threads() > 1
-    return _one_thread if serial else nullcontext()
+    return _one_thread() if serial else nullcontext()
 
 
 def n_spans(n_rows: int, work_per_row: int, min_rows: int) -> int:

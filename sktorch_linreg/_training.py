@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 import scipy.sparse as sp
 import torch
+from torch import Tensor
 
 from ._backprop import FlatParameters
 from ._condense import can_condense, condensed, gather_statistics
@@ -31,7 +32,6 @@ from ._threads import threads_for
 from ._types import (
     FitResult,
     FitSpec,
-    Layers,
     Moments,
     Scaling,
     Start,
@@ -129,7 +129,11 @@ def train(
     run.task = task
 
     def so_far() -> FitResult:
-        return _result(flat.layers(flat.values.clone()), scaling, monitor, net, spec)
+        """What the fit would be if it ended now."""
+        best = monitor.best_values
+        result = _result(flat.values if best is None else best, scaling, net, spec)
+        result.moments, result.warnings = pair, run.warnings
+        return result
 
     run.so_far = so_far
     batch = min(spec.batch_size, rows.n_samples)
@@ -139,8 +143,6 @@ def train(
         flat.values.copy_(monitor.best_values)
     _check_finite(flat, monitor, net)
     result = so_far()
-    result.path = [to_user_units(flat.layers(values), scaling) for values in run.path or []]
-    result.moments, result.warnings = pair, run.warnings
     result.state = {
         "fits": _fits(spec),
         "rates": spec.rates,
@@ -182,14 +184,15 @@ def _datasets(
     return training, NetDataset(*condensed(gather_statistics(held_out, spec), scaling, spec))
 
 
-def _result(
-    trained: Layers, scaling: Scaling, monitor: Monitor, net: RegressionNet, spec: FitSpec
-) -> FitResult:
-    """What the fit has come to."""
+def _result(values: Tensor, scaling: Scaling, net: RegressionNet, spec: FitSpec) -> FitResult:
+    """The result of a run with these parameters."""
+    run, flat = net.run, net.objective_.flat
+    monitor: Monitor = run.monitor
+    trained = flat.layers(values.clone())
     return FitResult(
         layers=to_user_units(trained, scaling),
         scaling=scaling,
-        loss=monitor.loss_curve[-1],
+        loss=monitor.loss_curve[-1] if monitor.loss_curve else np.nan,
         loss_curve=list(monitor.loss_curve),
         validation_loss_curve=list(monitor.validation_curve),
         best_loss=monitor.best,
@@ -197,6 +200,7 @@ def _result(
         optimizer=spec.optimizer,
         trained=trained,
         history=_plain_history(net),
+        path=[to_user_units(flat.layers(values), scaling) for values in run.path or []],
     )
 
 
@@ -248,5 +252,10 @@ def _check_finite(flat: FlatParameters, monitor: Monitor, net: RegressionNet) ->
 
 
 def _plain_history(net: RegressionNet) -> list[dict[str, Any]]:
-    finished = list(net.history)[: len(net.run.monitor.loss_curve)]
-    return [{k: v for k, v in row.items() if k != "batches"} for row in finished]
+    """The rows of this run's epochs, without batches; an interrupt may have left one more."""
+    first = net.run.n_earlier
+    rows = list(net.history)[first : first + len(net.run.monitor.loss_curve)]
+    return [
+        {k: v for k, v in {**row, "epoch": i + 1}.items() if k != "batches"}
+        for i, row in enumerate(rows)
+    ]

@@ -15,7 +15,7 @@ import numpy as np
 import torch
 from torch import Tensor, optim
 
-from ._backprop import FlatParameters
+from ._backprop import DEVICES, FlatParameters
 from ._optimizers import construct, defaults_of
 from ._state import to_arrays, to_tensors
 
@@ -56,9 +56,14 @@ class TorchUpdates:
         """All that a later run needs to go on, as plain numbers and arrays."""
         return {"torch": to_arrays(self.optimizer.state_dict())}
 
-    def load(self, state: Mapping[str, Any]) -> None:
-        """Go on from what `state` returned."""
-        self.optimizer.load_state_dict(to_tensors(state["torch"]))
+    def publish(self) -> None:
+        """There is nothing to bring up to date."""
+
+    def load(self, state: Mapping[str, Any]) -> bool:
+        """Go on from what `state` returned; that of a rule, from another device, is not of use."""
+        if "torch" in state:
+            self.optimizer.load_state_dict(to_tensors(state["torch"]))
+        return True
 
 
 class RuleUpdates:
@@ -84,10 +89,11 @@ class RuleUpdates:
         parameters: list[torch.nn.Parameter],
     ) -> None:
         self.flat, self.cls, self.parameters = flat, cls, parameters
-        self.rule, slots = RULES[cls]
+        self.rule, self._slots_for = RULES[cls]
         self.group: dict[str, Any] = {**defaults_of(cls), **options}
-        first = self.group.get("initial_accumulator_value", 0.0)
-        self.slots = {k: torch.full_like(flat.values, first) for k in slots(self.group)}
+        self.slots: dict[str, Tensor] = {}
+        for name in self._slots_for(self.group):
+            self.slot(name)
         self.n_steps = 0
         # kernels count for themselves, on the device
         self.count = torch.zeros((), device=flat.values.device)
@@ -95,6 +101,13 @@ class RuleUpdates:
         self.mu_product = 1.0
         self._work: Tensor | None = None
         self._optimizer: Any = None
+
+    def slot(self, name: str) -> Tensor:
+        """A vector that the rule keeps; new where an option that needs it has just been set."""
+        if name not in self.slots:
+            first = self.group.get("initial_accumulator_value", 0.0)
+            self.slots[name] = torch.full_like(self.flat.values, first)
+        return self.slots[name]
 
     @property
     def work(self) -> Tensor:
@@ -123,14 +136,18 @@ class RuleUpdates:
             self.group = self._optimizer.param_groups[0]
             # a schedule would warn that no update came before its first step
             self._optimizer._opt_called = True
-            if self.n_steps or self._optimizer.state:
-                self._publish()
-        elif self.n_steps and self._shares():
-            self._publish()
+            if self._optimizer.state:
+                self._fill_in()
+        self.publish()
         return self._optimizer
 
-    def _publish(self) -> None:
-        """Fill in the state of the torch optimizer: views of the slots, and the counts."""
+    def publish(self) -> None:
+        """Bring the state of the torch optimizer up to date, if there is one and it is ours."""
+        if self._optimizer is not None and self.n_steps and self._shares():
+            self._fill_in()
+
+    def _fill_in(self) -> None:
+        """The state of the torch optimizer: views of the slots, and the counts."""
         if self.cls is optim.SGD and not self.slots:
             return
         views = {k: self.flat.split(slot) for k, slot in self.slots.items()}
@@ -156,21 +173,31 @@ class RuleUpdates:
 
     def in_step(self) -> bool:
         """Whether the rule can go on, after taking over a state that somebody has loaded."""
-        if self._optimizer is None or self._shares():
+        if self._optimizer is None:
+            return True
+        groups = self._optimizer.param_groups
+        hooked = any(
+            getattr(self._optimizer, name, None)
+            for name in ("_optimizer_step_pre_hooks", "_optimizer_step_post_hooks")
+        )
+        if hooked or len(groups) != 1 or not is_usual(groups[0]):
+            return False
+        if self._shares():
             return True
         states = [self._optimizer.state.get(p, {}) for p in self.flat.parameters]
-        needed = {*self.slots} | ({"step"} if self.cls is not optim.SGD else set())
-        if len(self._optimizer.param_groups) != 1 or not all(needed <= s.keys() for s in states):
+        needed = {*self._slots_for(groups[0])}
+        needed |= {"step"} if self.cls is not optim.SGD else set()
+        if not all(needed <= s.keys() for s in states):
             return False
         counts = {float(s.get("step", 1.0)) for s in states}
         if len(counts) != 1:
             return False
-        for name, slot in self.slots.items():
-            for part, state in zip(self.flat.split(slot), states, strict=True):
+        self.group = groups[0]
+        for name in needed - {"step"}:
+            for part, state in zip(self.flat.split(self.slot(name)), states, strict=True):
                 part.copy_(state[name])
-        self.group = self._optimizer.param_groups[0]
         self._set_count(int(counts.pop()), float(states[0].get("mu_product", 1.0)))
-        self._publish()
+        self._fill_in()
         return True
 
     def _set_count(self, n_steps: int, mu_product: float) -> None:
@@ -188,15 +215,16 @@ class RuleUpdates:
             "group": to_arrays({k: v for k, v in self.group.items() if k != "params"}),
         }
 
-    def load(self, state: Mapping[str, Any]) -> None:
-        """Go on from what `state` returned."""
+    def load(self, state: Mapping[str, Any]) -> bool:
+        """Go on from what `state` returned; False if only the torch optimizer can."""
         if "torch" in state:
             self.optimizer.load_state_dict(to_tensors(state["torch"]))
-            return
-        for name, slot in self.slots.items():
-            slot.copy_(torch.from_numpy(np.asarray(state["slots"][name])))
+            return self.in_step()
+        for name, values in state["slots"].items():
+            self.slot(name).copy_(torch.from_numpy(np.asarray(values)))
         self._set_count(state["n_steps"], state["mu_product"])
         self.group.update(to_tensors(state["group"]))
+        return True
 
 
 Updates = TorchUpdates | RuleUpdates
@@ -205,8 +233,12 @@ Rule = Callable[[RuleUpdates, Tensor, Tensor, Mapping[str, Any]], None]
 
 def has_rule(cls: Any, options: Mapping[str, Any], device: torch.device) -> bool:
     """Whether this file does what the class would do with these options."""
-    usual = all(not options.get(name) for name in UNUSUAL)
-    return cls in RULES and usual and device.type in ("cpu", "cuda")
+    return cls in RULES and is_usual(options) and device.type in DEVICES
+
+
+def is_usual(options: Mapping[str, Any]) -> bool:
+    """Whether no option asks for what only torch's own class does."""
+    return not any(options.get(name) for name in UNUSUAL)
 
 
 def _decay(p: Tensor, g: Tensor, group: Mapping[str, Any], decoupled: bool) -> None:
@@ -223,10 +255,10 @@ def _decay(p: Tensor, g: Tensor, group: Mapping[str, Any], decoupled: bool) -> N
 def _sgd(u: RuleUpdates, p: Tensor, g: Tensor, group: Mapping[str, Any]) -> None:
     _decay(p, g, group, decoupled=False)
     momentum = group["momentum"]
-    if momentum and "momentum_buffer" in u.slots:
-        buffer = u.slots["momentum_buffer"]
-        if u.n_steps == 1:
-            buffer.copy_(g)
+    if momentum:
+        buffer = u.slots.get("momentum_buffer")
+        if buffer is None:
+            buffer = u.slots["momentum_buffer"] = g.clone()
         else:
             buffer.mul_(momentum).add_(g, alpha=1.0 - group["dampening"])
         if group["nesterov"]:
@@ -246,7 +278,8 @@ def _adam(u: RuleUpdates, p: Tensor, g: Tensor, group: Mapping[str, Any]) -> Non
         slots["exp_avg"].lerp_(g, 1.0 - beta1)
         square = slots["exp_avg_sq"].mul_(beta2).addcmul_(g, g, value=1.0 - beta2)
         if group["amsgrad"]:
-            square = torch.maximum(slots["max_exp_avg_sq"], square, out=slots["max_exp_avg_sq"])
+            largest = u.slot("max_exp_avg_sq")
+            square = torch.maximum(largest, square, out=largest)
         root = torch.sqrt(square, out=u.work).div_(math.sqrt(1.0 - beta2**u.n_steps))
         rate = group["lr"] / (1.0 - beta1**u.n_steps)
         p.addcdiv_(slots["exp_avg"], root.add_(group["eps"]), value=-rate)
@@ -257,7 +290,7 @@ def _adam(u: RuleUpdates, p: Tensor, g: Tensor, group: Mapping[str, Any]) -> Non
         [g],
         [slots["exp_avg"]],
         [slots["exp_avg_sq"]],
-        [slots["max_exp_avg_sq"]] if group["amsgrad"] else [],
+        [u.slot("max_exp_avg_sq")] if group["amsgrad"] else [],
         [u.count],
         lr=group["lr"],
         beta1=beta1,
@@ -308,14 +341,14 @@ def _rmsprop(u: RuleUpdates, p: Tensor, g: Tensor, group: Mapping[str, Any]) -> 
     alpha, lr = group["alpha"], group["lr"]
     square = u.slots["square_avg"].mul_(alpha).addcmul_(g, g, value=1.0 - alpha)
     root = u.work
-    if "grad_avg" in u.slots:
-        mean = u.slots["grad_avg"].lerp_(g, 1.0 - alpha)
+    if group["centered"]:
+        mean = u.slot("grad_avg").lerp_(g, 1.0 - alpha)
         torch.addcmul(square, mean, mean, value=-1.0, out=root).sqrt_()
     else:
         torch.sqrt(square, out=root)
     root.add_(group["eps"])
-    if "momentum_buffer" in u.slots:
-        buffer = u.slots["momentum_buffer"].mul_(group["momentum"]).addcdiv_(g, root)
+    if group["momentum"]:
+        buffer = u.slot("momentum_buffer").mul_(group["momentum"]).addcdiv_(g, root)
         p.add_(buffer, alpha=-lr)
     else:
         p.addcdiv_(g, root, value=-lr)
@@ -360,7 +393,8 @@ def _rmsprop_slots(group: Mapping[str, Any]) -> list[str]:
 
 # class of torch.optim: (rule, names of its vectors given the options)
 RULES: dict[Any, tuple[Rule, Callable[[Mapping[str, Any]], list[str]]]] = {
-    optim.SGD: (_sgd, lambda group: ["momentum_buffer"] if group["momentum"] else []),
+    # its buffer begins as the first gradient
+    optim.SGD: (_sgd, lambda group: []),
     optim.Adam: (_adam, _adam_slots),
     optim.AdamW: (_adam, _adam_slots),
     optim.NAdam: (_nadam, lambda group: ["exp_avg", "exp_avg_sq"]),

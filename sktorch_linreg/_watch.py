@@ -8,6 +8,9 @@ from typing import Any
 
 from ._types import FitResult
 
+# what scikit-learn keeps on the estimator while a fit goes on, and needs to tear callbacks down
+TASK_ATTRIBUTES = ("_callback_fit_ctx", "_skl_callbacks_to_teardown")
+
 
 class FitTask:
     """Tells the callbacks that `set_callbacks` gave to an estimator how its fit goes.
@@ -42,22 +45,24 @@ class FitTask:
         self.context.call_on_fit_task_begin(**self.given)
         self.epoch: Any = None
 
-    def begin_epoch(self) -> None:
+    def begin_epoch(self, so_far: Callable[[], FitResult]) -> None:
         """Tell of an epoch that begins."""
         self.epoch = self.context.subcontext(task_name="epoch")
-        self.epoch.call_on_fit_task_begin(**self.given)
+        self.epoch.call_on_fit_task_begin(**self._about(so_far))
 
     def end_epoch(self, so_far: Callable[[], FitResult]) -> bool:
         """Tell of an epoch that is done; returns whether a callback asks to stop."""
+        return bool(self.epoch.call_on_fit_task_end(**self._about(so_far)))
+
+    def _about(self, so_far: Callable[[], FitResult]) -> dict[str, Any]:
+        """What a hook may ask for; the fitted attributes are only made where one does."""
 
         def attributes() -> dict[str, Any]:
             fitted = copy.copy(self.estimator)
             self.adopt(fitted, so_far())
-            return dict(vars(fitted))
+            return {k: v for k, v in vars(fitted).items() if k not in TASK_ATTRIBUTES}
 
-        return bool(
-            self.epoch.call_on_fit_task_end(**self.given, reconstruction_attributes=attributes)
-        )
+        return {**self.given, "reconstruction_attributes": attributes}
 
     def end(self) -> None:
         """Tell that the estimator is fitted."""

@@ -9,6 +9,7 @@ import scipy.sparse as sp
 import torch
 from sklearn.metrics import mean_squared_error, r2_score
 from skorch.callbacks import (
+    BatchScoring,
     Callback,
     Checkpoint,
     EarlyStopping,
@@ -17,12 +18,15 @@ from skorch.callbacks import (
     GradientNormClipping,
     LoadInitState,
     LRScheduler,
+    PassthroughScoring,
     PrintLog,
     ProgressBar,
+    TrainEndCheckpoint,
     Unfreezer,
 )
 
 from sktorch_linreg import TorchLinearRegressor, TorchMLPRegressor
+from sktorch_linreg._optimizers import OPTIMIZERS
 
 RNG = np.random.default_rng(0)
 X = RNG.normal(size=(90, 3)) * [1, 10, 100] + 5
@@ -224,7 +228,7 @@ def test_sparse_rows(cls, use_caching):
 # -- what callbacks change while training ---------------------------------------------------------
 
 
-def by_hand(after_backward=None, after_step=None, epochs=4, freeze=None):
+def by_hand(after_backward=None, after_step=None, epochs=4, freeze=None, rate=0.05):
     """The same training by a loop over torch's own pieces."""
     rows, target = torch.from_numpy(X), torch.from_numpy(y)[:, None]
     torch.manual_seed(0)
@@ -233,7 +237,7 @@ def by_hand(after_backward=None, after_step=None, epochs=4, freeze=None):
     module = module.double()
     rows = (rows - rows.mean(0)) / rows.std(0, correction=0)
     target = (target - target.mean()) / target.std(correction=0)
-    optimizer = torch.optim.Adam(module.parameters(), lr=0.05)
+    optimizer = torch.optim.Adam(module.parameters(), lr=rate)
     for epoch in range(epochs):
         if freeze is not None:
             for p in module[0].parameters():
@@ -337,6 +341,196 @@ def test_callbacks_may_replace_the_state_of_the_optimizer():
             net.optimizer_.load_state_dict(copy.deepcopy(net.optimizer_.state_dict()))
 
     same(ours([Reload()]), by_hand())
+
+
+@pytest.mark.parametrize("per_batch", [True, False])
+def test_a_rate_set_through_the_net(per_batch):
+    class Set(Callback):
+        def on_epoch_begin(self, net, **kwargs):
+            net.set_params(lr=0.05 * 0.5 ** len(net.history))
+
+        def on_batch_end(self, net, **kwargs):
+            if per_batch:
+                net.set_params(optimizer__lr=net.optimizer_.param_groups[0]["lr"] * 0.9)
+
+    count = [0]
+
+    def step(optimizer):
+        count[0] += 1
+        group = optimizer.param_groups[0]
+        if per_batch:
+            group["lr"] *= 0.9
+        if count[0] % 3 == 0:
+            group["lr"] = 0.05 * 0.5 ** (count[0] // 3 + 1)
+
+    same(ours([Set()]), by_hand(after_step=step, rate=0.025))
+
+
+@pytest.mark.parametrize("optimizer", ["sgd", "adam", "rmsprop", "nadam"])
+@pytest.mark.parametrize("name", ["one_cycle", "cyclic", "exponential", "cosine_restarts"])
+@pytest.mark.parametrize("how", ["schedule", "callback per batch"])
+def test_schedules_do_the_same_to_a_rule_as_to_torchs_optimizer(optimizer, name, how):
+    """Also those that change the momentum; a subclass is unknown to the package."""
+    cls = type("Mine", (OPTIMIZERS[optimizer],), {})
+    policy = {
+        "one_cycle": (torch.optim.lr_scheduler.OneCycleLR, {"max_lr": 0.05, "total_steps": 12}),
+        "cyclic": (
+            torch.optim.lr_scheduler.CyclicLR,
+            {"base_lr": 0.001, "max_lr": 0.05, "step_size_up": 3},
+        ),
+        "exponential": (torch.optim.lr_scheduler.ExponentialLR, {"gamma": 0.8}),
+        "cosine_restarts": (torch.optim.lr_scheduler.CosineAnnealingWarmRestarts, {"T_0": 2}),
+    }[name]
+    if optimizer in ("rmsprop",) and name in ("one_cycle", "cyclic"):
+        policy[1]["cycle_momentum"] = False
+    settings = {}
+    callbacks = [None, None]
+    if how == "schedule":
+        settings = {"lr_schedule": policy[0]}
+        settings |= {f"lr_schedule__{k}": v for k, v in policy[1].items()}
+    else:
+        callbacks = [
+            [LRScheduler(policy=policy[0], step_every="batch", **policy[1])] for _ in range(2)
+        ]
+    by_rule = ours(callbacks[0], optimizer=optimizer, **settings)
+    by_torch = ours(callbacks[1], optimizer=cls, **settings)
+    same(by_rule, [p.detach() for p in by_torch.module_.parameters()], rtol=1e-5)
+    np.testing.assert_allclose(by_rule.loss_curve_, by_torch.loss_curve_, rtol=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("optimizer", "options"),
+    [
+        ("sgd", {"momentum": 0.9}), ("rmsprop", {"centered": True}), ("adam", {"amsgrad": True}),
+        ("adam", {"maximize": True}), ("adam", {"betas": (0.5, 0.9), "eps": 0.1}),
+    ],
+)  # fmt: skip
+def test_options_that_a_callback_sets_take_effect(optimizer, options):
+    class Set(Callback):
+        def on_train_begin(self, net, **kwargs):
+            net.optimizer_.param_groups[0].update(options)
+
+    by_rule = ours([Set()], optimizer=optimizer)
+    by_torch = ours([Set()], optimizer=type("Mine", (OPTIMIZERS[optimizer],), {}))
+    same(by_rule, [p.detach() for p in by_torch.module_.parameters()])
+    assert any(
+        not np.allclose(a, b)
+        for a, b in zip(by_rule.coefs_, ours(None, optimizer=optimizer).coefs_, strict=True)
+    )
+
+
+@pytest.mark.parametrize("optimizer", ["adam", "mine"])
+def test_gradients_that_a_callback_replaces(optimizer):
+    class Double(Callback):
+        def on_grad_computed(self, net, named_parameters, **kwargs):
+            for _, p in named_parameters:
+                p.grad = torch.sign(p.grad)
+
+    def sign(module):
+        for p in module.parameters():
+            p.grad = torch.sign(p.grad)
+
+    cls = torch.optim.Adam if optimizer == "adam" else type("Mine", (torch.optim.Adam,), {})
+    same(ours([Double()], optimizer=cls), by_hand(sign))
+
+
+@pytest.mark.parametrize("optimizer", ["adam", "mine"])
+def test_gradients_that_a_callback_clears_and_parameters_that_it_replaces(optimizer):
+    class Meddle(Callback):
+        def on_batch_begin(self, net, **kwargs):
+            net.optimizer_.zero_grad()
+
+        def on_epoch_begin(self, net, **kwargs):
+            for p in net.module_.parameters():
+                p.data = p.data.clone()
+
+    cls = torch.optim.Adam if optimizer == "adam" else type("Mine", (torch.optim.Adam,), {})
+    same(ours([Meddle()], optimizer=cls), by_hand())
+
+
+def test_hooks_on_the_module_and_the_optimizer_are_called():
+    calls = []
+
+    class Hook(Callback):
+        def on_train_begin(self, net, **kwargs):
+            net.module_.layers[0].register_forward_hook(lambda *args: calls.append("forward"))
+            net.optimizer_.register_step_post_hook(lambda *args: calls.append("step"))
+
+    same(ours([Hook()]), by_hand())
+    assert calls.count("step") == 12
+    assert calls.count("forward") >= 12
+
+
+def test_what_on_train_begin_is_handed():
+    seen = []
+
+    class Look(Callback):
+        def on_train_begin(self, net, X, y, **kwargs):
+            seen.append((np.asarray(X), np.asarray(y)))
+
+    ours([Look()])
+    np.testing.assert_array_equal(seen[0][0], X)
+    np.testing.assert_array_equal(seen[0][1][:, 0], y)
+
+
+def test_a_checkpoint_pickles_the_net(tmp_path):
+    checkpoint = Checkpoint(monitor=None, dirname=tmp_path, f_pickle="net.pkl")
+    end = TrainEndCheckpoint(dirname=tmp_path, fn_prefix="end_", f_pickle="net.pkl")
+    model = ours([checkpoint, end])
+    with open(tmp_path / "net.pkl", "rb") as file:
+        net = pickle.load(file)
+    np.testing.assert_allclose(net.predict(X)[:, 0], model.predict(X), rtol=1e-6)
+
+
+def test_history_after_a_checkpoint_is_that_of_the_fit(tmp_path):
+    checkpoint = Checkpoint(monitor=None, dirname=tmp_path, f_pickle=None)
+    ours([checkpoint], max_epochs=3)
+    model = ours([LoadInitState(checkpoint)], max_epochs=2)
+    assert [row["epoch"] for row in model.history_] == [1, 2]
+    assert [row["train_loss"] for row in model.history_] == model.loss_curve_
+
+
+def test_frozen_weights_stay_in_the_penalty():
+    freezing = [Freezer("layers.0.*"), Unfreezer("layers.0.*", at=3)]
+    settings = {"optimizer": "sgd", "max_epochs": 6}
+    model = TorchMLPRegressor(
+        hidden_layer_sizes=(8,), lr=1e-30, tol=None, random_state=0, alpha=1.0, callbacks=freezing,
+        **settings,
+    ).fit(X, y)  # fmt: skip
+    np.testing.assert_allclose(model.loss_curve_, model.loss_curve_[0], rtol=1e-5)
+
+
+def test_scores_per_batch_and_passed_through():
+    seen = PassthroughScoring("train_loss", on_train=True)
+    batch = BatchScoring("r2", on_train=True, name="batch_r2")
+    for callbacks in ([seen], [seen, batch]):
+        model = ours(callbacks)
+        for row in model.history_:
+            assert row["train_loss"] > 0
+    assert "batch_r2" in model.history_[-1]
+
+
+def test_a_method_of_the_callback_object_is_heard():
+    calls = []
+    callback = Callback()
+    callback.on_batch_end = lambda net, **kwargs: calls.append(1)
+    ours([callback])
+    assert len(calls) == 12
+
+
+def test_printing_by_a_pair_or_a_subclass(capsys):
+    class Mine(PrintLog):
+        pass
+
+    for callback in (("printer", PrintLog()), Mine(), Mine):
+        ours([callback])
+        assert "train_loss" in capsys.readouterr().out
+
+
+def test_the_net_says_that_it_does_not_train():
+    net = ours(None).net_
+    with pytest.raises(NotImplementedError, match="estimator's fit"):
+        net.train_step((torch.zeros(1, 3), torch.zeros(1, 1)))
 
 
 def test_what_is_handed_to_callbacks_can_be_differentiated():

@@ -11,6 +11,7 @@ from sklearn.metrics import mean_squared_error
 from sklearn.model_selection import GridSearchCV
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
+from skorch.callbacks import EarlyStopping
 
 from sktorch_linreg import TorchLinearRegressor, TorchMLPRegressor, TrainingDivergedError
 
@@ -40,11 +41,10 @@ def test_scores_of_every_epoch(name, weighted):
     assert [row["task_id"] for row in rows] == list(range(6))
     plain = clone(MODELS[name]).set_callbacks().fit(X, y, sample_weight=w)
     np.testing.assert_array_equal(model.predict(X), plain.predict(X))
-    if name != "stopping":
-        # after the last epoch it is the fitted estimator that was scored
-        error = mean_squared_error(y, model.predict(X), sample_weight=w)
-        assert rows[-1]["neg_mean_squared_error"] == pytest.approx(-error, rel=1e-4)
-        assert rows[-1]["r2"] == pytest.approx(model.score(X, y, w), rel=1e-4)
+    # after the last epoch it is the fitted estimator that was scored
+    error = mean_squared_error(y, model.predict(X), sample_weight=w)
+    assert rows[-1]["neg_mean_squared_error"] == pytest.approx(-error, rel=1e-4)
+    assert rows[-1]["r2"] == pytest.approx(model.score(X, y, w), rel=1e-4)
     if name == "linear":
         path = clone(MODELS[name]).set_params(record_path=True).fit(X, y, sample_weight=w)
         for row, coef, intercept in zip(
@@ -147,6 +147,34 @@ def test_after_a_failure_callbacks_are_torn_down_and_the_estimator_is_as_before(
         diverging.set_callbacks(recorder).fit(X, y)
     assert recorder.calls[-1] == ("teardown", "fit")
     assert not hasattr(diverging, "coef_")
+
+
+def test_a_fit_that_a_skorch_callback_stops_ends_its_epoch():
+    recorder = Recorder()
+    stopping = EarlyStopping("train_loss", patience=2, threshold=1.0)
+    model = clone(MODELS["mlp"]).set_params(callbacks=[stopping]).set_callbacks(recorder).fit(X, y)
+    assert model.n_iter_ < 6
+    names = [call[:2] for call in recorder.calls]
+    assert names.count(("begin", "epoch")) == names.count(("end", "epoch")) == model.n_iter_
+
+
+def test_what_an_epoch_begins_with():
+    seen = []
+
+    class Begin(Recorder):
+        def on_fit_task_begin(self, estimator, context, *, X=None, fitted_estimator=None):
+            if context.task_name == "epoch":
+                seen.append(fitted_estimator.predict(X))
+
+        def on_fit_task_end(self, estimator, context, *, X=None, fitted_estimator=None):
+            if context.task_name == "epoch":
+                seen.append(fitted_estimator.predict(X))
+
+    model = clone(MODELS["mlp"]).set_callbacks(Begin()).fit(X, y)
+    assert len(seen) == 12
+    np.testing.assert_array_equal(seen[1], seen[2])
+    assert np.abs(seen[0] - seen[1]).max() > 0
+    np.testing.assert_allclose(seen[-1], model.predict(X), rtol=1e-6)
 
 
 def test_warm_start_hands_over_the_whole_curve():
