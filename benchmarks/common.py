@@ -13,10 +13,16 @@ THREADED, PAUSE = 0.003, 0.05
 
 
 def rounds(contenders, n_rounds):
-    """Seconds of each contender in each round, after one round that is not counted."""
+    """Seconds of each contender in each round, after one round that is not counted.
+
+    Each round begins with another contender, so that nobody always comes after the same one.
+    """
     seconds = {name: [] for name in contenders}
+    names = list(contenders)
     for number in range(n_rounds + 1):
-        for name, run in contenders.items():
+        first = number % len(names)
+        for name in names[first:] + names[:first]:
+            run = contenders[name]
             start = time.perf_counter()
             run()
             taken = time.perf_counter() - start

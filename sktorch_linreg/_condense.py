@@ -11,8 +11,8 @@ from ._gather import gather
 from ._statistics import Statistics
 from ._types import FitSpec, Scaling, TrainingData
 
-# epochs that one pass over the rows has to save
-LEAST_EPOCHS = 5
+# epochs that one pass over the rows has to save, at least and per column
+LEAST_EPOCHS, EPOCHS_PER_COLUMN = 5, 1 / 8
 # rows per column from which on it saves something
 LEAST_ROWS = 4
 # a sparse X with more columns would have a dense factor of this size
@@ -29,7 +29,7 @@ def can_condense(data: TrainingData, spec: FitSpec) -> bool:
         and spec.loss.name == "squared_error"
         and spec.loss.slope is not None
         and spec.batch_size >= data.n_samples
-        and spec.max_epochs >= LEAST_EPOCHS
+        and spec.max_epochs >= max(LEAST_EPOCHS, EPOCHS_PER_COLUMN * data.n_features)
         and not spec.callbacks
         and spec.device.type in DEVICES
         and data.n_features <= MAX_FEATURES

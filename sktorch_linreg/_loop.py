@@ -45,11 +45,10 @@ class Run:
     so_far: Any = None
     # rows of the history from earlier runs that a callback has loaded
     n_earlier: int = 0
-    # whether the epoch that began last has been taken in
-    complete: bool = True
+    # epochs whose parameters have been kept
+    n_kept: int = 0
     # the mean over the last epoch of what the optimizer minimises
     minimised: float = math.inf
-    interrupted: bool = False
     warnings: list[tuple[str, type[Warning]]] = field(default_factory=list)
 
 
@@ -87,21 +86,16 @@ class TrainingLoop:
         run.n_earlier = len(self.history)
         batches = self.get_iterator(run.rows, training=True)
         checks = None if run.validation is None else self.get_iterator(run.validation)
-        # inference mode costs least, but autograd cannot take what is made in it
-        by_rule = isinstance(self.optimizer_updates, RuleUpdates)
         told = bool(self.callbacks_) or run.task is not None
-        by_hand = by_rule and self.objective_.backprop is not None and not told
         table = EpochTable(0 if self.prints else self.spec.verbose)
-        # a full batch is done or not, so there is no half an epoch to undo
-        undoes = len(batches) > 1 or self.spec.is_lbfgs
         done: Tensor | None = None
         try:
-            with torch.inference_mode(by_hand):
+            with torch.inference_mode(self._needs_no_autograd() and not told):
                 for _ in range(self.max_epochs):
                     self._one_epoch(batches, checks)
                     table.add(self._row())
-                    if undoes:
-                        done = self.objective_.flat.keep(done)
+                    done = self.objective_.flat.keep(done)
+                    run.n_kept += 1
                     if self._told_to_stop():
                         break
                 else:
@@ -118,6 +112,12 @@ class TrainingLoop:
         finally:
             table.close()
         return self
+
+    def _needs_no_autograd(self) -> bool:
+        """Inference mode costs least, but autograd cannot take what is made in it."""
+        by_rule = isinstance(self.optimizer_updates, RuleUpdates)
+        written = self.spec.loss.slope is not None
+        return by_rule and written and self.objective_.backprop is not None
 
     def _one_epoch(self, batches: Any, checks: Any) -> None:
         begin = time.perf_counter()
@@ -137,13 +137,13 @@ class TrainingLoop:
                 self.notify("on_epoch_end", **self.run.shown)
             except StopTraining:
                 stop = True
+            self.objective_.flat.take_parameters()
         if task is not None and task.end_epoch(self.run.so_far):
             stop = True
         return stop or monitor.stopped or (monitor.settled and not self._sharpen())
 
     def _begin_epoch(self) -> None:
         """Tell callbacks, and look at what they may have changed."""
-        self.run.complete = False
         if self.run.task is not None:
             self.run.task.begin_epoch(self.run.so_far)
         if not self.callbacks_:
@@ -172,9 +172,9 @@ class TrainingLoop:
         """Undo an unfinished epoch; without a finished one, let the interrupt pass."""
         finished = len(self.run.monitor.loss_curve)
         if finished == 0:
-            self.run.interrupted = True
             raise KeyboardInterrupt
-        if done is not None and not self.run.complete:
+        # an epoch counts from the moment that its loss is in the curve
+        if done is not None and finished == self.run.n_kept:
             self.objective_.flat.values.copy_(done)
 
     def _warn_unfinished(self) -> None:
@@ -210,7 +210,6 @@ class TrainingLoop:
             self.run.path.append(flat.values.cpu().clone())
         if self.schedule_ is not None:
             self._step_schedule(loss if validation is None else validation)
-        self.run.complete = True
 
     def _row(self) -> dict[str, Any]:
         """The epoch's record; indexing skorch's history copies all of it."""
@@ -298,7 +297,9 @@ class TrainingLoop:
 
         def closure() -> Tensor:
             with torch.no_grad():
-                objective.flat.take_gradients()
+                # where an optimizer has replaced parameters or cleared gradients
+                objective.flat.take_parameters()
+                objective.flat.offer_gradients()
                 objective.gradient_(batch)
                 loss, minimised, smooth = objective.values(batch)
             if not first:
@@ -316,6 +317,7 @@ class TrainingLoop:
 
         updates.step(closure)
         with torch.no_grad():
+            objective.flat.take_parameters()
             objective.project_()
         return first
 

@@ -114,7 +114,7 @@ class Dropout(nn.Module):
             return x
         # unit by unit, in the order of the written-out gradients
         keep = x.new_empty(x.shape[::-1]).bernoulli_(1.0 - self.p, generator=self.generator)
-        return x * keep.div_(1.0 - self.p).movedim(0, -1)
+        return x * keep.div_(1.0 - self.p).permute(*reversed(range(x.ndim)))
 
 
 class MLPModule(nn.Module):

@@ -41,10 +41,11 @@ class Monitor:
         gain, self.minimised = self.minimised - minimised, minimised
         best = self.best
         self.best_train = min(self.best_train, loss)
-        self.loss_curve.append(loss)
         if validation is not None:
             self.best_validation = min(self.best_validation, validation)
             self.validation_curve.append(validation)
+        # from here on the epoch counts
+        self.loss_curve.append(loss)
         monitored = loss if validation is None else validation
         tol = self.spec.tol
         if tol is not None:

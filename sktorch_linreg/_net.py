@@ -203,7 +203,8 @@ class RegressionNet(TrainingLoop, skorch.NeuralNet):  # type: ignore[misc]
         run.rows = rows
         shown = run.shown["dataset_train"]
         self.partial_fit(*((None, None) if shown is None else (shown.X, shown.y)))
-        if run.interrupted:
+        self.objective_.flat.take_parameters()
+        if not run.monitor.loss_curve:
             # skorch swallows the interrupt, but without a finished epoch there is nothing to keep
             raise KeyboardInterrupt
 

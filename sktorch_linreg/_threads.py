@@ -61,10 +61,10 @@ def quiet_blas(n_rows: int, n_columns: int) -> AbstractContextManager[None]:
 
 @contextmanager
 def _one_thread() -> Iterator[None]:
-    # the number belongs to the calling thread, but for BLAS and threads to come it is torch's
+    # a thread of the user's that is born meanwhile starts with this number as well
     before = torch.get_num_threads()
-    torch.set_num_threads(1)
     try:
+        torch.set_num_threads(1)
         yield
     finally:
         torch.set_num_threads(before)

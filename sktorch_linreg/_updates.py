@@ -96,10 +96,10 @@ class RuleUpdates:
             self.slot(name)
         self.n_steps = 0
         # kernels count for themselves, on the device
-        self.count = torch.zeros((), device=flat.values.device)
+        self.count = torch.zeros((), dtype=torch.float32, device=flat.values.device)
         self.one = torch.ones_like(self.count)
         self.mu_product = 1.0
-        self._work: Tensor | None = None
+        self._room: dict[str, Tensor] = {}
         self._optimizer: Any = None
 
     def slot(self, name: str) -> Tensor:
@@ -112,9 +112,17 @@ class RuleUpdates:
     @property
     def work(self) -> Tensor:
         """A vector to compute in."""
-        if self._work is None:
-            self._work = torch.empty_like(self.flat.values)
-        return self._work
+        return self._vector("work")
+
+    @property
+    def spare(self) -> Tensor:
+        """Another vector to compute in."""
+        return self._vector("spare")
+
+    def _vector(self, name: str) -> Tensor:
+        if name not in self._room:
+            self._room[name] = torch.empty_like(self.flat.values)
+        return self._room[name]
 
     def step(self, closure: Callable[[], Tensor] | None = None) -> None:
         """Make one update from the gradient in `flat`, which `closure` fills in if given."""
@@ -185,8 +193,11 @@ class RuleUpdates:
         if self._shares():
             return True
         states = [self._optimizer.state.get(p, {}) for p in self.flat.parameters]
-        needed = {*self._slots_for(groups[0])}
-        needed |= {"step"} if self.cls is not optim.SGD else set()
+        needed = {*self._slots_for(groups[0]), "step"}
+        if self.cls is optim.SGD:
+            # which has a buffer from the first update with momentum on
+            begun = any(s.get("momentum_buffer") is not None for s in states)
+            needed = {"momentum_buffer"} if begun else set()
         if not all(needed <= s.keys() for s in states):
             return False
         counts = {float(s.get("step", 1.0)) for s in states}
@@ -241,19 +252,22 @@ def is_usual(options: Mapping[str, Any]) -> bool:
     return not any(options.get(name) for name in UNUSUAL)
 
 
-def _decay(p: Tensor, g: Tensor, group: Mapping[str, Any], decoupled: bool) -> None:
-    """Weight decay, in the gradient or of the parameters themselves."""
-    rate = group["weight_decay"]
+def _decayed(u: RuleUpdates, group: Mapping[str, Any], decoupled: bool = False) -> Tensor:
+    """The gradient after weight decay, of the parameters themselves if `decoupled`.
+
+    `flat.gradient` stays as it is, since a projection looks at it after the update.
+    """
+    p, g, rate = u.flat.values, u.flat.gradient, group["weight_decay"]
     if not rate:
-        return
+        return g
     if decoupled:
         p.mul_(1.0 - group["lr"] * rate)
-    else:
-        g.add_(p, alpha=rate)
+        return g
+    return torch.add(g, p, alpha=rate, out=u.spare)
 
 
 def _sgd(u: RuleUpdates, p: Tensor, g: Tensor, group: Mapping[str, Any]) -> None:
-    _decay(p, g, group, decoupled=False)
+    g = _decayed(u, group)
     momentum = group["momentum"]
     if momentum:
         buffer = u.slots.get("momentum_buffer")
@@ -261,10 +275,7 @@ def _sgd(u: RuleUpdates, p: Tensor, g: Tensor, group: Mapping[str, Any]) -> None
             buffer = u.slots["momentum_buffer"] = g.clone()
         else:
             buffer.mul_(momentum).add_(g, alpha=1.0 - group["dampening"])
-        if group["nesterov"]:
-            g.add_(buffer, alpha=momentum)
-        else:
-            g = buffer
+        g = torch.add(g, buffer, alpha=momentum, out=u.work) if group["nesterov"] else buffer
     p.add_(g, alpha=-group["lr"])
 
 
@@ -274,7 +285,7 @@ def _adam(u: RuleUpdates, p: Tensor, g: Tensor, group: Mapping[str, Any]) -> Non
     fused = FUSED_ADAMW if decoupled else FUSED_ADAM
     slots = u.slots
     if fused is None:
-        _decay(p, g, group, decoupled)
+        g = _decayed(u, group, decoupled)
         slots["exp_avg"].lerp_(g, 1.0 - beta1)
         square = slots["exp_avg_sq"].mul_(beta2).addcmul_(g, g, value=1.0 - beta2)
         if group["amsgrad"]:
@@ -303,7 +314,7 @@ def _adam(u: RuleUpdates, p: Tensor, g: Tensor, group: Mapping[str, Any]) -> Non
 
 
 def _nadam(u: RuleUpdates, p: Tensor, g: Tensor, group: Mapping[str, Any]) -> None:
-    _decay(p, g, group, group["decoupled_weight_decay"])
+    g = _decayed(u, group, group["decoupled_weight_decay"])
     (beta1, beta2), lr, t = group["betas"], group["lr"], u.n_steps
     mean, square = u.slots["exp_avg"], u.slots["exp_avg_sq"]
     mean.lerp_(g, 1.0 - beta1)
@@ -318,7 +329,7 @@ def _nadam(u: RuleUpdates, p: Tensor, g: Tensor, group: Mapping[str, Any]) -> No
 
 
 def _radam(u: RuleUpdates, p: Tensor, g: Tensor, group: Mapping[str, Any]) -> None:
-    _decay(p, g, group, group["decoupled_weight_decay"])
+    g = _decayed(u, group, group["decoupled_weight_decay"])
     (beta1, beta2), t = group["betas"], u.n_steps
     mean, square = u.slots["exp_avg"], u.slots["exp_avg_sq"]
     mean.lerp_(g, 1.0 - beta1)
@@ -337,7 +348,7 @@ def _radam(u: RuleUpdates, p: Tensor, g: Tensor, group: Mapping[str, Any]) -> No
 
 
 def _rmsprop(u: RuleUpdates, p: Tensor, g: Tensor, group: Mapping[str, Any]) -> None:
-    _decay(p, g, group, decoupled=False)
+    g = _decayed(u, group)
     alpha, lr = group["alpha"], group["lr"]
     square = u.slots["square_avg"].mul_(alpha).addcmul_(g, g, value=1.0 - alpha)
     root = u.work
@@ -355,14 +366,14 @@ def _rmsprop(u: RuleUpdates, p: Tensor, g: Tensor, group: Mapping[str, Any]) -> 
 
 
 def _adagrad(u: RuleUpdates, p: Tensor, g: Tensor, group: Mapping[str, Any]) -> None:
-    _decay(p, g, group, decoupled=False)
+    g = _decayed(u, group)
     total = u.slots["sum"].addcmul_(g, g)
     rate = group["lr"] / (1.0 + (u.n_steps - 1) * group["lr_decay"])
     p.addcdiv_(g, torch.sqrt(total, out=u.work).add_(group["eps"]), value=-rate)
 
 
 def _adadelta(u: RuleUpdates, p: Tensor, g: Tensor, group: Mapping[str, Any]) -> None:
-    _decay(p, g, group, decoupled=False)
+    g = _decayed(u, group)
     rho, eps = group["rho"], group["eps"]
     square, moved = u.slots["square_avg"], u.slots["acc_delta"]
     square.mul_(rho).addcmul_(g, g, value=1.0 - rho)
@@ -373,7 +384,7 @@ def _adadelta(u: RuleUpdates, p: Tensor, g: Tensor, group: Mapping[str, Any]) ->
 
 
 def _adamax(u: RuleUpdates, p: Tensor, g: Tensor, group: Mapping[str, Any]) -> None:
-    _decay(p, g, group, decoupled=False)
+    g = _decayed(u, group)
     beta1, beta2 = group["betas"]
     mean, norm = u.slots["exp_avg"], u.slots["exp_inf"]
     mean.lerp_(g, 1.0 - beta1)

@@ -15,6 +15,7 @@ from sktorch_linreg._batches import BatchIterator, TabularDataset
 from sktorch_linreg._losses import LOSSES, Penalty, resolve_loss
 from sktorch_linreg._modules import ACTIVATIONS, MLPModule
 from sktorch_linreg._objective import TrainingObjective
+from sktorch_linreg._optimizers import OPTIMIZERS
 from sktorch_linreg._updates import RULES, RuleUpdates, has_rule
 
 OPTIONS = {"huber": {"delta": 0.7}, "quantile": {"quantile": 0.3}}
@@ -499,3 +500,183 @@ def test_epochs_of_a_full_batch_do_not_pass_over_the_rows():
         TorchLinearRegressor(lr=0.1, max_epochs=20, loss="huber").fit(X, X[:, 0])
         TorchLinearRegressor(lr=0.1, max_epochs=20, batch_size=100).fit(X, X[:, 0])
     assert sizes == {6, 5000, 100}
+
+
+# -- losses, optimizers and callbacks that do the unexpected --------------------------------------
+
+
+class PerRow(torch.nn.Module):
+    def __init__(self, reduction="mean"):
+        super().__init__()
+
+    def forward(self, prediction, target):
+        return (prediction - target).pow(4).mean(1)
+
+
+@pytest.mark.parametrize("loss", [torch.nn.SmoothL1Loss, torch.nn.MSELoss, torch.nn.L1Loss, PerRow])
+@pytest.mark.parametrize("weighted", [True, False])
+def test_losses_that_autograd_differentiates_on_shuffled_batches(rows, loss, weighted):
+    X, Y = rows
+    w = np.random.default_rng(1).uniform(0.5, 2, len(X)) if weighted else None
+    settings = {"batch_size": 50, "max_epochs": 3, "tol": None, "random_state": 0}
+    model = TorchMLPRegressor(loss=loss, dtype="float64", **settings).fit(X, Y, sample_weight=w)
+    told = TorchMLPRegressor(loss=loss, dtype="float64", optimizer=MyAdam, **settings)
+    told.fit(X, Y, sample_weight=w)
+    np.testing.assert_allclose(model.loss_curve_, told.loss_curve_, rtol=1e-10)
+    np.testing.assert_allclose(model.predict(X), told.predict(X), rtol=1e-7, atol=1e-9)
+
+
+@pytest.mark.parametrize(("cls", "options"), CASES)
+@pytest.mark.parametrize("penalty", [{"l1_ratio": 1.0}, {"positive": True}])
+def test_penalties_under_every_rule_and_option_are_those_under_torch(rows, cls, options, penalty):
+    X, y = rows[0], rows[1][:, 0]
+    options = {f"optimizer__{k}": v for k, v in options.items() if k != "lr"} | {"lr": 0.02}
+    settings = {"alpha": 0.2, "max_epochs": 60, "random_state": 0, **penalty, **options}
+    by_rule = TorchLinearRegressor(optimizer=cls, **settings).fit(X, y)
+    by_torch = TorchLinearRegressor(optimizer=type("Mine", (cls,), {}), **settings).fit(X, y)
+    np.testing.assert_allclose(by_rule.coef_, by_torch.coef_, rtol=1e-6, atol=1e-9)
+    np.testing.assert_array_equal(by_rule.coef_ == 0, by_torch.coef_ == 0)
+
+
+class Assigning(optim.Optimizer):
+    """Gives parameters new memory, and clears gradients."""
+
+    def __init__(self, params, lr=0.1):
+        super().__init__(params, {"lr": lr})
+
+    def step(self, closure=None):
+        closure()
+        for p in self.param_groups[0]["params"]:
+            p.data = p.data - self.param_groups[0]["lr"] * p.grad
+            p.grad = None
+
+
+class Sharpness(optim.SGD):
+    """Two gradients per step, the second one uphill (as in sharpness-aware minimisation)."""
+
+    @torch.no_grad()
+    def step(self, closure=None):
+        closure()
+        before = {}
+        for p in self.param_groups[0]["params"]:
+            before[p] = p.data.clone()
+            p.add_(p.grad, alpha=0.05)
+        self.zero_grad()
+        closure()
+        for p, data in before.items():
+            p.data = data
+        super().step()
+
+
+@pytest.mark.parametrize("cls", [Assigning, Sharpness])
+@pytest.mark.parametrize("batch_size", [None, 50])
+def test_optimizers_that_replace_parameters(rows, cls, batch_size):
+    X, y = rows[0], rows[1][:, 0]
+    settings = {"lr": 0.1, "max_epochs": 6, "batch_size": batch_size, "random_state": 0}
+    model = TorchLinearRegressor(optimizer=cls, standardize=False, **settings).fit(X, y)
+    torch_state = torch.get_rng_state()
+    torch.manual_seed(0)
+    layer = torch.nn.Linear(5, 1)
+    order = [torch.randperm(len(X)) for _ in range(6)] if batch_size else [torch.arange(len(X))] * 6
+    torch.set_rng_state(torch_state)
+    layer = layer.double()
+    optimizer = cls(layer.parameters(), lr=0.1)
+    inputs, target = torch.from_numpy(X), torch.from_numpy(y)[:, None]
+    for epoch in range(6):
+        for index in order[epoch].split(batch_size or len(X)):
+
+            def closure(index=index):
+                optimizer.zero_grad()
+                with torch.enable_grad():
+                    loss = (layer(inputs[index]) - target[index]).square().mean()
+                    loss.backward()
+                return loss
+
+            optimizer.step(closure)
+    np.testing.assert_allclose(model.coef_, layer.weight.detach()[0], rtol=1e-8)
+    np.testing.assert_allclose(model.intercept_, layer.bias.detach()[0], rtol=1e-8)
+
+
+@pytest.mark.parametrize("optimizer", ["sgd", "adam", "nadam", "rmsprop"])
+@pytest.mark.parametrize("then", ["frozen first", "frozen later"])
+def test_partial_fit_across_engines_keeps_the_state(rows, optimizer, then):
+    from skorch.callbacks import Freezer
+
+    X, y = rows[0], rows[1][:, 0]
+    frozen, free = [Freezer("*bias")], None
+    first, second = (frozen, free) if then == "frozen first" else (free, frozen)
+    cls = type("Mine", (OPTIMIZERS[optimizer],), {})
+    extra = {"optimizer__momentum": 0.9} if optimizer == "sgd" else {}
+    models = []
+    for o in (optimizer, cls):
+        model = TorchLinearRegressor(optimizer=o, lr=0.05, batch_size=50, random_state=0, **extra)
+        for callbacks in (first, second, second):
+            model.set_params(callbacks=callbacks).partial_fit(X, y)
+        models.append(model)
+    # the bias is at rest while it is frozen, and its history differs from that of the weight
+    np.testing.assert_allclose(models[0].coef_, models[1].coef_, rtol=1e-5)
+
+
+def test_every_parameter_frozen_changes_nothing(rows):
+    from skorch.callbacks import Freezer
+
+    model = TorchMLPRegressor(max_epochs=2, tol=None, random_state=0, callbacks=[Freezer("*")])
+    curve = model.fit(*rows).loss_curve_
+    assert curve[0] == pytest.approx(curve[1], rel=1e-6)
+
+
+def test_module_after_a_fit_has_memory_of_its_own(rows):
+    module = TorchMLPRegressor(max_epochs=1, tol=None).fit(*rows).module_
+    torch.nn.utils.parameters_to_vector(module.parameters())
+    assert all(p.is_contiguous() for p in module.parameters())
+    assert len({p.untyped_storage().data_ptr() for p in module.parameters()}) == 4
+    optimizer = optim.LBFGS(module.parameters())
+    x = torch.from_numpy(rows[0]).float()
+
+    def closure():
+        optimizer.zero_grad()
+        loss = module(x).square().mean()
+        loss.backward()
+        return loss
+
+    before = closure().item()
+    optimizer.step(closure)
+    assert closure().item() < before
+
+
+def test_sums_of_many_small_penalties_do_not_round_away():
+    X = np.random.default_rng(0).normal(size=(200_000, 1)).astype(np.float32)
+    model = TorchLinearRegressor(
+        optimizer="sgd", lr=1e-30, batch_size=1, shuffle=False, max_epochs=1, alpha=1.0,
+        standardize=False, random_state=0, record_path=True,
+    ).fit(X, np.zeros(len(X), dtype=np.float32))  # fmt: skip
+    residual = X.astype(float)[:, 0] * model.coef_path_[0, 0] + model.intercept_path_[0]
+    expected = np.mean(residual**2) + 0.5 * float(model.coef_path_[0, 0]) ** 2
+    assert model.loss_ == pytest.approx(expected, rel=2e-6)
+
+
+def test_condensing_has_to_pay(rows):
+    from sktorch_linreg._condense import can_condense
+
+    asked = []
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(
+            "sktorch_linreg._training.can_condense",
+            lambda data, spec: asked.append(can_condense(data, spec)) or asked[-1],
+        )
+        for n_columns, epochs in [(5, 4), (5, 5), (200, 20), (200, 30)]:
+            X = np.random.default_rng(0).normal(size=(2000, n_columns))
+            TorchLinearRegressor(lr=0.01, max_epochs=epochs).fit(X, X[:, 0])
+    assert asked == [False, True, False, True]
+
+
+def test_adam_counts_in_float32_whatever_the_default_dtype(rows):
+    X, Y = rows
+    settings = {"max_epochs": 300, "tol": None, "random_state": 0, "batch_size": None}
+    plain = TorchMLPRegressor(hidden_layer_sizes=(4,), **settings).fit(X, Y)
+    torch.set_default_dtype(torch.bfloat16)
+    try:
+        other = TorchMLPRegressor(hidden_layer_sizes=(4,), **settings).fit(X, Y)
+    finally:
+        torch.set_default_dtype(torch.float32)
+    assert other.loss_curve_ == plain.loss_curve_
