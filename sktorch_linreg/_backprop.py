@@ -163,6 +163,7 @@ class Backprop:
             _Layer(w, w.T, g.T, *pair)
             for w, g, pair in zip(values, grads, biases or [(None, None)] * n, strict=False)
         ]
+        self.last_bias = values[-1]
         self._spaces: dict[int, _Space] = {}
 
     def _space(self, n_rows: int) -> _Space:
@@ -204,7 +205,7 @@ class Backprop:
             torch.addmm(layer.bias, layer.weight, h, out=batch.out_T)
         else:
             torch.mm(layer.weight, h, out=batch.out_T)
-            batch.out_T.addr_(layer.bias[:, 0], batch.ones)
+            batch.out_T.addr_(self.last_bias, batch.ones)
         return space
 
     def gradient_(self, batch: Batch, loss: Loss) -> None:

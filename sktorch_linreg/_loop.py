@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Callable, Mapping
+from contextlib import nullcontext
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -240,7 +241,8 @@ class TrainingLoop:
         if self.tells_batches or by_torch or (training and self.tells_gradients):
             mean = self._told_epoch(iterator, training, prefix, step_fn)
         else:
-            with torch.no_grad():
+            quiet = nullcontext() if torch.is_inference_mode_enabled() else torch.no_grad()
+            with quiet:
                 if training:
                     mean = self.objective_.epoch(iterator, updates.step)
                     self.run.minimised = mean

@@ -17,6 +17,7 @@ class Monitor:
     def __init__(self, spec: FitSpec, validates: bool) -> None:
         self.spec = spec
         self.validates = validates
+        self.is_lbfgs = spec.is_lbfgs
         self.loss_curve: list[float] = []
         self.validation_curve: list[float] = []
         self.best_train = self.best_validation = math.inf
@@ -55,9 +56,10 @@ class Monitor:
         if self.validates and monitored < best:
             self.best_values = flat.keep(self.best_values)
         self.stopped = self.no_improvement > self.spec.n_iter_no_change
-        # twenty iterations of L-BFGS that gain nothing in this precision have converged
-        rounding = 4 * torch.finfo(self.spec.dtype).eps * abs(minimised)
-        self.settled = self.spec.is_lbfgs and gain <= max(rounding, slack)
+        if self.is_lbfgs:
+            # twenty iterations that gain nothing in this precision have converged
+            rounding = 4 * torch.finfo(self.spec.dtype).eps * abs(minimised)
+            self.settled = gain <= max(rounding, slack)
 
     @property
     def best(self) -> float:
@@ -67,4 +69,4 @@ class Monitor:
     @property
     def must_stop(self) -> bool:
         """Whether the user asked for training until convergence."""
-        return self.spec.tol is not None or self.spec.is_lbfgs
+        return self.spec.tol is not None or self.is_lbfgs

@@ -219,10 +219,12 @@ class _Penalties:
     def __init__(self, objective: TrainingObjective) -> None:
         self.l1, self.l2 = objective.penalty.l1, objective.penalty.l2
         self.counts = bool(self.l1 or self.l2)
+        self.total: Any = 0.0
+        if not self.counts:
+            return
         self.weights = objective.flat.weights
         self.row = self.weights.view(1, -1)
         self.sum = torch.zeros_like(self.weights[:1])
-        self.total: Any = 0.0
         self.n_summed = 0
 
     def add(self, n_rows: int) -> None:
@@ -240,7 +242,8 @@ class _Penalties:
         self.sum.zero_()
 
     def value(self) -> float:
-        self._move()
+        if self.counts:
+            self._move()
         return float(self.total)
 
 
