@@ -91,7 +91,7 @@ class RegressionNet(TrainingLoop, skorch.NeuralNet):  # type: ignore[misc]
                 self._register_attribute("optimizer_", None)
             if options.keys() > {"lr"}:
                 # torch's own checks of the options
-                self.optimizer_  # noqa: B018
+                updates.make_optimizer()
         else:
             cls = partial(OrthantLBFGS, penalty=penalty) if orthant_wise else cls
             self.optimizer_ = construct("optimizer", cls, parameters, options)

@@ -137,17 +137,21 @@ class RuleUpdates:
     def optimizer(self) -> Any:
         """An optimizer of torch in the same state, whose groups and state are this object's."""
         if self._optimizer is None:
-            known = defaults_of(self.cls)
-            options = {k: v for k, v in self.group.items() if k in known}
-            self._optimizer = construct("optimizer", self.cls, self.parameters, options)
-            self._optimizer.param_groups[0].update(self.group)
-            self.group = self._optimizer.param_groups[0]
-            # a schedule would warn that no update came before its first step
-            self._optimizer._opt_called = True
-            if self._optimizer.state:
-                self._fill_in()
+            self.make_optimizer()
         self.publish()
         return self._optimizer
+
+    def make_optimizer(self) -> None:
+        """Make the torch optimizer; raises ValueError for options that it does not take."""
+        known = defaults_of(self.cls)
+        options = {k: v for k, v in self.group.items() if k in known}
+        self._optimizer = construct("optimizer", self.cls, self.parameters, options)
+        self._optimizer.param_groups[0].update(self.group)
+        self.group = self._optimizer.param_groups[0]
+        # a schedule would warn that no update came before its first step
+        self._optimizer._opt_called = True
+        if self._optimizer.state:
+            self._fill_in()
 
     def publish(self) -> None:
         """Bring the state of the torch optimizer up to date, if there is one and it is ours."""

@@ -680,3 +680,38 @@ def test_adam_counts_in_float32_whatever_the_default_dtype(rows):
     finally:
         torch.set_default_dtype(torch.float32)
     assert other.loss_curve_ == plain.loss_curve_
+
+
+# -- on a GPU -------------------------------------------------------------------------------------
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("activation", list(ACTIVATIONS))
+def test_gradients_on_a_gpu(activation):
+    module = make(activation=activation).cuda()
+    loss = resolve_loss("squared_error", {})
+    batch = make_batch(weighted=True)
+    rows = TabularDataset(batch.x.cuda(), batch.y.cuda(), batch.row_weight.cuda())
+    ((batch,),) = (block.batches for block in BatchIterator(rows).blocks())
+    out, expected = by_autograd(module, batch, loss, Penalty(l2=0.3))
+    flat = FlatParameters(module)
+    Backprop(module, flat, 0.3).gradient_(batch, loss)
+    flat.offer_gradients()
+    torch.testing.assert_close(batch.out, out, rtol=1e-10, atol=1e-10)
+    for p, gradient in zip(module.parameters(), expected, strict=True):
+        torch.testing.assert_close(p.grad, gradient, rtol=1e-10, atol=1e-10)
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("batch_size", [None, 50])
+@pytest.mark.parametrize("cls", [TorchLinearRegressor, TorchMLPRegressor])
+@pytest.mark.parametrize("optimizer", [name for name in OPTIMIZERS if name != "lbfgs"])
+def test_fits_on_a_gpu_equal_those_on_the_cpu(rows, cls, batch_size, optimizer):
+    settings = {
+        "optimizer": optimizer, "lr": 0.01, "max_epochs": 5, "batch_size": batch_size,
+        "random_state": 0, "dtype": "float64", "tol": None, "alpha": 0.01,
+    }  # fmt: skip
+    on_gpu = cls(device="cuda", **settings).fit(*rows)
+    on_cpu = cls(**settings).fit(*rows)
+    np.testing.assert_allclose(on_gpu.loss_curve_, on_cpu.loss_curve_, rtol=1e-8)
+    np.testing.assert_allclose(on_gpu.predict(rows[0]), on_cpu.predict(rows[0]), rtol=1e-6)
