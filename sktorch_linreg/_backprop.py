@@ -167,7 +167,7 @@ class Backprop:
         self._spaces: dict[int, _Space] = {}
 
     def _space(self, n_rows: int) -> _Space:
-        """Work space for this many rows; a run has full batches and at most one smaller one."""
+        """Work space for this many rows: a full batch, the last of an epoch, one of validation."""
         like = self.layers[0].weight_T
         hidden = []
         for layer, _ in pairwise(self.layers):

@@ -185,6 +185,10 @@ class RegressionNet(TrainingLoop, skorch.NeuralNet):  # type: ignore[misc]
         # history.record would copy all of the history for each entry
         self.history.append({"batches": [], "epoch": len(self.history) + 1})
 
+    def on_batch_begin(self, net: Any, *args: Any, **kwargs: Any) -> None:
+        # as history.new_batch would
+        self._row()["batches"].append({})
+
     # -- epochs ---------------------------------------------------------------------------------
 
     def train(self, rows: NetDataset, run: Run) -> None:

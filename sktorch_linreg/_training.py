@@ -125,7 +125,7 @@ def train(
     flat, monitor = net.objective_.flat, Monitor(spec, validation is not None)
     order = generator if spec.shuffle else None
     path = [flat.values.cpu().clone()] if spec.record_path else None
-    run = Run(monitor, validation, order, path, _shown(rows, held_out, spec))
+    run = Run(monitor, validation, order, path, _rows_to_show(rows, held_out, spec))
     run.task = task
 
     def so_far() -> FitResult:
@@ -232,7 +232,7 @@ def _start_module(
     return module
 
 
-def _shown(
+def _rows_to_show(
     rows: TrainingData, held_out: TrainingData | None, spec: FitSpec
 ) -> dict[str, NetDataset | None]:
     """Rows in the user's units, for callbacks."""

@@ -242,7 +242,6 @@ class RuleUpdates:
         return True
 
 
-Updates = TorchUpdates | RuleUpdates
 Rule = Callable[[RuleUpdates, Tensor, Tensor, Mapping[str, Any]], None]
 
 
