@@ -36,6 +36,8 @@ class FlatParameters:
         Parameters and gradient.
     weights, weights_gradient : torch.Tensor of shape (n_weights,)
         The part that is penalised.
+    views, gradients : list of torch.Tensor
+        Both vectors in the shapes of the parameters.
     """
 
     def __init__(self, module: MLPModule, transposed: bool = True) -> None:
@@ -47,8 +49,8 @@ class FlatParameters:
         self._sizes = [p.numel() for p in self.parameters]
         self.values = self.parameters[0].new_empty(sum(self._sizes), requires_grad=False)
         self.gradient = torch.zeros_like(self.values)
-        self._views, self._gradients = self.split(self.values), self.split(self.gradient)
-        for p, view in zip(self.parameters, self._views, strict=True):
+        self.views, self.gradients = self.split(self.values), self.split(self.gradient)
+        for p, view in zip(self.parameters, self.views, strict=True):
             p.data = view.copy_(p.detach())
         n_weights = sum(self._sizes[: self.n_layers])
         self.weights = self.values[:n_weights]
@@ -73,19 +75,19 @@ class FlatParameters:
 
     def offer_gradients(self) -> None:
         """Make `gradient` the `.grad` of the parameters that are trained."""
-        for p, grad in zip(self.parameters, self._gradients, strict=True):
+        for p, grad in zip(self.parameters, self.gradients, strict=True):
             p.grad = grad if p.requires_grad else None
 
     def take_gradients(self) -> None:
         """Take over gradients that somebody has put in the place of those that were offered."""
-        for p, grad in zip(self.parameters, self._gradients, strict=True):
+        for p, grad in zip(self.parameters, self.gradients, strict=True):
             if p.grad is not grad and p.requires_grad:
                 grad.zero_() if p.grad is None else grad.copy_(p.grad)
                 p.grad = grad
 
     def take_parameters(self) -> None:
         """Take over parameters whose memory somebody has replaced."""
-        for p, view in zip(self.parameters, self._views, strict=True):
+        for p, view in zip(self.parameters, self.views, strict=True):
             if p.data_ptr() != view.data_ptr():
                 p.data = view.copy_(p.detach())
 
@@ -100,7 +102,7 @@ class FlatParameters:
             p.grad = None
         self.values = self.gradient = self.values.new_empty(0)
         self.weights = self.weights_gradient = self.values
-        self._views = self._gradients = []
+        self.views = self.gradients = []
 
 
 class _Layer(NamedTuple):
@@ -156,8 +158,7 @@ class Backprop:
         self.l2 = l2
         self.activation = ACTIVATIONS[module.activation]
         self.dropout = module.dropout
-        values, grads = flat.split(flat.values), flat.split(flat.gradient)
-        n = flat.n_layers
+        values, grads, n = flat.views, flat.gradients, flat.n_layers
         biases: list[Any] = [(b[:, None], g) for b, g in zip(values[n:], grads[n:], strict=True)]
         self.layers = [
             _Layer(w, w.T, g.T, *pair)

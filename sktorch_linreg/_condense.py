@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from ._backprop import DEVICES
-from ._gather import gather
+from ._gather import MAX_FACTOR_FEATURES, gather
 from ._statistics import Statistics
 from ._types import FitSpec, Scaling, TrainingData
 
@@ -15,8 +15,6 @@ from ._types import FitSpec, Scaling, TrainingData
 LEAST_EPOCHS, EPOCHS_PER_COLUMN = 5, 1 / 8
 # rows per column from which on it saves something
 LEAST_ROWS = 4
-# a sparse X with more columns would have a dense factor of this size
-MAX_FEATURES = 2000
 # what rounding errors may be multiplied by, and the least share of squares that is left over,
 # before the slower decomposition is taken
 LIMIT, LEAST_REST = 1e4, 1e-6
@@ -32,7 +30,7 @@ def can_condense(data: TrainingData, spec: FitSpec) -> bool:
         and spec.max_epochs >= max(LEAST_EPOCHS, EPOCHS_PER_COLUMN * data.n_features)
         and not spec.callbacks
         and spec.device.type in DEVICES
-        and data.n_features <= MAX_FEATURES
+        and data.n_features <= MAX_FACTOR_FEATURES
         and data.n_samples >= LEAST_ROWS * (data.n_features + 2)
     )
 

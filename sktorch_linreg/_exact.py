@@ -24,7 +24,7 @@ from ._closed_form import (
     surely_independent,
 )
 from ._data import make_scaling
-from ._gather import Gathered, gather
+from ._gather import MAX_FACTOR_FEATURES, Gathered, gather
 from ._lsqr import solve_iteratively
 from ._quadratic import proximal_quadratic
 from ._refinement import Preconditioner, Refined, refine_fully, refine_once
@@ -32,8 +32,6 @@ from ._statistics import EPS, Statistics, condition, unit_columns
 from ._threads import quiet_blas
 from ._types import FitResult, FitSpec, FloatArray, Scaling, TrainingData
 
-# a sparse X with more columns is solved by iteration, since its factor would be dense
-MAX_FACTOR_FEATURES = 2000
 # what a Gram matrix may multiply rounding errors by: with the rows at hand for a refinement ...
 REFINABLE = 1e6
 # ... and without them

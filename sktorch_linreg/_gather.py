@@ -28,6 +28,8 @@ BLOCK_ENTRIES = 2**17
 VIEWED_COLUMNS = 8
 # up to this many entries a second pass costs next to nothing
 SMALL_ENTRIES = 2**16
+# a sparse X with more columns has no factor made of it, which would be dense
+MAX_FACTOR_FEATURES = 2000
 # rows that are looked at before the pass, to judge means against spreads
 SAMPLED_ROWS = 512
 # share of stored entries from which on dense products are faster than sparse ones

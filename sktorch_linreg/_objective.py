@@ -51,6 +51,7 @@ class TrainingObjective:
         transposed: bool = True,
     ) -> None:
         self.module, self.loss, self.penalty = module, loss, penalty
+        self._smooth_penalty = Penalty(l2=penalty.l2)
         self.projects = penalty.projects and not own_penalty
         self.flat = FlatParameters(module, transposed)
         self.width: float | None = None
@@ -119,7 +120,7 @@ class TrainingObjective:
 
     def _by_autograd(self, batch: Batch) -> None:
         self.flat.gradient.zero_()
-        if not self.weights and not any(p.requires_grad for p in self.flat.parameters):
+        if not any(p.requires_grad for p in self.flat.parameters):
             batch.out.copy_(self.module(batch.x))
             return
         with torch.inference_mode(False), torch.enable_grad():
@@ -156,10 +157,10 @@ class TrainingObjective:
         if not (self.penalty.l1 or self.penalty.l2):
             return loss, minimised, minimised
         # frozen weights count as well
-        weights = self.flat.weights
-        squares = 0.5 * self.penalty.l2 * weights.square().sum()
-        added = squares + self.penalty.l1 * weights.abs().sum()
-        return loss + added, minimised + added, minimised + squares
+        weights = [self.flat.weights]
+        added = self.penalty.value(weights)
+        smooth = minimised + self._smooth_penalty.value(weights)
+        return loss + added, minimised + added, smooth
 
     def epoch(self, iterator: BatchIterator, update: Callable[[], None]) -> float:
         """Make one `update` per batch; returns the mean objective as it was seen on the way."""

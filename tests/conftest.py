@@ -20,6 +20,15 @@ def pytest_collection_modifyitems(items):
 
 
 @pytest.fixture
+def two_threads():
+    """torch on two threads."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(2)
+    yield
+    torch.set_num_threads(before)
+
+
+@pytest.fixture
 def regression():
     """200 rows, 6 features of very different scales, a known solution and some noise."""
     rng = np.random.default_rng(0)

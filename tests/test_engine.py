@@ -181,6 +181,18 @@ def gradients_for(module, step):
         p.grad.copy_(doubles(*p.shape, seed=100 * step + i))
 
 
+def side_by_side(cls, options):
+    """Two equal modules, the rule over one and torch's class over the other."""
+    module, reference = make(), make()
+    theirs = cls(reference.parameters(), **options)
+    flat = FlatParameters(module)
+    flat.offer_gradients()
+    ours = RuleUpdates(flat, cls, options, list(module.parameters()))
+    for p in reference.parameters():
+        p.grad = torch.zeros_like(p)
+    return module, reference, ours, theirs
+
+
 def test_every_rule_is_compared():
     assert set(SETTINGS) == set(RULES)
 
@@ -193,13 +205,7 @@ def test_rules_do_what_torch_does(monkeypatch, cls, options, fused):
 
         monkeypatch.setattr(_updates, "FUSED_ADAM", None)
         monkeypatch.setattr(_updates, "FUSED_ADAMW", None)
-    module, reference = make(), make()
-    theirs = cls(reference.parameters(), **options)
-    flat = FlatParameters(module)
-    flat.offer_gradients()
-    ours = RuleUpdates(flat, cls, options, list(module.parameters()))
-    for p in reference.parameters():
-        p.grad = torch.zeros_like(p)
+    module, reference, ours, theirs = side_by_side(cls, options)
     for step in range(12):
         gradients_for(module, step)
         gradients_for(reference, step)
@@ -222,13 +228,7 @@ def test_rules_do_what_torch_does(monkeypatch, cls, options, fused):
 @pytest.mark.parametrize(("cls", "options"), CASES)
 def test_a_rule_and_torch_hand_over_to_each_other(cls, options):
     """Steps by the rule, by its torch optimizer from there, and by the rule again."""
-    module, reference = make(), make()
-    theirs = cls(reference.parameters(), **options)
-    flat = FlatParameters(module)
-    flat.offer_gradients()
-    ours = RuleUpdates(flat, cls, options, list(module.parameters()))
-    for p in reference.parameters():
-        p.grad = torch.zeros_like(p)
+    module, reference, ours, theirs = side_by_side(cls, options)
     optimizer = None
     for step in range(9):
         gradients_for(module, step)

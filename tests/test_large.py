@@ -64,14 +64,6 @@ def test_a_file_larger_than_memory(tmp_path, weights):
     assert done.returncode == 0, done.stderr
 
 
-@pytest.fixture
-def two_threads():
-    before = torch.get_num_threads()
-    torch.set_num_threads(2)
-    yield
-    torch.set_num_threads(before)
-
-
 @pytest.mark.parametrize("weighted", [False, True])
 @pytest.mark.parametrize("dtype", [np.float64, np.float32])
 @pytest.mark.parametrize("mean", [0.0, 50.0])

@@ -67,14 +67,6 @@ assert model.net_.optimizer_.param_groups[0]["lr"] == 1e-3
     assert done.returncode == 0, done.stderr
 
 
-@pytest.fixture
-def two_threads():
-    before = torch.get_num_threads()
-    torch.set_num_threads(2)
-    yield
-    torch.set_num_threads(before)
-
-
 @pytest.mark.parametrize("how", ["done", "raises", "interrupted"])
 def test_small_steps_run_on_one_thread_and_give_the_others_back(two_threads, how):
     from skorch.callbacks import Callback
