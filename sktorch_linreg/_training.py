@@ -10,29 +10,21 @@ import torch
 from torch import Tensor
 
 from ._backprop import FlatParameters
-from ._condense import can_condense, condensed, gather_statistics
 from ._data import (
-    DISTINCT_ENTRIES,
-    distinct_rows,
     from_user_units,
-    identity_scaling,
     make_generator,
-    make_scaling,
-    split_rows,
     to_user_units,
 )
 from ._loop import Run
 from ._modules import MLPModule, make_module
 from ._monitor import Monitor
 from ._net import NetDataset, RegressionNet, make_net
-from ._standardize import moments
+from ._prepare import prepare
 from ._state import schedule_state, to_arrays
-from ._statistics import Statistics
 from ._threads import threads_for
 from ._types import (
     FitResult,
     FitSpec,
-    Moments,
     Scaling,
     Start,
     TrainingData,
@@ -50,30 +42,6 @@ def _fits(spec: FitSpec) -> dict[str, Any]:
         "fit_intercept": spec.fit_intercept,
         "standardize": spec.standardize,
     }
-
-
-def _prepare_rows(data: TrainingData, spec: FitSpec) -> tuple[TrainingData, TrainingData | None]:
-    """Training and validation rows; rows of a full batch are merged where they are equal."""
-    full = spec.batch_size >= data.n_samples
-    small = full and data.n_samples * data.n_features <= DISTINCT_ENTRIES
-    # callbacks see the rows as they were given, and a loss that only gives a mean has no weights
-    merge = distinct_rows if small and not spec.callbacks and not spec.loss.reduced else _as_given
-    if spec.validation_fraction is None:
-        return merge(data), None
-    counted = small and not spec.loss.reduced
-    rows, held_out = split_rows(data, spec.validation_fraction, spec.seed, counted=counted)
-    return merge(rows), merge(held_out)
-
-
-def _as_given(data: TrainingData) -> TrainingData:
-    return data
-
-
-def _running(moments_now: tuple[Moments, Moments], start: Start | None) -> tuple[Moments, Moments]:
-    if start is None or start.moments is None:
-        return moments_now
-    (x, y), (x_before, y_before) = moments_now, start.moments
-    return x_before.merge(x), y_before.merge(y)
 
 
 def train(
@@ -102,15 +70,11 @@ def train(
     TrainingDivergedError
         If the loss of an epoch is not finite.
     """
-    rows, held_out = _prepare_rows(data, spec)
-    stats = gather_statistics(rows, spec) if can_condense(rows, spec) else None
-    pair = _running(_moments(rows, stats), start) if spec.standardize else None
-    scaling = identity_scaling(rows.n_features, rows.n_targets)
-    if pair is not None:
-        scaling = make_scaling(*pair, spec)
+    prepared = prepare(data, spec, None if start is None else start.moments)
+    rows, held_out, scaling = prepared.rows, prepared.held_out, prepared.scaling
     generator = make_generator(spec.seed)
     module = _start_module(rows, spec, scaling, generator, start)
-    module.scale_input = sp.issparse(rows.X) and stats is None
+    module.scale_input = sp.issparse(rows.X) and prepared.stats is None
     state = None if start is None else start.state
     if state is not None and state["fits"] != _fits(spec):
         state = None
@@ -121,7 +85,7 @@ def train(
         dropout_generator.set_state(torch.from_numpy(np.asarray(state["dropout"]).copy()))
     module.dropout.generator = dropout_generator
     net = make_net(module, spec, state)
-    training, validation = _datasets(rows, held_out, stats, scaling, spec)
+    training, validation = prepared.datasets(spec, NetDataset)
     flat, monitor = net.objective_.flat, Monitor(spec, validation is not None)
     order = generator if spec.shuffle else None
     path = [flat.values.cpu().clone()] if spec.record_path else None
@@ -132,7 +96,7 @@ def train(
         """What the fit would be if it ended now."""
         best = monitor.best_values
         result = _result(flat.values if best is None else best, scaling, net, spec)
-        result.moments, result.warnings = pair, run.warnings
+        result.moments, result.warnings = prepared.moments, run.warnings
         return result
 
     run.so_far = so_far
@@ -157,31 +121,6 @@ def train(
     module.scale_input = module.scale_output = True
     module.eval()
     return result
-
-
-def _moments(rows: TrainingData, stats: Statistics | None) -> tuple[Moments, Moments]:
-    if stats is not None:
-        return stats.moments()
-    return moments(rows.X, rows.weight), moments(rows.y, rows.weight)
-
-
-def _datasets(
-    rows: TrainingData,
-    held_out: TrainingData | None,
-    stats: Statistics | None,
-    scaling: Scaling,
-    spec: FitSpec,
-) -> tuple[NetDataset, NetDataset | None]:
-    """What is trained and validated on: scaled rows, or a few that stand for them."""
-    if stats is None:
-        training = NetDataset.for_training(rows, scaling, spec)
-        if held_out is None:
-            return training, None
-        return training, NetDataset.for_training(held_out, scaling, spec)
-    training = NetDataset(*condensed(stats, scaling, spec))
-    if held_out is None:
-        return training, None
-    return training, NetDataset(*condensed(gather_statistics(held_out, spec), scaling, spec))
 
 
 def _result(values: Tensor, scaling: Scaling, net: RegressionNet, spec: FitSpec) -> FitResult:

@@ -1,13 +1,11 @@
-"""The update rules of the named optimizers, each on one vector of parameters.
+"""Updates of all parameters: by a rule on one vector, or by an optimizer of torch.
 
-A rule does what the class of `torch.optim` of its name does, to the last rounding or so; the
-formulas are those that torch documents for each class. The torch optimizer itself is only made
-when somebody asks for it: a schedule, a callback, the user.
+The torch optimizer of a rule is only made when somebody asks for it: a schedule, a callback, the
+user.
 """
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -15,15 +13,16 @@ import numpy as np
 import torch
 from torch import Tensor, optim
 
-from ._backprop import DEVICES, FlatParameters
+from ._backprop import DEVICES
 from ._optimizers import construct, defaults_of
+from ._rules import RULES
 from ._state import to_arrays, to_tensors
 
+# options per model whose vectors are kept
+FEW_OPTIONS = 16
+TINY_RATE = 1e-20
 # what only torch's own classes do
 UNUSUAL = ("maximize", "capturable", "differentiable", "foreach", "fused")
-# a torch without these kernels still has the formulas
-FUSED_ADAM = getattr(torch, "_fused_adam_", None)
-FUSED_ADAMW = getattr(torch, "_fused_adamw_", None)
 
 
 class TorchUpdates:
@@ -71,7 +70,7 @@ class RuleUpdates:
 
     Parameters
     ----------
-    flat : FlatParameters
+    flat : FlatParameters or LaneParameters
         Parameters and gradient.
     cls : type
         The class of `torch.optim` whose rule it is, a key of `RULES`.
@@ -79,16 +78,22 @@ class RuleUpdates:
         Its constructor's options.
     parameters : sequence of torch.nn.Parameter
         The parameters in the order in which the torch optimizer is to have them.
+    expand : callable, optional
+        Spreads a number per model over the parameters, where these belong to many models, whose
+        options then may be such tensors.
     """
 
     def __init__(
         self,
-        flat: FlatParameters,
+        flat: Any,
         cls: Any,
         options: Mapping[str, Any],
         parameters: list[torch.nn.Parameter],
+        expand: Callable[[Tensor], Tensor] | None = None,
     ) -> None:
         self.flat, self.cls, self.parameters = flat, cls, parameters
+        self.expand = expand
+        self._spread: dict[int, tuple[Tensor, Tensor]] = {}
         self.rule, self._slots_for = RULES[cls]
         self.group: dict[str, Any] = {**defaults_of(cls), **options}
         self.slots: dict[str, Tensor] = {}
@@ -98,7 +103,8 @@ class RuleUpdates:
         # kernels count for themselves, on the device
         self.count = torch.zeros((), dtype=torch.float32, device=flat.values.device)
         self.one = torch.ones_like(self.count)
-        self.mu_product = 1.0
+        self.mu_product: Any = 1.0
+        self._over_rate: tuple[Any, Any, Tensor, Tensor] | None = None
         self._room: dict[str, Tensor] = {}
         self._optimizer: Any = None
 
@@ -106,7 +112,7 @@ class RuleUpdates:
         """A vector that the rule keeps; new where an option that needs it has just been set."""
         if name not in self.slots:
             first = self.group.get("initial_accumulator_value", 0.0)
-            self.slots[name] = torch.full_like(self.flat.values, first)
+            self.slots[name] = torch.zeros_like(self.flat.values).add_(self.full(first))
         return self.slots[name]
 
     @property
@@ -123,6 +129,36 @@ class RuleUpdates:
         if name not in self._room:
             self._room[name] = torch.empty_like(self.flat.values)
         return self._room[name]
+
+    @property
+    def varied(self) -> bool:
+        """Whether options may differ between models."""
+        return self.expand is not None
+
+    def full(self, option: Any) -> Any:
+        """A number as it is, one per model as a vector as long as that of the parameters."""
+        if not isinstance(option, Tensor) or self.expand is None:
+            return option
+        kept = self._spread.get(id(option))
+        if kept is None:
+            if len(self._spread) > FEW_OPTIONS:
+                self._spread.clear()
+            # which keeps the option itself, so that no other gets its id
+            kept = self._spread[id(option)] = option, self.expand(option)
+        return kept[1]
+
+    def over_rate(self, rate: Tensor, eps: Any) -> tuple[Tensor, Tensor]:
+        """1 / rate and eps / rate as vectors, for as long as both are the same objects."""
+        kept = self._over_rate
+        if kept is None or kept[0] is not rate or kept[1] is not eps:
+            # a schedule may end at a rate of 0, at which nothing moves
+            inverse = 1.0 / rate.clamp(min=TINY_RATE)
+            kept = self._over_rate = (rate, eps, self.full(inverse), self.full(inverse * eps))
+        return kept[2], kept[3]
+
+    def again(self, vector: Tensor) -> Tensor:
+        """The vector, or a copy of it where a rule uses up what it moves by."""
+        return vector.clone() if self.varied else vector
 
     def step(self, closure: Callable[[], Tensor] | None = None) -> None:
         """Make one update from the gradient in `flat`, which `closure` fills in if given."""
@@ -211,11 +247,12 @@ class RuleUpdates:
         for name in needed - {"step"}:
             for part, state in zip(self.flat.split(self.slot(name)), states, strict=True):
                 part.copy_(state[name])
-        self._set_count(int(counts.pop()), float(states[0].get("mu_product", 1.0)))
+        self.set_count(int(counts.pop()), float(states[0].get("mu_product", 1.0)))
         self._fill_in()
         return True
 
-    def _set_count(self, n_steps: int, mu_product: float) -> None:
+    def set_count(self, n_steps: int, mu_product: Any) -> None:
+        """Go on as after so many updates; kernels and formulas count for themselves."""
         self.n_steps, self.mu_product = n_steps, mu_product
         self.count.fill_(n_steps)
 
@@ -237,12 +274,9 @@ class RuleUpdates:
             return self.in_step()
         for name, values in state["slots"].items():
             self.slot(name).copy_(torch.from_numpy(np.asarray(values)))
-        self._set_count(state["n_steps"], state["mu_product"])
+        self.set_count(state["n_steps"], state["mu_product"])
         self.group.update(to_tensors(state["group"]))
         return True
-
-
-Rule = Callable[[RuleUpdates, Tensor, Tensor, Mapping[str, Any]], None]
 
 
 def has_rule(cls: Any, options: Mapping[str, Any], device: torch.device) -> bool:
@@ -253,168 +287,3 @@ def has_rule(cls: Any, options: Mapping[str, Any], device: torch.device) -> bool
 def is_usual(options: Mapping[str, Any]) -> bool:
     """Whether no option asks for what only torch's own class does."""
     return not any(options.get(name) for name in UNUSUAL)
-
-
-def _decayed(u: RuleUpdates, group: Mapping[str, Any], decoupled: bool = False) -> Tensor:
-    """The gradient after weight decay, of the parameters themselves if `decoupled`.
-
-    `flat.gradient` stays as it is, since a projection looks at it after the update.
-    """
-    p, g, rate = u.flat.values, u.flat.gradient, group["weight_decay"]
-    if not rate:
-        return g
-    if decoupled:
-        p.mul_(1.0 - group["lr"] * rate)
-        return g
-    return torch.add(g, p, alpha=rate, out=u.spare)
-
-
-def _sgd(u: RuleUpdates, p: Tensor, g: Tensor, group: Mapping[str, Any]) -> None:
-    g = _decayed(u, group)
-    momentum = group["momentum"]
-    if momentum:
-        buffer = u.slots.get("momentum_buffer")
-        if buffer is None:
-            buffer = u.slots["momentum_buffer"] = g.clone()
-        else:
-            buffer.mul_(momentum).add_(g, alpha=1.0 - group["dampening"])
-        g = torch.add(g, buffer, alpha=momentum, out=u.work) if group["nesterov"] else buffer
-    p.add_(g, alpha=-group["lr"])
-
-
-def _adam(u: RuleUpdates, p: Tensor, g: Tensor, group: Mapping[str, Any]) -> None:
-    beta1, beta2 = group["betas"]
-    decoupled = u.cls is optim.AdamW or bool(group.get("decoupled_weight_decay"))
-    fused = FUSED_ADAMW if decoupled else FUSED_ADAM
-    slots = u.slots
-    if fused is None:
-        g = _decayed(u, group, decoupled)
-        slots["exp_avg"].lerp_(g, 1.0 - beta1)
-        square = slots["exp_avg_sq"].mul_(beta2).addcmul_(g, g, value=1.0 - beta2)
-        if group["amsgrad"]:
-            largest = u.slot("max_exp_avg_sq")
-            square = torch.maximum(largest, square, out=largest)
-        root = torch.sqrt(square, out=u.work).div_(math.sqrt(1.0 - beta2**u.n_steps))
-        rate = group["lr"] / (1.0 - beta1**u.n_steps)
-        p.addcdiv_(slots["exp_avg"], root.add_(group["eps"]), value=-rate)
-        return
-    u.count.add_(u.one)
-    fused(
-        [p],
-        [g],
-        [slots["exp_avg"]],
-        [slots["exp_avg_sq"]],
-        [u.slot("max_exp_avg_sq")] if group["amsgrad"] else [],
-        [u.count],
-        lr=group["lr"],
-        beta1=beta1,
-        beta2=beta2,
-        weight_decay=group["weight_decay"],
-        eps=group["eps"],
-        amsgrad=group["amsgrad"],
-        maximize=False,
-    )
-
-
-def _nadam(u: RuleUpdates, p: Tensor, g: Tensor, group: Mapping[str, Any]) -> None:
-    g = _decayed(u, group, group["decoupled_weight_decay"])
-    (beta1, beta2), lr, t = group["betas"], group["lr"], u.n_steps
-    mean, square = u.slots["exp_avg"], u.slots["exp_avg_sq"]
-    mean.lerp_(g, 1.0 - beta1)
-    square.mul_(beta2).addcmul_(g, g, value=1.0 - beta2)
-    mu, following = (
-        beta1 * (1.0 - 0.5 * 0.96 ** (i * group["momentum_decay"])) for i in (t, t + 1)
-    )
-    u.mu_product *= mu
-    root = torch.sqrt(square, out=u.work).div_(math.sqrt(1.0 - beta2**t)).add_(group["eps"])
-    p.addcdiv_(g, root, value=-lr * (1.0 - mu) / (1.0 - u.mu_product))
-    p.addcdiv_(mean, root, value=-lr * following / (1.0 - u.mu_product * following))
-
-
-def _radam(u: RuleUpdates, p: Tensor, g: Tensor, group: Mapping[str, Any]) -> None:
-    g = _decayed(u, group, group["decoupled_weight_decay"])
-    (beta1, beta2), t = group["betas"], u.n_steps
-    mean, square = u.slots["exp_avg"], u.slots["exp_avg_sq"]
-    mean.lerp_(g, 1.0 - beta1)
-    square.mul_(beta2).addcmul_(g, g, value=1.0 - beta2)
-    rate = group["lr"] / (1.0 - beta1**t)
-    left = 1.0 - beta2**t
-    longest = 2.0 / (1.0 - beta2) - 1.0
-    length = longest - 2.0 * t * beta2**t / left
-    if length <= 5.0:
-        p.add_(mean, alpha=-rate)
-        return
-    rectified = (length - 4.0) * (length - 2.0) * longest
-    rectified /= (longest - 4.0) * (longest - 2.0) * length
-    root = torch.sqrt(square, out=u.work).add_(group["eps"])
-    p.addcdiv_(mean, root, value=-rate * math.sqrt(rectified * left))
-
-
-def _rmsprop(u: RuleUpdates, p: Tensor, g: Tensor, group: Mapping[str, Any]) -> None:
-    g = _decayed(u, group)
-    alpha, lr = group["alpha"], group["lr"]
-    square = u.slots["square_avg"].mul_(alpha).addcmul_(g, g, value=1.0 - alpha)
-    root = u.work
-    if group["centered"]:
-        mean = u.slot("grad_avg").lerp_(g, 1.0 - alpha)
-        torch.addcmul(square, mean, mean, value=-1.0, out=root).sqrt_()
-    else:
-        torch.sqrt(square, out=root)
-    root.add_(group["eps"])
-    if group["momentum"]:
-        buffer = u.slot("momentum_buffer").mul_(group["momentum"]).addcdiv_(g, root)
-        p.add_(buffer, alpha=-lr)
-    else:
-        p.addcdiv_(g, root, value=-lr)
-
-
-def _adagrad(u: RuleUpdates, p: Tensor, g: Tensor, group: Mapping[str, Any]) -> None:
-    g = _decayed(u, group)
-    total = u.slots["sum"].addcmul_(g, g)
-    rate = group["lr"] / (1.0 + (u.n_steps - 1) * group["lr_decay"])
-    p.addcdiv_(g, torch.sqrt(total, out=u.work).add_(group["eps"]), value=-rate)
-
-
-def _adadelta(u: RuleUpdates, p: Tensor, g: Tensor, group: Mapping[str, Any]) -> None:
-    g = _decayed(u, group)
-    rho, eps = group["rho"], group["eps"]
-    square, moved = u.slots["square_avg"], u.slots["acc_delta"]
-    square.mul_(rho).addcmul_(g, g, value=1.0 - rho)
-    root = torch.add(square, eps, out=u.work).sqrt_()
-    delta = (moved + eps).sqrt_().div_(root).mul_(g)
-    moved.mul_(rho).addcmul_(delta, delta, value=1.0 - rho)
-    p.add_(delta, alpha=-group["lr"])
-
-
-def _adamax(u: RuleUpdates, p: Tensor, g: Tensor, group: Mapping[str, Any]) -> None:
-    g = _decayed(u, group)
-    beta1, beta2 = group["betas"]
-    mean, norm = u.slots["exp_avg"], u.slots["exp_inf"]
-    mean.lerp_(g, 1.0 - beta1)
-    size = torch.abs(g, out=u.work).add_(group["eps"])
-    torch.maximum(norm.mul_(beta2), size, out=norm)
-    p.addcdiv_(mean, norm, value=-group["lr"] / (1.0 - beta1**u.n_steps))
-
-
-def _adam_slots(group: Mapping[str, Any]) -> list[str]:
-    return ["exp_avg", "exp_avg_sq", *(["max_exp_avg_sq"] if group["amsgrad"] else [])]
-
-
-def _rmsprop_slots(group: Mapping[str, Any]) -> list[str]:
-    extra = ["momentum_buffer"] * bool(group["momentum"]) + ["grad_avg"] * bool(group["centered"])
-    return ["square_avg", *extra]
-
-
-# class of torch.optim: (rule, names of its vectors given the options)
-RULES: dict[Any, tuple[Rule, Callable[[Mapping[str, Any]], list[str]]]] = {
-    # its buffer begins as the first gradient
-    optim.SGD: (_sgd, lambda group: []),
-    optim.Adam: (_adam, _adam_slots),
-    optim.AdamW: (_adam, _adam_slots),
-    optim.NAdam: (_nadam, lambda group: ["exp_avg", "exp_avg_sq"]),
-    optim.RAdam: (_radam, lambda group: ["exp_avg", "exp_avg_sq"]),
-    optim.RMSprop: (_rmsprop, _rmsprop_slots),
-    optim.Adagrad: (_adagrad, lambda group: ["sum"]),
-    optim.Adadelta: (_adadelta, lambda group: ["square_avg", "acc_delta"]),
-    optim.Adamax: (_adamax, lambda group: ["exp_avg", "exp_inf"]),
-}

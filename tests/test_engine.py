@@ -15,7 +15,8 @@ from sktorch_linreg._losses import LOSSES, Penalty, resolve_loss
 from sktorch_linreg._modules import ACTIVATIONS, MLPModule
 from sktorch_linreg._objective import TrainingObjective
 from sktorch_linreg._optimizers import OPTIMIZERS
-from sktorch_linreg._updates import RULES, RuleUpdates, has_rule
+from sktorch_linreg._rules import RULES
+from sktorch_linreg._updates import RuleUpdates, has_rule
 
 OPTIONS = {"huber": {"delta": 0.7}, "quantile": {"quantile": 0.3}}
 TIGHT = {"rtol": 1e-12, "atol": 1e-12}
@@ -201,10 +202,10 @@ def test_every_rule_is_compared():
 @pytest.mark.parametrize(("cls", "options"), CASES)
 def test_rules_do_what_torch_does(monkeypatch, cls, options, fused):
     if not fused:
-        from sktorch_linreg import _updates
+        from sktorch_linreg import _rules
 
-        monkeypatch.setattr(_updates, "FUSED_ADAM", None)
-        monkeypatch.setattr(_updates, "FUSED_ADAMW", None)
+        monkeypatch.setattr(_rules, "FUSED_ADAM", None)
+        monkeypatch.setattr(_rules, "FUSED_ADAMW", None)
     module, reference, ours, theirs = side_by_side(cls, options)
     for step in range(12):
         gradients_for(module, step)
@@ -415,9 +416,9 @@ def test_history_does_not_grow_faster_than_the_epochs(rows, monkeypatch, told):
 
 
 def without_condensing(monkeypatch):
-    from sktorch_linreg import _training
+    from sktorch_linreg import _prepare
 
-    monkeypatch.setattr(_training, "can_condense", lambda data, spec: False)
+    monkeypatch.setattr(_prepare, "can_condense", lambda data, spec: False)
 
 
 @pytest.mark.parametrize("optimizer", ["sgd", "adam", "lbfgs"])
@@ -659,7 +660,7 @@ def test_condensing_has_to_pay(rows):
     asked = []
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(
-            "sktorch_linreg._training.can_condense",
+            "sktorch_linreg._prepare.can_condense",
             lambda data, spec: asked.append(can_condense(data, spec)) or asked[-1],
         )
         for n_columns, epochs in [(5, 4), (5, 5), (200, 20), (200, 30)]:

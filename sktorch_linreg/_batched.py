@@ -1,0 +1,430 @@
+"""Training many models of one shape as one program: epochs, stopping and what comes out.
+
+Each lane ends up with what `_training.train` would give it alone, but for rounding: the same
+initial weights, order of rows, dropout masks, updates and stops.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from ._batches import TabularDataset
+from ._data import make_generator, own_torch_settings
+from ._lane_state import (
+    LaneMonitor,
+    LaneOptions,
+    LanePenalties,
+    LaneProjection,
+    LaneSchedules,
+    Specs,
+    numbers,
+)
+from ._lanes import BatchedBackprop, DropoutMasks, LaneParameters
+from ._modules import make_module
+from ._packed import Order, PackedBatches, PackedRows
+from ._prepare import Prepared, prepare
+from ._threads import threads_for
+from ._types import (
+    Array,
+    FitSpec,
+    FloatArray,
+    Layers,
+    Mask,
+    Scaling,
+    TrainingData,
+    TrainingDivergedError,
+)
+from ._updates import RuleUpdates
+
+# share of lanes that have to be done before the others move together
+SPARSE = 0.75
+# rows of a pass over held-out ones
+VALIDATION_ROWS = 4096
+
+
+@dataclass
+class Trained:
+    """What training gave each lane; arrays have the shape (n_groups, n_each).
+
+    `errors` holds a `TrainingDivergedError` for each lane that has no parameters of use.
+    """
+
+    lanes: LaneParameters
+    scalings: list[Scaling]
+    n_iter: Array
+    loss: FloatArray
+    best_loss: FloatArray
+    unfinished: Mask
+    errors: dict[tuple[int, int], TrainingDivergedError] = field(default_factory=dict)
+    loss_curves: list[FloatArray] = field(default_factory=list)
+    validation_curves: list[FloatArray] = field(default_factory=list)
+
+    def curve(self, which: list[FloatArray], group: int, place: int) -> list[float]:
+        """One of the curves of a lane."""
+        return [float(epoch[group, place]) for epoch in which[: self.n_iter[group, place]]]
+
+    def layers(self, group: int, place: int) -> Layers:
+        """Weights and intercepts of a lane, in the trained space."""
+        return self.lanes.layers(group, place)
+
+
+class BatchedTraining:
+    """One run over a stack of lanes.
+
+    Parameters
+    ----------
+    data : sequence of TrainingData
+        Dense data sets of the same columns.
+    owner : sequence of int
+        The data set of each group of lanes.
+    specs : sequence of sequences of FitSpec
+        What is to be fitted in each group. Lanes differ in numbers alone: learning rate, penalty,
+        options of the optimizer, share of dropout and tolerance; those of a group have one seed.
+    curves : bool, default=False
+        Whether to keep the losses of all epochs.
+    """
+
+    def __init__(
+        self,
+        data: Sequence[TrainingData],
+        owner: Sequence[int],
+        specs: Specs,
+        curves: bool = False,
+    ) -> None:
+        self.spec, self.specs, self.curves = specs[0][0], specs, curves
+        self.owner = list(owner)
+        spec = self.spec
+        prepared = self._prepare(data)
+        self.packed, self.held_out = self._pack(prepared)
+        counts = [self.packed.counts[i] for i in self.owner]
+        if len({steps_per_epoch(n, self.spec, held_out=False) for n in counts}) > 1:
+            raise ValueError("Models that are trained together need as many updates per epoch.")
+        self.scalings = [prepared[i].scaling for i in self.owner]
+        n_in, n_out = self.packed.n_features, self.packed.n_targets
+        n_groups, n_each = len(specs), len(specs[0])
+        sizes = (n_in, *spec.hidden, n_out)
+        self.lanes = LaneParameters(
+            sizes, spec.fit_intercept, n_groups, n_each, spec.dtype, spec.device
+        )
+        self.options = LaneOptions(specs)
+        self.schedules: LaneSchedules | None = None
+        if spec.schedule_class is not None:
+            # whose constructor sets the rate of the first epoch
+            self.schedules = LaneSchedules(specs)
+            self.schedules.apply(self.options)
+        self.monitor = LaneMonitor(specs, self.held_out is not None)
+        self._draw_start()
+        self.alpha1 = np.array([[s.l1 for s in row] for row in specs])
+        self.alpha2 = np.array([[s.l2 for s in row] for row in specs])
+        self.result = self.lanes.like(n_groups, n_each)
+        # where the lanes that are still there were in the beginning
+        self.origin = np.indices((n_groups, n_each))
+        self.best: Tensor | None = None
+        self._set_up()
+
+    # -- set-up ---------------------------------------------------------------------------------
+
+    def _prepare(self, data: Sequence[TrainingData]) -> list[Prepared]:
+        """Each data set once, or once per seed where that says which rows are held out."""
+        out: list[Prepared] = []
+        known: dict[tuple[int, int | None], int] = {}
+        for g, row in enumerate(self.specs):
+            spec = row[0]
+            i = self.owner[g]
+            key = i, None if spec.validation_fraction is None else spec.seed
+            if key not in known:
+                known[key] = len(out)
+                out.append(prepare(data[i], spec))
+            self.owner[g] = known[key]
+        return out
+
+    def _pack(self, prepared: list[Prepared]) -> tuple[PackedRows, PackedRows | None]:
+        pairs = [p.datasets(self.spec, TabularDataset) for p in prepared]
+        bias = self.spec.fit_intercept
+        training = PackedRows([rows for rows, _ in pairs], bias)
+        held_out = [rows for _, rows in pairs if rows is not None]
+        return training, PackedRows(held_out, bias) if held_out else None
+
+    def _draw_start(self) -> None:
+        """Initial weights, orders of rows and dropout masks, all from the seeds."""
+        spec, lanes = self.spec, self.lanes
+        self.orders: list[Order] = []
+        started: dict[int, tuple[Tensor, Layers]] = {}
+        orders: dict[tuple[int, int], Order] = {}
+        masks: dict[tuple[int, int, float], int] = {}
+        generators: list[torch.Generator] = []
+        keep: list[float] = []
+        owner = np.zeros((lanes.n_groups, lanes.n_each), dtype=np.intp)
+        for g, row in enumerate(self.specs):
+            seed, n_rows = row[0].seed, self.packed.counts[self.owner[g]]
+            if seed not in started:
+                started[seed] = self._initial(seed)
+            state, layers = started[seed]
+            lanes.set_layers((torch.tensor(g), torch.arange(lanes.n_each)), layers)
+            if (seed, n_rows) not in orders:
+                generator = torch.Generator()
+                generator.set_state(state)
+                orders[seed, n_rows] = Order(generator, n_rows)
+            self.orders.append(orders[seed, n_rows])
+            for c, lane in enumerate(row):
+                mask = (seed, n_rows, lane.dropout)
+                if mask not in masks:
+                    masks[mask] = len(keep)
+                    generators.append(make_generator(seed, stream=2, device=spec.device))
+                    keep.append(1.0 - lane.dropout)
+                owner[g, c] = masks[mask]
+        self.masks = (generators, keep, owner) if min(keep) < 1.0 else None
+
+    def _initial(self, seed: int) -> tuple[Tensor, Layers]:
+        """The state of the generator after the initial weights, and these."""
+        spec, generator = self.spec, make_generator(seed)
+        module = make_module(
+            self.lanes.sizes,
+            spec.activation,
+            0.0,
+            bias=spec.fit_intercept,
+            log_link=False,
+            dtype=spec.dtype,
+            device=torch.device("cpu"),
+        )
+        module.initialize_(generator)
+        arrays = [p.detach().numpy() for p in module.parameters()]
+        if spec.positive:
+            arrays = [a.clip(min=0.0) if a.ndim == 2 else a for a in arrays]
+        layers: Layers = [(w, None) for w in arrays]
+        if spec.fit_intercept:
+            layers = list(zip(arrays[::2], arrays[1::2], strict=True))
+        return generator.get_state(), layers
+
+    def _set_up(self) -> None:
+        """What is made anew whenever lanes have moved together."""
+        spec, lanes = self.spec, self.lanes
+        masks = None
+        if self.masks is not None:
+            generators, keep, owner = self.masks
+            # those that are left, and a group of lanes that has each
+            used, first, which = np.unique(
+                owner[tuple(self.origin)], return_index=True, return_inverse=True
+            )
+            masks = DropoutMasks(
+                [generators[i] for i in used],
+                [keep[i] for i in used],
+                [int(i) // lanes.n_each for i in first],
+                torch.from_numpy(which.reshape(-1)),
+            )
+        self.backprop = BatchedBackprop(lanes, spec.activation, masks)
+        alpha = self.alpha1, self.alpha2
+        self.penalties = LanePenalties(lanes, *alpha)
+        projects = self.penalties.has_l1 or spec.positive
+        self.projection = LaneProjection(self.penalties, spec.positive) if projects else None
+        groups_left = self.origin[0][:, 0]
+        owner_left = [self.owner[g] for g in groups_left]
+        orders = [self.orders[g] for g in groups_left] if spec.shuffle else None
+        factor, n_each = spec.loss.slope_factor, lanes.n_each
+        counts = [self.packed.counts[i] for i in self.owner]
+        whole = all(r[0].batch_size >= n for r, n in zip(self.specs, counts, strict=True))
+        size = max(counts) if whole else spec.batch_size
+        self.batches = PackedBatches(self.packed, owner_left, n_each, size, orders, factor)
+        self.checks = None
+        if self.held_out is not None:
+            self.checks = PackedBatches(self.held_out, owner_left, n_each, VALIDATION_ROWS)
+        self.updates = self._make_updates()
+
+    def _make_updates(self) -> RuleUpdates:
+        options = self.options.group(self.lanes.values.device)
+        varied = any(isinstance(v, Tensor) for v in numbers(options))
+        expand = self.lanes.expand if varied else None
+        return RuleUpdates(self.lanes, self.spec.optimizer_class, options, [], expand)
+
+    # -- training -------------------------------------------------------------------------------
+
+    def run(self, tell: Callable[[int], None] | None = None) -> Trained:
+        """Train until all lanes have stopped; `tell` hears of each epoch that is done."""
+        spec, shape = self.spec, (len(self.specs), len(self.specs[0]))
+        out = Trained(
+            self.result,
+            self.scalings,
+            np.zeros(shape, dtype=np.int64),
+            np.full(shape, np.nan),
+            np.full(shape, np.nan),
+            np.zeros(shape, dtype=bool),
+        )
+        with self._quietly():
+            for epoch in range(1, spec.max_epochs + 1):
+                loss, validation = self._one_epoch()
+                self._end_epoch(out, epoch, loss, validation)
+                if tell is not None:
+                    tell(epoch)
+                if not self.monitor.active.any():
+                    break
+                self._move_together()
+            else:
+                self._finish(out, self.monitor.active, self._rates())
+                asked = ~np.isnan(self.monitor.tol) & self.monitor.active
+                out.unfinished[tuple(self.origin[:, asked])] = True
+        finite = self.result.finite()
+        for g, c in zip(*np.nonzero(~finite), strict=True):
+            # the last update can diverge after the last loss was seen
+            if (g, c) not in out.errors:
+                lr = float(self.last_rate[g, c])
+                out.errors[int(g), int(c)] = TrainingDivergedError(int(out.n_iter[g, c]), lr)
+        return out
+
+    def _quietly(self) -> AbstractContextManager[Any]:
+        rows = self.batches.batch_size * self.lanes.n_groups * self.lanes.n_each
+        return threads_for(rows * self.lanes.n_parameters)
+
+    def _one_epoch(self) -> tuple[FloatArray, FloatArray | None]:
+        loss, batches, penalties = self.spec.loss, self.batches, self.penalties
+        counted = penalties.has_l1 or penalties.has_l2
+        updates = self.updates
+        sums: Any = 0.0
+        for block in batches.blocks():
+            for batch in block.batches:
+                self.backprop.gradient_(batch, loss)
+                if penalties.has_l2:
+                    self.lanes.gradient.addcmul_(self.lanes.values, penalties.full_l2)
+                if counted:
+                    penalties.add(batch)
+                if self.projection is not None:
+                    self.projection.pseudo_()
+                updates.step()
+                if self.projection is not None:
+                    self.projection.project_()
+            sums = sums + block.loss_sums(loss).double()
+        counts = np.array(batches.counts)[:, None]
+        mean = sums.cpu().numpy() / (counts * self.packed.n_targets)
+        if counted:
+            mean = mean + penalties.sums().double().cpu().numpy() / counts
+        if self.checks is None:
+            return mean, None
+        held: Any = 0.0
+        for block in self.checks.blocks():
+            for batch in block.batches:
+                self.backprop.outputs_(batch)
+            held = held + block.loss_sums(loss).double()
+        counts = np.array(self.checks.counts)[:, None]
+        return mean, held.cpu().numpy() / (counts * self.packed.n_targets)
+
+    def _rates(self) -> FloatArray:
+        """The learning rate of each lane."""
+        shape = self.monitor.active.shape
+        rate = self.options.varied.get("lr", self.options.same.get("lr", 0.0))
+        return np.broadcast_to(np.asarray(rate, dtype=np.float64), shape)
+
+    def _end_epoch(
+        self, out: Trained, epoch: int, loss: FloatArray, validation: FloatArray | None
+    ) -> None:
+        monitor, rates = self.monitor, self._rates()
+        monitored = loss if validation is None else validation
+        failed = monitor.active & ~(np.isfinite(loss) & np.isfinite(monitored))
+        for g, c in zip(*np.nonzero(failed), strict=True):
+            at = int(self.origin[0][g, c]), int(self.origin[1][g, c])
+            out.errors[at] = TrainingDivergedError(epoch, float(rates[g, c]))
+        monitor.active = monitor.active & ~failed
+        improved, stopped = monitor.update(monitored)
+        at = tuple(self.origin[:, monitor.active])
+        out.n_iter[at], out.loss[at] = epoch, loss[monitor.active]
+        out.best_loss[at] = monitor.best[monitor.active]
+        if self.curves:
+            for curves, values in (
+                (out.loss_curves, loss),
+                (out.validation_curves, validation),
+            ):
+                if values is not None:
+                    curves.append(np.full(out.loss.shape, np.nan))
+                    curves[-1][at] = values[monitor.active]
+        if monitor.validates:
+            self._keep_best(improved)
+        self._finish(out, stopped, rates)
+        monitor.active = monitor.active & ~stopped
+        if self.schedules is not None and monitor.active.any():
+            self.schedules.step(monitored, monitor.active)
+            self.schedules.apply(self.options)
+            updates = self.updates
+            updates.group = self.options.group(self.lanes.values.device)
+            varied = any(isinstance(v, Tensor) for v in numbers(updates.group))
+            updates.expand = self.lanes.expand if varied else None
+            updates.set_count(updates.n_steps, updates.mu_product)
+
+    def _keep_best(self, improved: Mask) -> None:
+        values = self.lanes.values
+        if self.best is None or improved.all():
+            self.best = values.clone() if self.best is None else self.best.copy_(values)
+        elif improved.any():
+            mask = torch.from_numpy(improved).to(values.device, torch.float64)
+            self.best = torch.where(self.lanes.expand(mask) > 0, values, self.best)
+
+    def _finish(self, out: Trained, done: Mask, rates: FloatArray) -> None:
+        """Keep the parameters of lanes that are done."""
+        if not hasattr(self, "last_rate"):
+            self.last_rate = np.zeros(out.loss.shape)
+        if not done.any():
+            return
+        self.last_rate[tuple(self.origin[:, done])] = rates[done]
+        here = tuple(torch.from_numpy(i) for i in np.nonzero(done))
+        at = tuple(torch.from_numpy(i) for i in self.origin[:, done])
+        views = self.lanes.views if self.best is None else self.lanes.split(self.best)
+        for mine, its in zip(self.result.views, views, strict=True):
+            mine[at] = its[here]
+
+    def _move_together(self) -> None:
+        """Leave out lanes that are done where that saves work."""
+        active = self.monitor.active
+        groups = np.flatnonzero(active.any(axis=1))
+        n_each = int(active.sum(axis=1).max())
+        if len(groups) * n_each > SPARSE * active.size:
+            return
+        # lanes that are still trained come first in each group; others fill the rest
+        place = np.argsort(~active[groups], axis=1, kind="stable")[:, :n_each]
+        group = np.broadcast_to(groups[:, None], place.shape)
+        at = torch.from_numpy(group.copy()), torch.from_numpy(place)
+        lanes, updates = self.lanes, self.updates
+        smaller = lanes.like(len(groups), n_each)
+        smaller.values.copy_(lanes.take(lanes.values, at, smaller))
+        slots = {k: lanes.take(v, at, smaller) for k, v in updates.slots.items()}
+        if self.best is not None:
+            self.best = lanes.take(self.best, at, smaller)
+        n_steps, product = updates.n_steps, updates.mu_product
+        self.lanes = smaller
+        self.origin = self.origin[:, group, place]
+        for part in (self.options, self.monitor):
+            part.select(group, place)
+        if self.schedules is not None:
+            self.schedules.which = self.schedules.which[group, place]
+        self.alpha1, self.alpha2 = self.alpha1[group, place], self.alpha2[group, place]
+        self._set_up()
+        new = self.updates
+        new.slots = slots
+        new.set_count(n_steps, product[at] if isinstance(product, Tensor) else product)
+
+
+def train_lanes(
+    data: Sequence[TrainingData],
+    owner: Sequence[int],
+    specs: Specs,
+    *,
+    curves: bool = False,
+    tell: Callable[[int], None] | None = None,
+) -> Trained:
+    """Train a stack of models; the parameters are those of `BatchedTraining`."""
+    with own_torch_settings(specs[0][0].device), torch.inference_mode():
+        return BatchedTraining(data, owner, specs, curves).run(tell)
+
+
+def steps_per_epoch(n_rows: int, spec: FitSpec, *, held_out: bool = True) -> int:
+    """Updates of an epoch, which the lanes of a stack have to have in common.
+
+    `n_rows` counts the rows that early stopping holds out if `held_out` is set.
+    """
+    if held_out and spec.validation_fraction is not None and spec.batch_size < n_rows:
+        n_rows -= math.ceil(spec.validation_fraction * n_rows)
+    return math.ceil(n_rows / max(1, min(spec.batch_size, n_rows)))

@@ -1,0 +1,248 @@
+"""What models that are trained together have of their own: options, schedules, stops, penalties.
+
+Arrays of numbers per model have the shape (n_groups, n_each) of `LaneParameters`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.optim import lr_scheduler
+
+from ._lanes import LaneParameters
+from ._losses import Penalty
+from ._optimizers import construct, defaults_of
+from ._packed import PackedBatch
+from ._types import Array, FitSpec, FloatArray, Mask
+
+# what is to be fitted: groups of lanes
+Specs = Sequence[Sequence[FitSpec]]
+
+
+class LaneOptions:
+    """Options of an optimizer: one value for all lanes, or a number per lane."""
+
+    def __init__(self, specs: Specs) -> None:
+        first = specs[0][0]
+        cls: Any = first.optimizer_class
+        known = {**defaults_of(cls), **first.optimizer_options}
+        every = [[{**known, **spec.optimizer_options} for spec in row] for row in specs]
+        self.same: dict[str, Any] = {}
+        self.varied: dict[str, FloatArray] = {}
+        for name, value in known.items():
+            if isinstance(value, tuple | list):
+                for i in range(len(value)):
+                    self._add(f"{name}.{i}", [[float(o[name][i]) for o in row] for row in every])
+            elif isinstance(value, bool) or value is None or isinstance(value, str):
+                self.same[name] = value
+            else:
+                self._add(name, [[float(o[name]) for o in row] for row in every])
+        if "momentum" in self.varied and "dampening" in known:
+            # without momentum there is nothing to dampen
+            dampening = self.varied.get("dampening", self.same.get("dampening", 0.0))
+            self.varied["dampening"] = np.where(self.varied["momentum"] == 0, 0.0, dampening)
+
+    def _add(self, name: str, values: Any) -> None:
+        table = np.array(values)
+        if (table == table[0, 0]).all():
+            self.same[name] = float(table[0, 0])
+        else:
+            self.varied[name] = table
+
+    def group(self, device: Any) -> dict[str, Any]:
+        """As `RuleUpdates` takes them."""
+        tensors = {k: torch.from_numpy(v.copy()).to(device) for k, v in self.varied.items()}
+        flat = {**self.same, **tensors}
+        out = {k: v for k, v in flat.items() if "." not in k}
+        for name in {k.split(".")[0] for k in flat if "." in k}:
+            out[name] = flat[f"{name}.0"], flat[f"{name}.1"]
+        return out
+
+    def select(self, group: Array, place: Array) -> None:
+        """Keep some lanes."""
+        self.varied = {k: v[group, place] for k, v in self.varied.items()}
+
+
+class LaneSchedules:
+    """Schedules of torch, stepped once per epoch, and what they do to the options of lanes."""
+
+    # what they change
+    NAMES = ("lr", "momentum", "betas")
+
+    def __init__(self, specs: Specs) -> None:
+        first = specs[0][0]
+        cls = first.schedule_class
+        self.by_loss = cls is not None and issubclass(cls, lr_scheduler.ReduceLROnPlateau)
+        # a plateau is that of a lane, anything else is the same wherever options are
+        self.which = np.zeros((len(specs), len(specs[0])), dtype=np.intp)
+        self.optimizers: list[Any] = []
+        self.schedules: list[Any] = []
+        known: dict[str, int] = {}
+        for g, row in enumerate(specs):
+            for c, spec in enumerate(row):
+                key = repr((g, c)) if self.by_loss else _schedule_key(spec)
+                if key not in known:
+                    known[key] = len(self.schedules)
+                    self._make(spec)
+                self.which[g, c] = known[key]
+
+    def _make(self, spec: FitSpec) -> None:
+        cls: Any = spec.optimizer_class
+        cls_of_schedule: Any = spec.schedule_class
+        optimizer = construct("optimizer", cls, [torch.zeros(1)], spec.optimizer_options)
+        optimizer._opt_called = True
+        self.optimizers.append(optimizer)
+        self.schedules.append(
+            construct("lr_schedule", cls_of_schedule, optimizer, spec.schedule_options)
+        )
+
+    def apply(self, options: LaneOptions) -> None:
+        """Put what the schedules say now in the place of the options."""
+        for name in self.NAMES:
+            groups = [optimizer.param_groups[0] for optimizer in self.optimizers]
+            if name not in groups[0]:
+                continue
+            value = groups[0][name]
+            parts = [(name, [g[name] for g in groups])]
+            if isinstance(value, tuple | list):
+                parts = [(f"{name}.{i}", [g[name][i] for g in groups]) for i in range(len(value))]
+            for part, values in parts:
+                options.same.pop(part, None)
+                options.varied.pop(part, None)
+                options._add(part, np.array(values, dtype=np.float64)[self.which])
+
+    def step(self, monitored: FloatArray, active: Mask) -> None:
+        """After an epoch with these losses."""
+        if not self.by_loss:
+            for schedule in self.schedules:
+                schedule.step()
+            return
+        for g, c in zip(*np.nonzero(active), strict=True):
+            self.schedules[self.which[g, c]].step(float(monitored[g, c]))
+
+
+def _schedule_key(spec: FitSpec) -> str:
+    return repr((sorted(spec.optimizer_options.items()), sorted(spec.schedule_options.items())))
+
+
+class LaneMonitor:
+    """Plateau stops and best losses of the lanes, as `Monitor` does for one."""
+
+    def __init__(self, specs: Specs, validates: bool) -> None:
+        shape = len(specs), len(specs[0])
+        self.validates = validates
+        tols = [[np.nan if s.tol is None else s.tol for s in row] for row in specs]
+        self.tol = np.array(tols, dtype=np.float64)
+        self.patience = np.array([[s.n_iter_no_change for s in row] for row in specs])
+        self.best = np.full(shape, np.inf)
+        self.no_improvement = np.zeros(shape, dtype=np.int64)
+        self.active = np.ones(shape, dtype=bool)
+
+    def update(self, monitored: FloatArray) -> tuple[Mask, Mask]:
+        """Take in an epoch; which lanes are better than ever, and which stop."""
+        asked = ~np.isnan(self.tol)
+        worse = monitored > self.best - np.where(asked, self.tol, 0.0)
+        if self.validates:
+            worse |= ~asked & (monitored == self.best)
+        counts = asked | self.validates
+        self.no_improvement = np.where(counts & worse, self.no_improvement + 1, 0)
+        improved = monitored < self.best
+        self.best = np.fmin(self.best, monitored)
+        return improved, self.active & (self.no_improvement > self.patience)
+
+    def select(self, group: Array, place: Array) -> None:
+        """Keep some lanes."""
+        for name in ("tol", "patience", "best", "no_improvement", "active"):
+            setattr(self, name, getattr(self, name)[group, place])
+
+
+class LanePenalties:
+    """The penalty of each lane, summed over updates that are weighed by their rows."""
+
+    def __init__(self, lanes: LaneParameters, l1: FloatArray, l2: FloatArray) -> None:
+        self.lanes = lanes
+        device = lanes.values.device
+        self.l1, self.l2 = (torch.from_numpy(a.copy()).to(device) for a in (l1, l2))
+        self.has_l1, self.has_l2 = bool(l1.any()), bool(l2.any())
+        if self.has_l1:
+            self.full_l1 = lanes.penalised(self.l1)
+            self.sizes = torch.zeros_like(lanes.values)
+            self.reached = lanes.penalised(torch.ones_like(self.l1)) > 0
+        if self.has_l2:
+            self.full_l2 = lanes.penalised(self.l2)
+            self.squares = torch.zeros_like(lanes.values)
+
+    def add(self, batch: PackedBatch) -> None:
+        """Count the penalty as it is before an update."""
+        values, counts = self.lanes.values, batch.counts
+        n: Any = counts[0]
+        if len(set(counts)) > 1:
+            own = torch.tensor(counts, dtype=torch.float64, device=values.device)
+            n = self.lanes.expand(own[:, None].expand(-1, self.lanes.n_each))
+        if self.has_l1:
+            _accumulate_(self.sizes, values.abs(), n)
+        if self.has_l2:
+            if isinstance(n, Tensor):
+                self.squares.add_(values.square().mul_(n))
+            else:
+                self.squares.addcmul_(values, values, value=n)
+
+    def sums(self) -> Any:
+        """The sums since the last call, of shape (n_groups, n_each)."""
+        total: Any = 0.0
+        if self.has_l1:
+            total = total + self.lanes.per_lane(self.sizes.mul_(self.full_l1))
+            self.sizes.zero_()
+        if self.has_l2:
+            total = total + self.lanes.per_lane(self.squares.mul_(self.full_l2)).mul_(0.5)
+            self.squares.zero_()
+        return total
+
+
+def _accumulate_(total: Tensor, values: Tensor, n: Any) -> None:
+    if isinstance(n, Tensor):
+        total.addcmul_(values, n)
+    else:
+        total.add_(values, alpha=n)
+
+
+class LaneProjection:
+    """L1 terms and sign constraints after each update, as `Penalty` keeps them for one model."""
+
+    def __init__(self, penalties: LanePenalties, positive: bool) -> None:
+        self.p, self.positive = penalties, positive
+        lanes = penalties.lanes
+        self.before = torch.empty_like(lanes.values)
+        ones = torch.ones(lanes.n_groups, lanes.n_each, device=lanes.values.device)
+        self.reached = lanes.penalised(ones) > 0
+        self.penalty = Penalty(1.0 if penalties.has_l1 else 0.0, 0.0, positive)
+
+    def pseudo_(self) -> None:
+        """Put the pseudo-gradient in the place of the gradient."""
+        lanes = self.p.lanes
+        w, g = lanes.values, lanes.gradient
+        self.before.copy_(w)
+        l1: Any = self.p.full_l1 if self.p.has_l1 else 0.0
+        right, left = g + l1, g - l1
+        if self.positive:
+            found = torch.where(w > 0, right, right.clamp(max=0.0))
+        else:
+            at_zero = right.clamp(max=0.0) + left.clamp(min=0.0)
+            found = torch.where(w > 0, right, torch.where(w < 0, left, at_zero))
+        torch.where(self.reached, found, g, out=g)
+
+    def project_(self) -> None:
+        """After an update: what crossed zero, or may not leave it, becomes zero."""
+        lanes = self.p.lanes
+        moved = lanes.values.clone()
+        self.penalty.project_(moved, lanes.gradient, self.before)
+        torch.where(self.reached, moved, lanes.values, out=lanes.values)
+
+
+def numbers(options: Mapping[str, Any]) -> list[Any]:
+    """Values of options, those of pairs one by one."""
+    return [x for v in options.values() for x in (v if isinstance(v, tuple) else (v,))]

@@ -1,0 +1,245 @@
+"""Rows of several data sets side by side, and their batches, each in its own seeded order."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Sequence
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from ._batches import BLOCK_ENTRIES, TabularDataset
+from ._types import Loss
+
+
+class PackedRows:
+    """Data sets of the same columns in one tensor.
+
+    Parameters
+    ----------
+    parts : sequence of TabularDataset
+        Dense data sets, which may have different numbers of rows.
+    bias : bool
+        Whether a column of ones (or what stands for them) follows the features.
+
+    Attributes
+    ----------
+    rows : torch.Tensor of shape (n_parts, n_rows, n_columns)
+        Features, the column of ones, targets and, where `weighted` is set, weights. Shorter parts
+        end in rows of zeros, and the last row of all then is one.
+    counts : list of int
+        Rows of each part.
+    """
+
+    def __init__(self, parts: Sequence[TabularDataset], bias: bool) -> None:
+        self.counts = [len(part) for part in parts]
+        self.n_features, self.n_targets = parts[0].X.shape[1], parts[0].y.shape[1]
+        ragged = len(set(self.counts)) > 1
+        self.weighted = ragged or any(part.weight is not None for part in parts)
+        self.n_inputs = self.n_features + bias
+        self.n_columns = self.n_inputs + self.n_targets + self.weighted
+        n_rows = max(self.counts) + ragged
+        self.rows: Tensor = parts[0].X.new_zeros(len(parts), n_rows, self.n_columns)
+        for rows, part, n in zip(self.rows, parts, self.counts, strict=True):
+            rows[:n, : self.n_features] = part.X
+            if bias:
+                rows[:n, self.n_features] = 1.0 if part.ones is None else part.ones
+            rows[:n, self.n_inputs : self.n_inputs + self.n_targets] = part.y
+            if self.weighted:
+                rows[:n, -1] = 1.0 if part.weight is None else part.weight
+
+
+class Order:
+    """The order of rows, drawn anew for each epoch as a single fit draws it."""
+
+    def __init__(self, generator: torch.Generator, n_rows: int) -> None:
+        self.generator, self.n_rows = generator, n_rows
+
+    def draw(self, length: int, pad: int) -> Tensor:
+        """The rows in their order, and then `pad` up to a length."""
+        order = torch.randperm(self.n_rows, generator=self.generator)
+        if length == self.n_rows:
+            return order
+        return torch.cat([order, order.new_full((length - self.n_rows,), pad)])
+
+
+class PackedBatch(NamedTuple):
+    """Rows of one update of all lanes, and where their outputs go.
+
+    Groups of lanes that have fewer rows than others have rows of factor 0 at the end.
+    """
+
+    n_rows: int
+    counts: list[int]  # rows of each group
+    x: Tensor  # n_groups, n_rows, n_inputs
+    x_T: Tensor  # n_groups, n_inputs, n_rows
+    y: Tensor  # n_groups, 1, n_targets, n_rows
+    factor: Any  # a number, or n_groups, 1, 1, n_rows
+    out: Tensor  # n_groups, n_each, n_targets, n_rows
+    out_lanes: Tensor  # n_lanes, n_targets, n_rows
+    out_groups: Tensor  # n_groups, n_each * n_targets, n_rows
+
+
+class PackedBlock(NamedTuple):
+    """Consecutive batches as views of one piece of memory.
+
+    `together` has outputs, targets and weights of all batches of one size at once.
+    """
+
+    rows: Tensor
+    factors: Tensor | None
+    scale: Tensor | None
+    batches: list[PackedBatch]
+    together: list[tuple[Tensor, Tensor, Tensor | None]]
+
+    def loss_sums(self, loss: Loss) -> Tensor:
+        """Weighted losses of the outputs there are, summed, of shape (n_groups, n_each)."""
+        total: Any = 0.0
+        for out, y, weight in self.together:
+            values = loss.pointwise(out, y.expand_as(out))
+            if weight is not None:
+                values = values * weight
+            total = total + values.sum((0, 3, 4))
+        sums: Tensor = total
+        return sums
+
+
+class PackedBatches:
+    """Batches for groups of lanes, gathered block by block.
+
+    Parameters
+    ----------
+    packed : PackedRows
+        The rows.
+    owner : sequence of int
+        The part that each group of lanes sees.
+    n_each : int
+        Lanes of a group.
+    batch_size : int
+        Rows per batch.
+    orders : sequence of Order, optional
+        The order of each group; without, rows come as they are.
+    slope_factor : float, default=1.0
+        What the derivative of the loss is short of.
+    """
+
+    def __init__(
+        self,
+        packed: PackedRows,
+        owner: Sequence[int],
+        n_each: int,
+        batch_size: int,
+        orders: Sequence[Order] | None = None,
+        slope_factor: float = 1.0,
+    ) -> None:
+        self.packed, self.owner, self.n_each = packed, list(owner), n_each
+        self.counts = [packed.counts[i] for i in self.owner]
+        self.n_rows = max(self.counts)
+        self.batch_size = max(1, min(batch_size, self.n_rows))
+        # the order of rows within a full batch changes nothing
+        self.orders = orders if self.batch_size < self.n_rows else None
+        self.slope_factor = slope_factor
+        n_groups = len(self.owner)
+        width = max(n_groups * packed.n_columns, n_groups * n_each * packed.n_targets)
+        together = BLOCK_ENTRIES // (self.batch_size * width)
+        self.block_rows = min(self.n_rows, self.batch_size * max(1, together))
+        self._kept: dict[int, PackedBlock] = {}
+        device = packed.rows.device
+        self._start: Tensor = (
+            torch.tensor(self.owner, device=device)[:, None] * packed.rows.shape[1]
+        )
+        self._as_it_is = self.owner == list(range(len(packed.counts)))
+
+    @property
+    def n_batches(self) -> int:
+        """Batches of an epoch."""
+        return math.ceil(self.n_rows / self.batch_size)
+
+    def blocks(self) -> Iterator[PackedBlock]:
+        """The blocks of one epoch; the next may overwrite one."""
+        packed, starts = self.packed, range(0, self.n_rows, self.block_rows)
+        if self.orders is None and self._as_it_is:
+            for start in starts:
+                if start not in self._kept:
+                    stop = min(start + self.block_rows, self.n_rows)
+                    self._kept[start] = self._cut(packed.rows[:, start:stop], start)
+                    self._weigh(self._kept[start])
+                yield self._kept[start]
+            return
+        order = self._draw()
+        flat = packed.rows.view(-1, packed.n_columns)
+        for start in starts:
+            index = order[:, start : start + self.block_rows]
+            # all blocks but the last hold as many rows
+            key = start if start + self.block_rows > self.n_rows else 0
+            if key not in self._kept:
+                room = flat.new_empty(*index.shape, packed.n_columns)
+                self._kept[key] = self._cut(room, start)
+            block = self._kept[key]
+            room = block.rows.view(-1, packed.n_columns)
+            torch.index_select(flat, 0, index.reshape(-1), out=room)
+            self._weigh(block)
+            yield block
+
+    def _draw(self) -> Tensor:
+        """Rows of `packed.rows`, of shape (n_groups, n_rows), in the order of this epoch."""
+        if self.orders is None:
+            return self._start + torch.arange(self.n_rows, device=self._start.device)
+        drawn: dict[int, Tensor] = {}
+        for order in self.orders:
+            if id(order) not in drawn:
+                # the last row is one of zeros where any row is missing
+                pad = self.packed.rows.shape[1] - 1
+                drawn[id(order)] = order.draw(self.n_rows, pad).to(self._start.device)
+        if len(drawn) == 1:
+            return self._start + next(iter(drawn.values()))
+        return self._start + torch.stack([drawn[id(order)] for order in self.orders])
+
+    def _weigh(self, block: PackedBlock) -> None:
+        if block.factors is not None and block.scale is not None:
+            torch.mul(block.rows[..., -1], block.scale, out=block.factors)
+
+    def _cut(self, rows: Tensor, start: int) -> PackedBlock:
+        """A block of batches that are views of `rows`, the first of which is row `start`."""
+        packed, (n_groups, n_rows, _) = self.packed, rows.shape
+        size, n_targets = self.batch_size, packed.n_targets
+        factors = scale = None
+        if packed.weighted:
+            scale = rows.new_ones(n_groups, n_rows)
+            factors = torch.empty_like(scale)
+        batches, together = [], []
+        n_full = n_rows // size
+        # batches of one size as views of one tensor each, so that losses take few calls
+        runs = [(0, n_full, size), (n_full * size, 1, n_rows - n_full * size)]
+        for first, n, width in runs:
+            if not n or not width:
+                continue
+            outs = rows.new_empty(n, n_groups, self.n_each, n_targets, width)
+            part = rows[:, first : first + n * width].unfold(1, width, width).mT.transpose(0, 1)
+            x = part[..., : packed.n_inputs]
+            y = part[..., packed.n_inputs : packed.n_inputs + n_targets].mT[:, :, None]
+            weight = part[..., -1][:, :, None, None] if packed.weighted else None
+            together.append((outs, y, weight))
+            for i, out in enumerate(outs):
+                at = first + i * width
+                counts = [min(max(c - start - at, 0), width) for c in self.counts]
+                factor: Any = self.slope_factor / (width * n_targets)
+                if scale is not None and factors is not None:
+                    own = rows.new_tensor([max(1, c) * n_targets for c in counts])
+                    scale[:, at : at + width] = (self.slope_factor / own)[:, None]
+                    factor = factors[:, None, None, at : at + width]
+                batches.append(
+                    PackedBatch(
+                        width,
+                        counts,
+                        x[i],
+                        x[i].mT,
+                        y[i],
+                        factor,
+                        out,
+                        out.flatten(0, 1),
+                        out.flatten(1, 2),
+                    )
+                )
+        return PackedBlock(rows, factors, scale, batches, together)
