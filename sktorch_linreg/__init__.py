@@ -4,5 +4,13 @@ from ._types import TrainingDivergedError
 from ._version import __version__
 from .linear import TorchLinearRegressor
 from .mlp import TorchMLPRegressor
+from .model_selection import BatchedGridSearchCV, BatchedRandomizedSearchCV
 
-__all__ = ["TorchLinearRegressor", "TorchMLPRegressor", "TrainingDivergedError", "__version__"]
+__all__ = [
+    "BatchedGridSearchCV",
+    "BatchedRandomizedSearchCV",
+    "TorchLinearRegressor",
+    "TorchMLPRegressor",
+    "TrainingDivergedError",
+    "__version__",
+]

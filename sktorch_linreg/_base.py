@@ -121,17 +121,7 @@ class BaseTorchRegressor(
                 f"loss={spec.loss.name!r} does not go on from. Set warm_start=False and call fit, "
                 "or clone the estimator."
             )
-        minimum = spec.loss.minimum_target
-        if minimum is not None and float(data.y.min()) < minimum:
-            raise ValueError(
-                f"loss={spec.loss.name!r} needs targets of at least {minimum:g}; the smallest is "
-                f"{float(data.y.min()):g}. Choose another loss, such as 'squared_error'."
-            )
-        if spec.loss.reduced and data.weight is not None:
-            raise ValueError(
-                f"The loss {spec.loss.name} gives one mean and cannot weigh rows. Leave "
-                "sample_weight out, or give the class a 'reduction' parameter that takes 'none'."
-            )
+        self._check_targets(data, spec)
 
         def take_over(estimator: Self, result: FitResult) -> None:
             if goes_on:
@@ -149,6 +139,20 @@ class BaseTorchRegressor(
         if task is not None:
             task.end()
         return result.warnings
+
+    def _check_targets(self, data: TrainingData, spec: FitSpec) -> None:
+        """Raise where the loss cannot take these targets or weights."""
+        minimum = spec.loss.minimum_target
+        if minimum is not None and float(data.y.min()) < minimum:
+            raise ValueError(
+                f"loss={spec.loss.name!r} needs targets of at least {minimum:g}; the smallest is "
+                f"{float(data.y.min()):g}. Choose another loss, such as 'squared_error'."
+            )
+        if spec.loss.reduced and data.weight is not None:
+            raise ValueError(
+                f"The loss {spec.loss.name} gives one mean and cannot weigh rows. Leave "
+                "sample_weight out, or give the class a 'reduction' parameter that takes 'none'."
+            )
 
     def _check_same_shape(self, data: TrainingData) -> None:
         """Raise where training cannot go on with the layers that are there."""
@@ -281,6 +285,9 @@ class BaseTorchRegressor(
     def _validate_predict(self, X: Any) -> tuple[Any, Callable[[], object] | None]:
         """X as floats, and what raises if they are not finite, where that is not known yet."""
         check_is_fitted(self)
+        return self._validate_predict_rows(X)
+
+    def _validate_predict_rows(self, X: Any) -> tuple[Any, Callable[[], object] | None]:
         if is_plain(X, (2,)):
             adopt_names(self, X, reset=False)
             X = np.asarray(X)

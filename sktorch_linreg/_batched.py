@@ -9,7 +9,6 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
-from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -32,13 +31,12 @@ from ._modules import make_module
 from ._packed import Order, PackedBatches, PackedRows
 from ._prepare import Prepared, prepare
 from ._threads import threads_for
+from ._trained import Trained
 from ._types import (
-    Array,
     FitSpec,
     FloatArray,
     Layers,
     Mask,
-    Scaling,
     TrainingData,
     TrainingDivergedError,
 )
@@ -48,32 +46,6 @@ from ._updates import RuleUpdates
 SPARSE = 0.75
 # rows of a pass over held-out ones
 VALIDATION_ROWS = 4096
-
-
-@dataclass
-class Trained:
-    """What training gave each lane; arrays have the shape (n_groups, n_each).
-
-    `errors` holds a `TrainingDivergedError` for each lane that has no parameters of use.
-    """
-
-    lanes: LaneParameters
-    scalings: list[Scaling]
-    n_iter: Array
-    loss: FloatArray
-    best_loss: FloatArray
-    unfinished: Mask
-    errors: dict[tuple[int, int], TrainingDivergedError] = field(default_factory=dict)
-    loss_curves: list[FloatArray] = field(default_factory=list)
-    validation_curves: list[FloatArray] = field(default_factory=list)
-
-    def curve(self, which: list[FloatArray], group: int, place: int) -> list[float]:
-        """One of the curves of a lane."""
-        return [float(epoch[group, place]) for epoch in which[: self.n_iter[group, place]]]
-
-    def layers(self, group: int, place: int) -> Layers:
-        """Weights and intercepts of a lane, in the trained space."""
-        return self.lanes.layers(group, place)
 
 
 class BatchedTraining:
@@ -105,7 +77,8 @@ class BatchedTraining:
         prepared = self._prepare(data)
         self.packed, self.held_out = self._pack(prepared)
         counts = [self.packed.counts[i] for i in self.owner]
-        if len({steps_per_epoch(n, self.spec, held_out=False) for n in counts}) > 1:
+        pairs = zip(counts, specs, strict=True)
+        if len({steps_per_epoch(n, row[0], held_out=False) for n, row in pairs}) > 1:
             raise ValueError("Models that are trained together need as many updates per epoch.")
         self.scalings = [prepared[i].scaling for i in self.owner]
         n_in, n_out = self.packed.n_features, self.packed.n_targets

@@ -1,0 +1,112 @@
+"""What the training of a stack gave: parameters, losses and predictions of its models."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+import numpy as np
+import torch
+
+from ._batches import TabularDataset
+from ._data import as_tensor, chunks, to_user_units
+from ._lanes import BatchedBackprop, LaneParameters
+from ._packed import PackedBatches, PackedRows
+from ._types import (
+    Array,
+    FitResult,
+    FitSpec,
+    FloatArray,
+    Layers,
+    Mask,
+    Scaling,
+    TrainingDivergedError,
+)
+
+
+@dataclass
+class Trained:
+    """What training gave each lane; arrays have the shape (n_groups, n_each).
+
+    `errors` holds a `TrainingDivergedError` for each lane that has no parameters of use.
+    """
+
+    lanes: LaneParameters
+    scalings: list[Scaling]
+    n_iter: Array
+    loss: FloatArray
+    best_loss: FloatArray
+    unfinished: Mask
+    errors: dict[tuple[int, int], TrainingDivergedError] = field(default_factory=dict)
+    loss_curves: list[FloatArray] = field(default_factory=list)
+    validation_curves: list[FloatArray] = field(default_factory=list)
+
+    def curve(self, which: list[FloatArray], group: int, place: int) -> list[float]:
+        """One of the curves of a lane."""
+        return [float(epoch[group, place]) for epoch in which[: self.n_iter[group, place]]]
+
+    def layers(self, group: int, place: int) -> Layers:
+        """Weights and intercepts of a lane, in the trained space."""
+        return self.lanes.layers(group, place)
+
+    def fit_result(self, group: int, place: int, spec: FitSpec) -> FitResult:
+        """What training a lane alone would have returned, without a net; needs the curves."""
+        loss = self.curve(self.loss_curves, group, place)
+        validation = self.curve(self.validation_curves, group, place)
+        history = [{"epoch": i + 1, "train_loss": value} for i, value in enumerate(loss)]
+        for row, value in zip(history, validation, strict=False):
+            row["valid_loss"] = value
+        trained, scaling = self.layers(group, place), self.scalings[group]
+        return FitResult(
+            layers=to_user_units(trained, scaling),
+            scaling=scaling,
+            loss=float(self.loss[group, place]),
+            loss_curve=loss,
+            validation_loss_curve=validation,
+            best_loss=float(self.best_loss[group, place]),
+            n_iter=int(self.n_iter[group, place]),
+            optimizer=spec.optimizer,
+            trained=trained,
+            history=history,
+        )
+
+    @torch.inference_mode()
+    def predict(self, group: int, X: Array, activation: str) -> Array:
+        """Predictions of all lanes of a group, in the precision of X.
+
+        Parameters
+        ----------
+        group : int
+            The group.
+        X : ndarray of shape (n_rows, n_features)
+            Raw features.
+        activation : str
+            That of the hidden layers.
+
+        Returns
+        -------
+        ndarray of shape (n_each, n_targets, n_rows)
+            Predictions in the user's units.
+        """
+        s, lanes = self.scalings[group], self.lanes
+        one = LaneParameters(
+            lanes.sizes, lanes.bias, 1, lanes.n_each, as_tensor(X).dtype, torch.device("cpu")
+        )
+        for mine, its in zip(one.views, lanes.views, strict=True):
+            mine.copy_(its[group : group + 1])
+        rows = (X - s.x_offset.astype(X.dtype)) * s.x_factor.astype(X.dtype)
+        target = torch.empty(0, lanes.sizes[-1], dtype=one.values.dtype)
+        out = np.empty((lanes.n_each, lanes.sizes[-1], len(X)), dtype=X.dtype)
+        backprop = BatchedBackprop(one, activation)
+        widest = max(lanes.sizes) * lanes.n_each
+        for part in chunks(len(X), widest):
+            block = torch.from_numpy(np.ascontiguousarray(rows[part]))
+            given = TabularDataset(block, target.new_zeros(len(block), lanes.sizes[-1]))
+            batches = PackedBatches(PackedRows([given], lanes.bias), [0], lanes.n_each, len(block))
+            for b in batches.blocks():
+                for batch in b.batches:
+                    backprop.outputs_(batch)
+                    out[:, :, part] = batch.out[0].numpy()
+        offset, scale = (a.astype(X.dtype)[:, None] for a in (s.y_offset, s.y_scale))
+        out = out * scale + offset
+        predictions: Array = np.exp(out) if s.log_link else out
+        return predictions

@@ -1,0 +1,301 @@
+"""Searches over hyperparameters that train candidates and folds together."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping
+from typing import Any, Self
+
+from sklearn.base import clone
+from sklearn.model_selection import (
+    GridSearchCV,
+    ParameterGrid,
+    ParameterSampler,
+    RandomizedSearchCV,
+    check_cv,
+)
+from sklearn.utils import get_tags, indexable
+
+from ._compat import MultimetricScorer, check_method_params, nested_fit_context
+from ._search import Evaluation
+
+
+class _BatchedSearch:
+    """The `fit` of both searches; everything else is scikit-learn's."""
+
+    # what the searches of scikit-learn have
+    estimator: Any
+    scoring: Any
+    cv: Any
+    refit: Any
+    n_jobs: Any
+    pre_dispatch: Any
+    verbose: int
+    error_score: Any
+    return_train_score: bool
+    best_estimator_: Any
+    _get_scorers: Any
+    _get_routed_params_for_fit: Any
+    _check_input_parameters: Any
+    _check_refit_for_multimetric: Any
+    _select_best_index: Any
+    _format_results: Any
+    _init_callback_context: Any
+    _run_search: Any
+
+    def __sklearn_tags__(self) -> Any:
+        tags = super().__sklearn_tags__()  # type: ignore[misc]
+        # which scikit-learn's searches do not hand on
+        tags.target_tags.multi_output = get_tags(self.estimator).target_tags.multi_output
+        return tags
+
+    @nested_fit_context
+    def fit(self, X: Any, y: Any = None, **params: Any) -> Self:
+        """Run the search.
+
+        Parameters
+        ----------
+        X : {array-like, sparse matrix} of shape (n_samples, n_features)
+            Features.
+        y : array-like of shape (n_samples,) or (n_samples, n_targets)
+            Targets.
+        **params : dict of str to object
+            Parameters of the estimator's `fit`, such as `sample_weight`, which is split along with
+            the rows, of the scorer, and `groups` for the splitter.
+
+        Returns
+        -------
+        self : object
+            The fitted search.
+
+        Raises
+        ------
+        ValueError
+            If all fits failed, or parameters or input are wrong.
+
+        Examples
+        --------
+        >>> from sklearn.datasets import load_diabetes
+        >>> from sktorch_linreg import BatchedGridSearchCV, TorchLinearRegressor
+        >>> X, y = load_diabetes(return_X_y=True)
+        >>> model = TorchLinearRegressor(optimizer="adam", batch_size=64, max_epochs=20)
+        >>> search = BatchedGridSearchCV(model, {"lr": [1e-4, 0.1]}).fit(X, y)
+        >>> search.best_params_
+        {'lr': 0.1}
+        """
+        scorers, refit_metric = self._get_scorers()
+        X, y = indexable(X, y)
+        params = check_method_params(X, params=params)
+        routed = self._get_routed_params_for_fit(params)
+        weight = params.get("sample_weight")
+        about = {"estimator": self, "X": X, "y": y}
+        about["metadata"] = None if weight is None else {"sample_weight": weight}
+        context = self._init_callback_context(max_subtasks=1 + (self.refit is not False))
+        context.call_on_fit_task_begin(**about)
+        is_classifier = getattr(self.estimator, "_estimator_type", None) == "classifier"
+        self._checked_cv_orig = check_cv(self.cv, y, classifier=is_classifier)
+        self._check_input_parameters(X=X, y=y, split_params=routed.splitter.split)
+        self.n_splits_ = self._checked_cv_orig.get_n_splits(X, y, **routed.splitter.split)
+        tried = Evaluation(self, X, y, scorers, routed)
+        self._run_search(tried.evaluate, callback_ctx=context)
+        results = tried.results
+        first = tried.outcomes[0]["test_scores"]
+        self.multimetric_ = isinstance(first, dict)
+        if callable(self.scoring) and self.multimetric_:
+            self._check_refit_for_multimetric(first)
+            refit_metric = self.refit
+        if self.refit or not self.multimetric_:
+            self.best_index_ = self._select_best_index(self.refit, refit_metric, results)
+            if not callable(self.refit):
+                self.best_score_ = results[f"mean_test_{refit_metric}"][self.best_index_]
+            self.best_params_ = results["params"][self.best_index_]
+        if self.refit:
+            self._refit(X, y, routed.estimator.fit, context, about)
+        one_of_many = isinstance(scorers, MultimetricScorer)
+        self.scorer_ = scorers._scorers if one_of_many else scorers
+        self.cv_results_ = results
+        context.call_on_fit_task_end(**about)
+        return self
+
+    def _refit(
+        self, X: Any, y: Any, fit_params: Mapping[str, Any], context: Any, about: dict[str, Any]
+    ) -> None:
+        """Fit the best candidate to all rows."""
+        best = clone(self.estimator).set_params(**clone(self.best_params_, safe=False))
+        part = context.subcontext(task_name="refit-with-best-params")
+        with part.propagate_callback_context(best):
+            part.call_on_fit_task_begin(**about)
+            begin = time.time()
+            best.fit(X, **fit_params) if y is None else best.fit(X, y, **fit_params)
+            self.refit_time_ = time.time() - begin
+        self.best_estimator_ = best
+        if hasattr(best, "feature_names_in_"):
+            self.feature_names_in_ = best.feature_names_in_
+        part.call_on_fit_task_end(**about)
+
+
+class BatchedGridSearchCV(_BatchedSearch, GridSearchCV):  # type: ignore[misc]
+    """Exhaustive search like `GridSearchCV`, with candidates and folds trained as one program.
+
+    Code that uses `sklearn.model_selection.GridSearchCV` changes one name: parameters, methods and
+    attributes are the same, and so are the scores, but for rounding. Fits of a
+    `TorchLinearRegressor` or `TorchMLPRegressor`, alone or as the last step of a `Pipeline`, are
+    stacked where they differ in numbers alone: `lr`, `alpha`, `l1_ratio`, `dropout`,
+    `random_state`, `tol`, `n_iter_no_change` and the numbers among ``optimizer__*``. Other shapes,
+    optimizers, losses, batch sizes or epochs make up stacks of their own. The steps of a pipeline
+    before the estimator are fitted once per fold and setting of their own parameters.
+
+    What cannot be stacked runs as in `GridSearchCV`: other estimators, exact solvers and L-BFGS,
+    optimizers and losses of your own, sparse rows, and estimators with callbacks. ``verbose=1``
+    says how many fits that were, and why.
+
+    Parameters
+    ----------
+    estimator : estimator object
+        What is fitted.
+    param_grid : dict or list of dict
+        Names of parameters, each with the values to try, or several such grids.
+    scoring : str, callable, list, tuple or dict, default=None
+        As in `GridSearchCV`. Usual regression scores are worked out for many models at once; others
+        are asked for model by model.
+    n_jobs : int, default=None
+        Number of workers that stacks, and fits that are run alone, are shared out to.
+    refit : bool, str or callable, default=True
+        Whether, or by which score or rule, the best candidate is fitted to all rows.
+    cv : int, splitter or iterable, default=None
+        The splits; None is five folds.
+    verbose : int, default=0
+        From 1 on, how the search is carried out; more for fits that are run alone.
+    pre_dispatch : int or str, default="2*n_jobs"
+        As in `GridSearchCV`.
+    error_score : "raise" or numeric, default=np.nan
+        The score of a fit that fails, such as one that diverges.
+    return_train_score : bool, default=False
+        Whether to score on the training rows as well.
+
+    Attributes
+    ----------
+    cv_results_ : dict of ndarrays
+        As in `GridSearchCV`. Times are the fit's share of those of its stack.
+    best_estimator_ : estimator
+        Fitted to all rows, if `refit` is set.
+    best_score_ : float
+        Mean score of the best candidate.
+    best_params_ : dict
+        Its parameters.
+    best_index_ : int
+        Its place in `cv_results_`.
+    scorer_ : callable or dict
+        The scorers.
+    n_splits_ : int
+        Number of splits.
+    refit_time_ : float
+        Seconds of fitting the best candidate to all rows.
+    multimetric_ : bool
+        Whether there are several scores.
+
+    See Also
+    --------
+    BatchedRandomizedSearchCV : Candidates drawn from distributions.
+    sklearn.model_selection.GridSearchCV : The search whose interface this is.
+
+    Notes
+    -----
+    Without a `random_state` all fits of a search draw from one fresh seed, so that candidates are
+    compared on the same initial weights and batches. An estimator's own `verbose` is not heard in
+    stacks.
+
+    Examples
+    --------
+    >>> from sklearn.datasets import load_diabetes
+    >>> from sklearn.pipeline import make_pipeline
+    >>> from sklearn.preprocessing import PolynomialFeatures
+    >>> from sktorch_linreg import BatchedGridSearchCV, TorchLinearRegressor
+    >>> X, y = load_diabetes(return_X_y=True)
+    >>> model = TorchLinearRegressor(optimizer="adam", max_epochs=50, random_state=0)
+    >>> pipeline = make_pipeline(PolynomialFeatures(2, include_bias=False), model)
+    >>> grid = {"torchlinearregressor__lr": [1e-4, 0.03], "torchlinearregressor__alpha": [0, 0.1]}
+    >>> search = BatchedGridSearchCV(pipeline, grid).fit(X, y)
+    >>> search.best_params_["torchlinearregressor__lr"]
+    0.03
+    """
+
+    def _run_search(self, evaluate_candidates: Any, *, callback_ctx: Any = None) -> None:
+        evaluate_candidates(ParameterGrid(self.param_grid), callback_ctx=callback_ctx)
+
+
+class BatchedRandomizedSearchCV(_BatchedSearch, RandomizedSearchCV):  # type: ignore[misc]
+    """Random search like `RandomizedSearchCV`, with candidates and folds trained as one program.
+
+    Which fits are stacked is what `BatchedGridSearchCV` says.
+
+    Parameters
+    ----------
+    estimator : estimator object
+        What is fitted.
+    param_distributions : dict or list of dict
+        Names of parameters, each with a distribution or a list of values.
+    n_iter : int, default=10
+        Number of candidates.
+    scoring : str, callable, list, tuple or dict, default=None
+        As in `RandomizedSearchCV`.
+    n_jobs : int, default=None
+        Number of workers.
+    refit : bool, str or callable, default=True
+        Whether, or by which score or rule, the best candidate is fitted to all rows.
+    cv : int, splitter or iterable, default=None
+        The splits; None is five folds.
+    verbose : int, default=0
+        From 1 on, how the search is carried out.
+    pre_dispatch : int or str, default="2*n_jobs"
+        As in `RandomizedSearchCV`.
+    random_state : int, RandomState instance or None, default=None
+        Seed of the candidates.
+    error_score : "raise" or numeric, default=np.nan
+        The score of a fit that fails.
+    return_train_score : bool, default=False
+        Whether to score on the training rows as well.
+
+    Attributes
+    ----------
+    cv_results_ : dict of ndarrays
+        As in `RandomizedSearchCV`.
+    best_estimator_ : estimator
+        Fitted to all rows, if `refit` is set.
+    best_score_ : float
+        Mean score of the best candidate.
+    best_params_ : dict
+        Its parameters.
+    best_index_ : int
+        Its place in `cv_results_`.
+    scorer_ : callable or dict
+        The scorers.
+    n_splits_ : int
+        Number of splits.
+    refit_time_ : float
+        Seconds of fitting the best candidate to all rows.
+    multimetric_ : bool
+        Whether there are several scores.
+
+    See Also
+    --------
+    BatchedGridSearchCV : All combinations of a grid.
+
+    Examples
+    --------
+    >>> from scipy.stats import loguniform
+    >>> from sklearn.datasets import load_diabetes
+    >>> from sktorch_linreg import BatchedRandomizedSearchCV, TorchLinearRegressor
+    >>> X, y = load_diabetes(return_X_y=True)
+    >>> model = TorchLinearRegressor(optimizer="adam", batch_size=64, max_epochs=20)
+    >>> rates = {"lr": loguniform(1e-4, 0.1)}
+    >>> search = BatchedRandomizedSearchCV(model, rates, random_state=0).fit(X, y)
+    >>> len(search.cv_results_["params"])
+    10
+    """
+
+    def _run_search(self, evaluate_candidates: Any, *, callback_ctx: Any = None) -> None:
+        drawn = ParameterSampler(
+            self.param_distributions, self.n_iter, random_state=self.random_state
+        )
+        evaluate_candidates(drawn, callback_ctx=callback_ctx)

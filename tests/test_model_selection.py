@@ -1,0 +1,351 @@
+"""The searches against scikit-learn's own, which fit one by one."""
+
+import warnings
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+from scipy.stats import loguniform
+from sklearn.base import clone
+from sklearn.callback import ProgressBar
+from sklearn.compose import TransformedTargetRegressor
+from sklearn.decomposition import PCA
+from sklearn.exceptions import ConvergenceWarning, FitFailedWarning
+from sklearn.linear_model import Ridge
+from sklearn.metrics import make_scorer, mean_pinball_loss
+from sklearn.model_selection import (
+    GridSearchCV,
+    GroupKFold,
+    KFold,
+    RandomizedSearchCV,
+    ShuffleSplit,
+    TimeSeriesSplit,
+)
+from sklearn.pipeline import Pipeline, make_pipeline
+from sklearn.preprocessing import StandardScaler
+from sklearn.utils.estimator_checks import parametrize_with_checks
+
+from sktorch_linreg import (
+    BatchedGridSearchCV,
+    BatchedRandomizedSearchCV,
+    TorchLinearRegressor,
+    TorchMLPRegressor,
+)
+
+LINEAR = TorchLinearRegressor(optimizer="adam", batch_size=32, max_epochs=8, random_state=0)
+MLP = TorchMLPRegressor(
+    hidden_layer_sizes=(8,), batch_size=32, max_epochs=5, random_state=0, dtype="float64"
+)
+RATES = {"lr": [1e-3, 0.01, 0.05], "alpha": [0.0, 0.1]}
+
+
+def rows(n=121, d=4, k=1, seed=0):
+    rng = np.random.default_rng(seed)
+    X = rng.normal(size=(n, d)) * [1, 10, 0.1, 1][:d] + 3
+    y = X @ rng.normal(size=(d, k)) + rng.normal(size=(n, k))
+    return X, y[:, 0] if k == 1 else y
+
+
+def compare(estimator, grid, X, y, *, fit_params=None, tolerance=1e-9, stacked=None, **options):
+    """Run both searches; they have to agree in everything but times."""
+    ours = BatchedGridSearchCV(clone(estimator), grid, **options)
+    theirs = GridSearchCV(clone(estimator), grid, **options)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", (ConvergenceWarning, UserWarning))
+        ours.fit(X, y, **(fit_params or {}))
+        theirs.fit(X, y, **(fit_params or {}))
+    mine, its = ours.cv_results_, theirs.cv_results_
+    assert list(mine) == list(its)
+    for name, values in its.items():
+        if name == "params":
+            assert mine[name] == values
+            continue
+        assert type(mine[name]) is type(values)
+        assert mine[name].dtype == values.dtype
+        if name.startswith("rank_"):
+            assert (mine[name] == values).all()
+        elif "_time" not in name and not name.startswith("param_"):
+            np.testing.assert_allclose(mine[name], values, rtol=tolerance, atol=tolerance)
+    for name in ("best_index_", "best_params_", "n_splits_", "multimetric_"):
+        assert getattr(ours, name, None) == getattr(theirs, name, None), name
+    return ours, theirs
+
+
+def n_stacked(capsys):
+    """What the search said of itself."""
+    return capsys.readouterr().out
+
+
+@pytest.mark.parametrize("base", [LINEAR, MLP], ids=["linear", "mlp"])
+@pytest.mark.parametrize(
+    "cv", [5, KFold(4, shuffle=True, random_state=0), ShuffleSplit(3, random_state=0),
+           TimeSeriesSplit(4)], ids=["five", "shuffled", "random", "time"],
+)  # fmt: skip
+def test_scores_are_those_of_grid_search(base, cv, capsys):
+    ours, theirs = compare(base, RATES, *rows(), cv=cv, return_train_score=True, verbose=1)
+    assert "one by one" not in n_stacked(capsys)
+    X = rows(seed=1)[0]
+    np.testing.assert_array_equal(ours.predict(X), theirs.predict(X))
+    assert ours.score(*rows(seed=1)) == theirs.score(*rows(seed=1))
+
+
+def test_several_targets_weights_and_early_stopping(capsys):
+    X, y = rows(k=2)
+    weight = np.random.default_rng(0).uniform(0, 2, len(X)).round()
+    options = {"early_stopping": True, "max_epochs": 30, "n_iter_no_change": 2}
+    for base in (LINEAR, MLP):
+        estimator = clone(base).set_params(**options)
+        compare(estimator, RATES, X, y, fit_params={"sample_weight": weight}, verbose=1)
+        assert "one by one" not in n_stacked(capsys)
+
+
+def test_pipelines_fit_earlier_steps_once(capsys):
+    class Counted(StandardScaler):
+        n_fits = 0
+
+        def fit(self, X, y=None, sample_weight=None):
+            type(self).n_fits += 1
+            return super().fit(X, y, sample_weight)
+
+    pipe = Pipeline([("scale", Counted()), ("pca", PCA(random_state=0)), ("reg", LINEAR)])
+    grid = {"pca__n_components": [2, 3], "reg__lr": [0.01, 0.05], "reg__alpha": [0.0, 0.1]}
+    X, y = rows()
+    ours, theirs = compare(pipe, grid, X, y, verbose=1)
+    assert "one by one" not in n_stacked(capsys)
+    np.testing.assert_allclose(ours.predict(X), theirs.predict(X))
+    Counted.n_fits = 0
+    BatchedGridSearchCV(pipe, grid, refit=False).fit(X, y)
+    assert Counted.n_fits == 2 * 5
+    weight = {"reg__sample_weight": np.linspace(0.1, 1, len(X))}
+    compare(pipe, grid, X, y, fit_params=weight)
+    compare(make_pipeline(clone(LINEAR)), {"torchlinearregressor__lr": [0.01, 0.1]}, X, y)
+
+
+def test_shapes_make_stacks_of_their_own(capsys):
+    grid = [
+        {"hidden_layer_sizes": [(4,), (5, 3)], "lr": [0.01, 0.1], "activation": ["relu", "tanh"]},
+        {"optimizer": ["sgd", "rmsprop"], "batch_size": [16, None], "max_epochs": [3, 4]},
+        {"dropout": [0.0, 0.1, 0.4], "random_state": [0, 1], "tol": [None, 1e-2]},
+        {"loss": ["huber"], "loss__delta": [0.5, 1.0], "alpha": [0.1], "l1_ratio": [0.0, 0.5]},
+    ]
+    compare(MLP, grid, *rows(), verbose=1)
+    assert "one by one" not in n_stacked(capsys)
+
+
+@pytest.mark.parametrize(
+    ("estimator", "grid", "reason"),
+    [
+        (TorchLinearRegressor(), {"alpha": [0.0, 0.1]}, "it is solved exactly"),
+        (LINEAR, {"optimizer": ["lbfgs"], "batch_size": [None]}, "'lbfgs' is torch's own"),
+        (LINEAR, {"optimizer": [torch.optim.Rprop]}, "'Rprop' is torch's own"),
+        (LINEAR, {"loss": [torch.nn.SmoothL1Loss]}, "left to autograd"),
+        (LINEAR, {"record_path": [True]}, "record_path"),
+        (LINEAR, {"callbacks": [[("none", None)]]}, "callbacks"),
+        (Ridge(), {"alpha": [0.1, 1.0]}, "Ridge is not an estimator of this package"),
+        (
+            TransformedTargetRegressor(LINEAR),
+            {"regressor__lr": [0.01, 0.1]},
+            "TransformedTargetRegressor is not",
+        ),
+    ],
+)
+def test_what_is_not_stacked_is_fitted_alone(estimator, grid, reason, capsys):
+    compare(estimator, grid, *rows(), verbose=1)
+    out = n_stacked(capsys)
+    assert "0 of " in out
+    assert reason in out
+
+
+def test_mixed_candidates(capsys):
+    pipe = Pipeline([("reg", LINEAR)])
+    grid = [{"reg": [clone(LINEAR)], "reg__lr": [0.01, 0.1]}, {"reg": [Ridge(), Ridge(10.0)]}]
+    compare(pipe, grid, *rows(), verbose=1)
+    assert "10 of 20 fits are trained together" in n_stacked(capsys)
+
+
+def r2_of_half(estimator, X, y):
+    return estimator.score(X[::2], y[::2])
+
+
+def several(estimator, X, y):
+    return {"half": r2_of_half(estimator, X, y), "epochs": float(estimator.n_iter_)}
+
+
+def curve(estimator, X, y):
+    assert len(estimator.history_) == estimator.n_iter_
+    last = estimator.loss_curve_[-1] + estimator.best_loss_ + estimator.loss_
+    return last + np.abs(estimator.module_(torch.tensor(X)).detach().numpy()).mean()
+
+
+@pytest.mark.parametrize(
+    "scoring",
+    [
+        "r2", "explained_variance", "neg_mean_squared_error", "neg_root_mean_squared_error",
+        "neg_mean_absolute_error", "neg_median_absolute_error", "neg_max_error",
+        "neg_mean_absolute_percentage_error", "d2_absolute_error_score",
+        make_scorer(mean_pinball_loss, greater_is_better=False, alpha=0.3), r2_of_half, curve,
+    ],
+)  # fmt: skip
+@pytest.mark.parametrize("base", [LINEAR, MLP], ids=["linear", "mlp"])
+def test_scorers(base, scoring):
+    X, y = rows()
+    compare(base, RATES, X, y, scoring=scoring, return_train_score=True)
+    if not callable(scoring):
+        compare(make_pipeline(StandardScaler(), LINEAR), {}, X, y, scoring=scoring)
+
+
+def test_several_scores():
+    X, y = rows(k=2)
+    many = ["r2", "neg_mean_squared_error", "neg_root_mean_squared_error"]
+    compare(LINEAR, RATES, X, y, scoring=many, refit="r2")
+    compare(LINEAR, RATES, X, y, scoring=[*many, "neg_median_absolute_error"], refit=False)
+    compare(LINEAR, RATES, X, y, scoring=several, refit="half")
+    compare(LINEAR, RATES, X, y, scoring={"a": "r2", "b": r2_of_half}, refit="b")
+    compare(LINEAR, RATES, X, y, refit=lambda results: 1)
+    with pytest.raises(ValueError, match="multi-metric"):
+        BatchedGridSearchCV(LINEAR, RATES, scoring=many).fit(X, y)
+
+
+def test_constant_targets_and_tiny_folds():
+    X, y = rows(40)
+    compare(LINEAR, RATES, X, np.zeros(40))
+    compare(LINEAR, RATES, X, np.where(np.arange(40) < 8, 2.0, y))
+    compare(clone(LINEAR).set_params(batch_size=8), {"lr": [0.01, 0.1]}, X[:12], y[:12], cv=12)
+
+
+def test_weights_reach_the_scorer():
+    X, y = rows()
+    weight = np.linspace(0.1, 3, len(X))
+    for scoring in (None, "neg_mean_squared_error", "explained_variance", ["r2", "neg_max_error"]):
+        refit = scoring is None or isinstance(scoring, str)
+        params = {"fit_params": {"sample_weight": weight}, "scoring": scoring, "refit": refit}
+        compare(LINEAR, RATES, X, y, return_train_score=True, **params)
+
+
+def test_groups_frames_and_float32():
+    X, y = rows()
+    groups = np.repeat(np.arange(11), 11)
+    compare(LINEAR, RATES, X, y, cv=GroupKFold(4), fit_params={"groups": groups})
+    frame = pd.DataFrame(X, columns=list("abcd"))
+    ours, _ = compare(LINEAR, RATES, frame, pd.Series(y), scoring=curve_of_frame)
+    assert list(ours.feature_names_in_) == list("abcd")
+    single = X.astype(np.float32), y.astype(np.float32)
+    compare(LINEAR, RATES, *single, tolerance=1e-4)
+    compare(clone(MLP).set_params(dtype="float32"), RATES, X, y, tolerance=1e-4)
+
+
+def curve_of_frame(estimator, X, y):
+    assert list(estimator.feature_names_in_) == list(X.columns)
+    return estimator.score(X, y)
+
+
+def test_metadata_routing():
+    import sklearn
+
+    X, y = rows()
+    weight = np.linspace(0.1, 3, len(X))
+    with sklearn.config_context(enable_metadata_routing=True):
+        model = clone(LINEAR).set_fit_request(sample_weight=True)
+        model.set_score_request(sample_weight=True)
+        compare(model, RATES, X, y, fit_params={"sample_weight": weight})
+
+
+@pytest.mark.parametrize("scoring", [None, ["r2", "neg_max_error"], several])
+def test_a_candidate_that_diverges_leaves_the_others_alone(scoring):
+    X, y = rows()
+    base = clone(LINEAR).set_params(optimizer="sgd", max_epochs=40)
+    grid = {"lr": [0.01, 0.05, 1e6]}
+    search = BatchedGridSearchCV(base, grid, scoring=scoring, refit=False, error_score=-7.0)
+    with pytest.warns(FitFailedWarning, match="TrainingDivergedError"):
+        search.fit(X, y)
+    names = [n for n in search.cv_results_ if n.startswith("mean_test_")]
+    assert all(search.cv_results_[name][2] == -7.0 for name in names)
+    alone = BatchedGridSearchCV(base, {"lr": [0.01, 0.05]}, scoring=scoring, refit=False).fit(X, y)
+    for name in names:
+        np.testing.assert_allclose(search.cv_results_[name][:2], alone.cv_results_[name])
+    with pytest.raises(ValueError, match="stopped being finite"):
+        BatchedGridSearchCV(base, grid, error_score="raise").fit(X, y)
+    with pytest.raises(ValueError, match="All the 5 fits failed"):
+        BatchedGridSearchCV(base, {"lr": [1e6]}).fit(X, y)
+
+
+def test_wrong_parameters_fail_as_in_grid_search():
+    X, y = rows()
+    for grid in ({"lr": [-1.0]}, {"optimizer": ["nonsense"]}, {"optimizer__betas": [(2.0, 3.0)]}):
+        with pytest.raises(ValueError, match="All the 5 fits failed"):
+            BatchedGridSearchCV(LINEAR, grid).fit(X, y)
+    with pytest.raises(ValueError, match="has no parameter"):
+        BatchedGridSearchCV(LINEAR, {"nonsense": [1]}).fit(X, y)
+    with pytest.warns(FitFailedWarning, match="5 fits failed"):
+        search = BatchedGridSearchCV(LINEAR, {"lr": [0.1, -1.0]}).fit(X, y)
+    assert search.best_params_ == {"lr": 0.1}
+    X[3, 1] = np.nan
+    with pytest.raises(ValueError, match="NaN"):
+        BatchedGridSearchCV(LINEAR, {"lr": [0.1]}).fit(X, y)
+
+
+def test_a_seed_repeats_bit_for_bit_under_any_number_of_jobs():
+    X, y = rows()
+    grid = {"lr": [0.01, 0.05], "activation": ["relu", "tanh"]}
+    first, second, jobs = (
+        BatchedGridSearchCV(MLP, grid, n_jobs=n).fit(X, y).cv_results_ for n in (None, 1, 2)
+    )
+    for name in first:
+        if "_test_" in name:
+            np.testing.assert_array_equal(first[name], second[name])
+            np.testing.assert_array_equal(first[name], jobs[name])
+
+
+def test_without_a_seed_candidates_share_one():
+    base = clone(MLP).set_params(random_state=None)
+    search = BatchedGridSearchCV(base, {"lr": [0.01, 0.01]}, refit=False)
+    first, again = (search.fit(*rows()).cv_results_["mean_test_score"] for _ in range(2))
+    assert first[0] == first[1]
+    assert first[0] != again[0]
+
+
+def test_randomized_search():
+    X, y = rows()
+    distributions = {"lr": loguniform(1e-3, 0.1), "alpha": [0.0, 0.1], "random_state": [0, 1]}
+    options = {"n_iter": 12, "random_state": 0, "refit": False}
+    ours = BatchedRandomizedSearchCV(LINEAR, distributions, **options).fit(X, y)
+    theirs = RandomizedSearchCV(LINEAR, distributions, **options).fit(X, y)
+    mine, its = ours.cv_results_, theirs.cv_results_
+    assert mine["params"] == its["params"]
+    np.testing.assert_allclose(mine["mean_test_score"], its["mean_test_score"], rtol=1e-9)
+
+
+def test_progress(capsys):
+    pytest.importorskip("rich")
+    X, y = rows()
+    search = BatchedGridSearchCV(MLP, {"lr": [0.01, 0.1], "activation": ["relu", "tanh"]})
+    search.set_callbacks(ProgressBar()).fit(X, y)
+    assert "BatchedGridSearchCV - stack" in capsys.readouterr().out
+
+
+def test_one_warning_for_fits_that_had_not_settled():
+    base = clone(LINEAR).set_params(tol=1e-9)
+    with pytest.warns(ConvergenceWarning, match="10 of 10 fits stopped"):
+        BatchedGridSearchCV(base, {"lr": [0.01, 0.1]}, refit=False).fit(*rows())
+
+
+def test_a_splitter_that_contradicts_itself():
+    class Odd(KFold):
+        def get_n_splits(self, X=None, y=None, groups=None):
+            return 7
+
+    with pytest.raises(ValueError, match="announced 7 splits"):
+        BatchedGridSearchCV(LINEAR, RATES, cv=Odd(3)).fit(*rows())
+    with pytest.raises(ValueError, match="No fits were performed"):
+        BatchedGridSearchCV(LINEAR, RATES, cv=[]).fit(*rows())
+
+
+@parametrize_with_checks(
+    [
+        BatchedGridSearchCV(TorchLinearRegressor(), {"alpha": [0.1, 1.0]}),
+        BatchedGridSearchCV(LINEAR, {"lr": [0.1, 0.01]}, cv=2),
+    ]
+)
+def test_scikit_learn_checks(estimator, check):
+    check(estimator)
