@@ -75,6 +75,29 @@ class Solution:
     path: str | None = None
 
 
+def ridge_path(p: Problem, dampings: FloatArray) -> FloatArray:
+    """Ridge for several penalties above 0, from one decomposition.
+
+    Parameters
+    ----------
+    p : Problem
+        Centred least squares.
+    dampings : ndarray of shape (n_penalties,)
+        What each adds to the squared residuals per squared coefficient.
+
+    Returns
+    -------
+    ndarray of shape (n_penalties, n_features, n_targets)
+        Coefficients in the user's units.
+    """
+    factor = p.scaling.x_factor
+    U, S, Vh = scipy.linalg.svd(p.A * factor, full_matrices=False)
+    # n_penalties, rank, n_targets
+    shrunk = (S / (S**2 + dampings[:, None]))[:, :, None] * (U.T @ p.c)
+    out: FloatArray = np.einsum("rd,arc->adc", Vh * factor, shrunk, optimize=True)
+    return out
+
+
 def _triangular(A: FloatArray, c: FloatArray, live: Mask) -> tuple[FloatArray, FloatArray]:
     """The live columns of A, square and triangular if A has as many rows, and c beside them."""
     if live.all():

@@ -6,7 +6,9 @@ rows, as far as their conditioning asks for it.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import replace
+from typing import Any
 
 import numpy as np
 import scipy.optimize
@@ -21,6 +23,7 @@ from ._closed_form import (
     make_problem,
     of_full_rank,
     rank_tolerance,
+    ridge_path,
     surely_independent,
 )
 from ._data import make_scaling
@@ -30,7 +33,7 @@ from ._quadratic import proximal_quadratic
 from ._refinement import Preconditioner, Refined, refine_fully, refine_once
 from ._statistics import EPS, Statistics, condition, unit_columns
 from ._threads import quiet_blas
-from ._types import FitResult, FitSpec, FloatArray, Scaling, TrainingData
+from ._types import FitResult, FitSpec, FloatArray, Layers, Scaling, TrainingData
 
 # what a Gram matrix may multiply rounding errors by: with the rows at hand for a refinement ...
 REFINABLE = 1e6
@@ -262,6 +265,30 @@ def fit(data: TrainingData, spec: FitSpec) -> tuple[FitResult, Statistics | None
         limit = REFINABLE if solver_name(spec) == "lstsq" else MERGEABLE
         g = gather(data, intercept=spec.fit_intercept, device=spec.device, limit=limit)
         return _solve(g, spec, data)
+
+
+def fit_path(data: TrainingData, specs: Sequence[FitSpec]) -> list[Layers]:
+    """Exact minimisers of objectives that differ in their penalty, from one pass over the rows.
+
+    All ridge penalties come from one decomposition; of least squares without a penalty there is
+    one refinement on the rows.
+    """
+    first = specs[0]
+    out: list[Any] = [None] * len(specs)
+    with quiet_blas(data.n_samples, data.n_features):
+        intercept = first.fit_intercept
+        g = gather(data, intercept=intercept, device=first.device, limit=MERGEABLE)
+        ridge = [i for i, s in enumerate(specs) if s.l2 and solver_name(s) == "lstsq"]
+        if ridge:
+            p = make_problem(g.stats, first)
+            dampings = [specs[i].damping(p.weight, data.n_targets) for i in ridge]
+            for i, coef in zip(ridge, ridge_path(p, np.array(dampings)), strict=True):
+                out[i] = [(coef.T, _intercept(g.stats, coef))]
+        for i, spec in enumerate(specs):
+            if out[i] is None:
+                rows = data if solver_name(spec) == "lstsq" else None
+                out[i] = _solve(g, spec, rows)[0].layers
+    return out
 
 
 def add_batch(

@@ -64,6 +64,7 @@ class Cell:
     # for the last step alone
     inner_train: Any
     inner_test: Any
+    weight: Any
     before: Pipeline | None
     # an estimator that has seen the rows
     template: BaseTorchRegressor
@@ -71,11 +72,13 @@ class Cell:
 
 @dataclass
 class Stack:
-    """Lanes of one shape; `lanes[g]` are candidates that see the rows of `cells[g]`."""
+    """Fits of one shape; `lanes[g]` are candidates that see the rows of `cells[g]`."""
 
     cells: list[Cell]
     lanes: list[list[Candidate]]
     specs: list[list[FitSpec]]
+    # whether they are solved from one decomposition instead of trained
+    exact: bool = False
 
     @property
     def n_fits(self) -> int:
@@ -146,7 +149,7 @@ def make_cell(
     scored = tuple(check_method_params(X, params=score_params, indices=i) for i in (train, test))
     return Cell(
         split, data, n_dim, X_train, y_train, X_test, y_test,
-        (scored[0], scored[1]), inner_train, inner_test, before, template,
+        (scored[0], scored[1]), inner_train, inner_test, weight, before, template,
     )  # fmt: skip
 
 
@@ -158,7 +161,7 @@ def _weight_of(c: Candidate, fit_params: Mapping[str, Any]) -> Any:
     return fit_params.get(f"{prefix}sample_weight")
 
 
-def _spec(c: Candidate, cell: Cell) -> FitSpec:
+def _spec(c: Candidate, cell: Cell, known_scorer: bool) -> FitSpec:
     """What is to be fitted; raises CannotStack where that is not done together."""
     data, last = cell.train, c.last
     if not hasattr(data.X, "strides"):
@@ -166,7 +169,9 @@ def _spec(c: Candidate, cell: Cell) -> FitSpec:
     spec = replace(last._make_spec(data, False), seed=c.seed, verbose=0)
     cls: Any = spec.optimizer_class
     if cls is None:
-        raise CannotStack("it is solved exactly")
+        if not known_scorer:
+            raise CannotStack("it is solved exactly, and the scorer wants to see each estimator")
+        return spec
     if not has_rule(cls, spec.optimizer_options, spec.device):
         raise CannotStack(f"the optimizer {spec.optimizer!r} is torch's own")
     if spec.loss.slope is None:
@@ -182,8 +187,13 @@ def _spec(c: Candidate, cell: Cell) -> FitSpec:
     return spec
 
 
-def _shape(spec: FitSpec, data: TrainingData) -> Any:
+def _shape(spec: FitSpec, cell: Cell) -> Any:
     """What the lanes of a stack have in common."""
+    if spec.optimizer_class is None:
+        settings = spec.fit_intercept, spec.standardize, spec.tol, spec.dtype, str(spec.device)
+        # each fold is decomposed on its own
+        return id(cell), settings
+    data = cell.train
     known = {**defaults_of(spec.optimizer_class), **spec.optimizer_options}  # type: ignore[arg-type]
     flags = {k: v for k, v in known.items() if not _is_number(v)}
     pointwise: Any = spec.loss.pointwise
@@ -224,6 +234,12 @@ def _entries(spec: FitSpec, data: TrainingData) -> int:
     return VECTORS * n_parameters + 2 * batch * sum(sizes[1:])
 
 
+def _one_group(stack: Stack) -> list[Stack]:
+    """The groups of a stack, each as a stack of its own."""
+    parts = zip(stack.cells, stack.lanes, stack.specs, strict=True)
+    return [Stack([cell], [lanes], [specs]) for cell, lanes, specs in parts]
+
+
 def _cut(stack: Stack, limit: float) -> list[Stack]:
     """Pieces of a stack that each stay within a number of entries, as even as possible."""
     each = max(_entries(stack.specs[0][0], cell.train) for cell in stack.cells)
@@ -250,6 +266,8 @@ def make_plan(
     splits: Sequence[tuple[Array, Array]],
     fit_params: Mapping[str, Any],
     score_params: Mapping[str, Any],
+    *,
+    known_scorer: bool,
     limit: float = STACK_ENTRIES,
 ) -> Plan:
     """Sort the fits of a search into stacks and what is left.
@@ -279,13 +297,13 @@ def make_plan(
                 cell = found
                 looks = cell.train.n_samples, cell.train.n_features, cell.train.X.dtype
                 if looks not in specs:
-                    specs[looks] = _tried(lambda c=c, cell=cell: _spec(c, cell))  # type: ignore[misc]
+                    specs[looks] = _tried(lambda c=c, cell=cell: _spec(c, cell, known_scorer))  # type: ignore[misc]
                 found = specs[looks]
             if isinstance(found, str):
                 alone.append((index, split))
                 reasons[found] += 1
                 continue
-            group = sorted_by[_shape(found, cell.train)]
+            group = sorted_by[_shape(found, cell)]
             group.setdefault((key, c.seed), (cell, []))[1].append((c, found))
     stacks = []
     for groups in sorted_by.values():
@@ -298,7 +316,10 @@ def make_plan(
                 [[c for c, _ in lanes] for _, lanes in same],
                 [[spec for _, spec in lanes] for _, lanes in same],
             )
-            stacks += _cut(stack, limit)
+            if stack.specs[0][0].optimizer_class is None:
+                stacks += [replace(s, exact=True) for s in _one_group(stack)]
+            else:
+                stacks += _cut(stack, limit)
     return Plan(stacks, alone, reasons)
 
 

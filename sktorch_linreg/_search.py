@@ -11,11 +11,13 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+import torch
 from sklearn.base import clone
 from sklearn.exceptions import ConvergenceWarning
 from sklearn.pipeline import Pipeline
 from sklearn.utils.parallel import Parallel, delayed
 
+from . import _exact
 from ._base import BaseTorchRegressor
 from ._batched import train_lanes
 from ._compat import (
@@ -25,10 +27,12 @@ from ._compat import (
     score_estimator,
     tell_fit_failures,
 )
+from ._data import identity_scaling, own_torch_settings
+from ._lanes import LaneParameters
 from ._plan import Candidate, Cell, Plan, Stack, make_plan
 from ._scoring import LEAST_ROWS, Score, known_scores, score_all
 from ._trained import Trained
-from ._types import Array, TrainingDivergedError
+from ._types import Array, FitSpec, TrainingDivergedError
 
 Outcome = dict[str, Any]
 
@@ -58,9 +62,26 @@ def _failed(error: TrainingDivergedError, s: Scoring) -> Outcome:
     return out
 
 
+def solved(cell: Cell, specs: list[FitSpec]) -> Trained:
+    """Exact solutions for all penalties, as one group of lanes."""
+    data, n = cell.train, len(specs)
+    sizes = data.n_features, data.n_targets
+    bias = specs[0].fit_intercept
+    lanes = LaneParameters(sizes, bias, 1, n, torch.float64, torch.device("cpu"))
+    with own_torch_settings(specs[0].device, grad=False):
+        for i, layers in enumerate(_exact.fit_path(data, specs)):
+            lanes.set_layers((torch.tensor(0), torch.tensor(i)), layers)
+    nothing = np.full((1, n), np.nan)
+    ones, done = np.ones((1, n), dtype=np.int64), np.zeros((1, n), dtype=bool)
+    return Trained(lanes, [identity_scaling(*sizes)], ones, nothing, nothing, done)
+
+
 def fitted(c: Candidate, cell: Cell, trained: Trained, at: tuple[int, int], spec: Any) -> Any:
     """The estimator of a candidate, as it would be if it had been fitted alone."""
     last: BaseTorchRegressor = clone(c.last)
+    if spec.optimizer_class is None:
+        # what a scorer may ask of it is more than its coefficients
+        return _whole(c, cell, last.fit(cell.inner_train, cell.y_train, cell.weight))
     for name in ("n_features_in_", "feature_names_in_"):
         if name in vars(cell.template):
             setattr(last, name, getattr(cell.template, name))
@@ -69,6 +90,11 @@ def fitted(c: Candidate, cell: Cell, trained: Trained, at: tuple[int, int], spec
     last._statistics = None
     last._adopt(result, cell.train, spec, cell.n_dim)
     last._incremental = False
+    return _whole(c, cell, last)
+
+
+def _whole(c: Candidate, cell: Cell, last: BaseTorchRegressor) -> Any:
+    """The fitted estimator, with the steps before it if there are any."""
     if type(c.whole) is not Pipeline:
         return last
     whole = clone(c.whole)
@@ -89,13 +115,11 @@ def run_stack(
     """
     begin = time.time()
     known = known_scores(scoring.scorer)
-    trained = train_lanes(
-        [cell.train for cell in stack.cells],
-        range(len(stack.cells)),
-        stack.specs,
-        curves=True,
-        tell=tell,
-    )
+    if stack.exact:
+        trained = solved(stack.cells[0], stack.specs[0])
+    else:
+        data = [cell.train for cell in stack.cells]
+        trained = train_lanes(data, range(len(data)), stack.specs, curves=True, tell=tell)
     fit_time = (time.time() - begin) / stack.n_fits
     out = [_score_group(stack, g, trained, scoring, known) for g in range(len(stack.cells))]
     for row in out:
@@ -257,7 +281,8 @@ class Evaluation:
         search, rows, routed = self.search, (self.X, self.y), self.routed
         given = routed.estimator.fit, routed.scorer.score
         n_fits = len(candidates) * len(splits)
-        plan = make_plan(self.base, candidates, rows, splits, *given)
+        known = known_scores(self.scoring.scorer) is not None
+        plan = make_plan(self.base, candidates, rows, splits, *given, known_scorer=known)
         if search.verbose > 0:
             print(
                 f"Fitting {len(splits)} folds for each of {len(candidates)} candidates, "
@@ -288,7 +313,7 @@ class Evaluation:
     ) -> int:
         """Fill in the outcomes of stacked fits; returns how many of these had not settled."""
         contexts = [
-            about.subcontext(task_name="stack", task_id=i, max_subtasks=s.specs[0][0].max_epochs)
+            about.subcontext(task_name="stack", task_id=i, max_subtasks=_n_epochs(s))
             for i, s in enumerate(plan.stacks)
         ]
         parts = parallel(
@@ -341,6 +366,10 @@ class Evaluation:
         )
         for (index, split), outcome in zip(plan.alone, outcomes, strict=True):
             found[index * len(splits) + split] = outcome
+
+
+def _n_epochs(stack: Stack) -> int:
+    return 0 if stack.exact else stack.specs[0][0].max_epochs
 
 
 def _run_told(

@@ -145,9 +145,11 @@ class BatchedGridSearchCV(_BatchedSearch, GridSearchCV):  # type: ignore[misc]
     optimizers, losses, batch sizes or epochs make up stacks of their own. The steps of a pipeline
     before the estimator are fitted once per fold and setting of their own parameters.
 
-    What cannot be stacked runs as in `GridSearchCV`: other estimators, exact solvers and L-BFGS,
-    optimizers and losses of your own, sparse rows, and estimators with callbacks. ``verbose=1``
-    says how many fits that were, and why.
+    Exact solutions of a fold share one decomposition.
+
+    What cannot be stacked runs as in `GridSearchCV`: other estimators, L-BFGS, optimizers and
+    losses of your own, sparse rows, and estimators with callbacks. ``verbose=1`` says how many
+    fits that were, and why.
 
     Parameters
     ----------

@@ -136,7 +136,6 @@ def test_shapes_make_stacks_of_their_own(capsys):
 @pytest.mark.parametrize(
     ("estimator", "grid", "reason"),
     [
-        (TorchLinearRegressor(), {"alpha": [0.0, 0.1]}, "it is solved exactly"),
         (LINEAR, {"optimizer": ["lbfgs"], "batch_size": [None]}, "'lbfgs' is torch's own"),
         (LINEAR, {"optimizer": [torch.optim.Rprop]}, "'Rprop' is torch's own"),
         (LINEAR, {"loss": [torch.nn.SmoothL1Loss]}, "left to autograd"),
@@ -155,6 +154,32 @@ def test_what_is_not_stacked_is_fitted_alone(estimator, grid, reason, capsys):
     out = n_stacked(capsys)
     assert "0 of " in out
     assert reason in out
+
+
+@pytest.mark.parametrize("shape", [(121, 4), (30, 40), (60, 4)])
+@pytest.mark.parametrize("options", [{}, {"standardize": False}, {"fit_intercept": False}])
+@pytest.mark.parametrize("weighted", [False, True])
+def test_exact_solutions_share_a_decomposition(shape, options, weighted, capsys):
+    rng = np.random.default_rng(0)
+    X = rng.normal(size=shape) * rng.uniform(0.1, 100, shape[1]) + 5
+    X[:, 1] = 3.0
+    y = X[:, :3] @ rng.normal(size=(3, 2)) + rng.normal(size=(shape[0], 2))
+    weight = {"fit_params": {"sample_weight": rng.integers(0, 3, shape[0])}} if weighted else {}
+    alphas = [0.0, 1e-6, 1e-3, 0.1, 10.0]
+    model = TorchLinearRegressor(**options)
+    compare(model, {"alpha": alphas}, X, y, verbose=1, return_train_score=True, **weight)
+    grid = {"alpha": [1e-3, 0.1], "positive": [True, False], "fit_intercept": [True, False]}
+    compare(
+        make_pipeline(StandardScaler(), model),
+        {f"torchlinearregressor__{k}": v for k, v in grid.items()},
+        X,
+        y,
+        verbose=1,
+    )
+    compare(model, {"alpha": [1e-3, 0.1], "l1_ratio": [0.0, 0.5]}, X, y, tolerance=1e-7)
+    assert "one by one" not in n_stacked(capsys)
+    compare(model, {"alpha": alphas}, X, y, verbose=1, scoring=r2_of_half)
+    assert "solved exactly, and the scorer" in n_stacked(capsys)
 
 
 def test_mixed_candidates(capsys):
