@@ -1,0 +1,179 @@
+"""Whole searches, without the final fit, against scikit-learn's search over skorch, itself and us.
+
+Run it without arguments for one and two threads. `cost` prints what a search costs against the
+number of candidates instead. Every peer is run with one and with two jobs, and the faster counts.
+"""
+
+import sys
+import time
+import warnings
+from functools import partial
+from itertools import pairwise
+from statistics import median
+
+import numpy as np
+import skorch
+import torch
+from common import Table, rounds, with_threads
+from sklearn.linear_model import Ridge, RidgeCV, SGDRegressor
+from sklearn.model_selection import GridSearchCV
+from sklearn.neural_network import MLPRegressor
+from torch import nn
+
+from sktorch_linreg import BatchedGridSearchCV, TorchLinearRegressor, TorchMLPRegressor
+
+RATES, FEW_RATES = np.geomspace(1e-4, 0.1, 20), np.geomspace(1e-4, 0.1, 12)
+# searches that take longer are run this often only
+SLOW = 2.0
+
+
+def data(n, d):
+    rng = np.random.default_rng(0)
+    X = rng.normal(size=(n, d)).astype(np.float32)
+    y = X @ rng.normal(size=d) + rng.normal(size=n)
+    return X, y.astype(np.float32)
+
+
+class Network(nn.Sequential):
+    """The network that `TorchMLPRegressor` trains."""
+
+    def __init__(self, sizes):
+        layers = []
+        for n_in, n_out in pairwise(sizes):
+            layers += [nn.Linear(n_in, n_out), nn.ReLU()]
+        super().__init__(*layers[:-1])
+
+
+def net(sizes, optimizer, epochs, batch):
+    return skorch.NeuralNetRegressor(
+        Network,
+        module__sizes=sizes,
+        optimizer=optimizer,
+        max_epochs=epochs,
+        batch_size=batch,
+        train_split=None,
+        iterator_train__shuffle=True,
+        verbose=0,
+    )
+
+
+def search(cls, estimator, grid, n_jobs, X, y):
+    cls(estimator, grid, cv=5, n_jobs=n_jobs, refit=False, error_score=-1.0).fit(X, y)
+
+
+def linear(n, d, batch, epochs):
+    X, y = data(n, d)
+    settings = {"batch_size": batch, "max_epochs": epochs, "random_state": 0}
+    ours = TorchLinearRegressor(optimizer="sgd", **settings)
+    sgd = SGDRegressor(learning_rate="constant", max_iter=epochs, tol=None, random_state=0)
+    column = y[:, None]
+    peers = {
+        "skorch": (net((d, 1), torch.optim.SGD, epochs, batch), {"lr": RATES}, X, column),
+        "SGDRegressor": (sgd, {"eta0": RATES}, X, y),
+        "one by one": (ours, {"lr": RATES}, X, y),
+    }
+    return ours, {"lr": RATES}, X, y, peers
+
+
+def network(n, d, hidden, batch, epochs, rates=FEW_RATES, alphas=None):
+    X, y = data(n, d)
+    settings = {"max_epochs": epochs, "random_state": 0, "tol": None}
+    ours = TorchMLPRegressor(hidden_layer_sizes=hidden, batch_size=batch, **settings)
+    theirs = MLPRegressor(
+        hidden, batch_size=batch, max_iter=epochs, n_iter_no_change=epochs, random_state=0
+    )
+    more = {} if alphas is None else {"alpha": alphas}
+    decay = {} if alphas is None else {"optimizer__weight_decay": alphas}
+    module = net((d, *hidden, 1), torch.optim.Adam, epochs, batch)
+    peers = {
+        "skorch": (module, {"lr": rates, **decay}, X, y[:, None]),
+        "MLPRegressor": (theirs, {"learning_rate_init": rates, **more}, X, y),
+        "one by one": (ours, {"lr": rates, **more}, X, y),
+    }
+    return ours, {"lr": rates, **more}, X, y, peers
+
+
+JOBS = {
+    "linear, 500 x 10, batch 64, 30 epochs, 20 rates": partial(linear, 500, 10, 64, 30),
+    "linear, 2000 x 20, batch 128, 20 epochs, 20 rates": partial(linear, 2000, 20, 128, 20),
+    "32 units, 500 x 10, batch 32, 20 epochs, 12 rates": partial(network, 500, 10, (32,), 32, 20),
+    "32 units, 2000 x 20, batch 128, 20 epochs, 12 rates": partial(
+        network, 2000, 20, (32,), 128, 20
+    ),
+    "(64, 64) units, 10000 x 20, batch 256, 10 epochs, 8 x 8": partial(
+        network, 10000, 20, (64, 64), 256, 10, np.geomspace(1e-4, 0.03, 8), np.geomspace(1e-6, 1, 8)
+    ),
+}
+
+
+def ridge(table):
+    rng = np.random.default_rng(0)
+    X = rng.normal(size=(20000, 100))
+    y = X @ rng.normal(size=100) + rng.normal(size=20000)
+    alphas = np.geomspace(1e-6, 10, 50)
+    # the objective of Ridge is not divided by the rows
+    theirs = alphas * 0.5 * len(X)
+    contenders = {
+        "ours": partial(
+            search, BatchedGridSearchCV, TorchLinearRegressor(), {"alpha": alphas}, None, X, y
+        ),
+        "RidgeCV": lambda: RidgeCV(theirs).fit(X, y),
+    }
+    for n_jobs in (1, 2):
+        contenders[f"GridSearchCV(Ridge), {n_jobs} jobs"] = partial(
+            search, GridSearchCV, Ridge(), {"alpha": theirs}, n_jobs, X, y
+        )
+    table.add("ridge, 20000 x 100, 50 penalties", rounds(contenders, 5))
+
+
+def timed(run):
+    start = time.perf_counter()
+    run()
+    return time.perf_counter() - start
+
+
+def compare(n_threads):
+    warnings.simplefilter("ignore")
+    table = Table(f"Searches with 5 folds, {n_threads} thread(s); peers with their best n_jobs")
+    for case, make in JOBS.items():
+        ours, grid, X, y, peers = make()
+        contenders = {"ours": partial(search, BatchedGridSearchCV, ours, grid, None, X, y)}
+        for name, (estimator, its_grid, *rows) in peers.items():
+            trials = {
+                n: partial(search, GridSearchCV, estimator, its_grid, n, *rows) for n in (1, 2)
+            }
+            seconds = {n: timed(run) for n, run in trials.items()}
+            contenders[name] = trials[min(seconds, key=seconds.get)]
+        slow = sum(timed(run) for run in contenders.values()) > SLOW * len(contenders)
+        table.add(case, rounds(contenders, 3 if slow else 7), case.split(",")[0].split(" ")[-1])
+    ridge(table)
+    table.summary()
+
+
+def cost():
+    """Seconds against the number of candidates, 5 folds each."""
+    warnings.simplefilter("ignore")
+    print("\n| candidates | linear ms | per fit us | 32 units ms | per fit us |")
+    print("|---|---|---|---|---|")
+    X, y = data(500, 10)
+    for n in (1, 3, 10, 30, 100, 300, 1000):
+        line = [str(n)]
+        for model in (
+            TorchLinearRegressor(optimizer="sgd", batch_size=64, max_epochs=30, random_state=0),
+            TorchMLPRegressor(
+                hidden_layer_sizes=(32,), batch_size=32, max_epochs=20, random_state=0, tol=None
+            ),
+        ):
+            grid = {"lr": np.geomspace(1e-4, 0.05, n)}
+            run = partial(search, BatchedGridSearchCV, model, grid, None, X, y)
+            run()
+            seconds = median(timed(run) for _ in range(3))
+            line += [f"{1e3 * seconds:.1f}", f"{1e6 * seconds / (5 * n):.0f}"]
+        print(f"| {' | '.join(line)} |", flush=True)
+
+
+if __name__ == "__main__":
+    if sys.argv[1:] == ["cost"]:
+        cost()
+    else:
+        with_threads(compare)
