@@ -101,6 +101,8 @@ class BatchedTraining:
         # where the lanes that are still there were in the beginning
         self.origin = np.indices((n_groups, n_each))
         self.best: Tensor | None = None
+        # the learning rate at which each lane ended
+        self.last_rate = np.zeros((n_groups, n_each))
         self._set_up()
 
     # -- set-up ---------------------------------------------------------------------------------
@@ -194,8 +196,7 @@ class BatchedTraining:
                 torch.from_numpy(which.reshape(-1)),
             )
         self.backprop = BatchedBackprop(lanes, spec.activation, masks)
-        alpha = self.alpha1, self.alpha2
-        self.penalties = LanePenalties(lanes, *alpha)
+        self.penalties = LanePenalties(lanes, self.alpha1, self.alpha2)
         projects = self.penalties.has_l1 or spec.positive
         self.projection = LaneProjection(self.penalties, spec.positive) if projects else None
         groups_left = self.origin[0][:, 0]
@@ -212,10 +213,14 @@ class BatchedTraining:
         self.updates = self._make_updates()
 
     def _make_updates(self) -> RuleUpdates:
-        options = self.options.group(self.lanes.values.device)
-        varied = any(isinstance(v, Tensor) for v in numbers(options))
-        expand = self.lanes.expand if varied else None
-        return RuleUpdates(self.lanes, self.spec.optimizer_class, options, [], expand)
+        group, expand = self._group()
+        return RuleUpdates(self.lanes, self.spec.optimizer_class, group, [], expand)
+
+    def _group(self) -> tuple[dict[str, Any], Callable[[Tensor], Tensor] | None]:
+        """The options as they are now, and what spreads those that differ between lanes."""
+        group = self.options.group(self.lanes.values.device)
+        varied = any(isinstance(v, Tensor) for v in numbers(group))
+        return group, self.lanes.expand if varied else None
 
     # -- training -------------------------------------------------------------------------------
 
@@ -240,7 +245,7 @@ class BatchedTraining:
                     break
                 self._move_together()
             else:
-                self._finish(out, self.monitor.active, self._rates())
+                self._finish(self.monitor.active, self._rates())
                 asked = ~np.isnan(self.monitor.tol) & self.monitor.active
                 out.unfinished[tuple(self.origin[:, asked])] = True
         finite = self.result.finite()
@@ -317,15 +322,13 @@ class BatchedTraining:
                     curves[-1][at] = values[monitor.active]
         if monitor.validates:
             self._keep_best(improved)
-        self._finish(out, stopped, rates)
+        self._finish(stopped, rates)
         monitor.active = monitor.active & ~stopped
         if self.schedules is not None and monitor.active.any():
             self.schedules.step(monitored, monitor.active)
             self.schedules.apply(self.options)
             updates = self.updates
-            updates.group = self.options.group(self.lanes.values.device)
-            varied = any(isinstance(v, Tensor) for v in numbers(updates.group))
-            updates.expand = self.lanes.expand if varied else None
+            updates.group, updates.expand = self._group()
             updates.set_count(updates.n_steps, updates.mu_product)
 
     def _keep_best(self, improved: Mask) -> None:
@@ -336,10 +339,8 @@ class BatchedTraining:
             mask = torch.from_numpy(improved).to(values.device, torch.float64)
             self.best = torch.where(self.lanes.expand(mask) > 0, values, self.best)
 
-    def _finish(self, out: Trained, done: Mask, rates: FloatArray) -> None:
+    def _finish(self, done: Mask, rates: FloatArray) -> None:
         """Keep the parameters of lanes that are done."""
-        if not hasattr(self, "last_rate"):
-            self.last_rate = np.zeros(out.loss.shape)
         if not done.any():
             return
         self.last_rate[tuple(self.origin[:, done])] = rates[done]

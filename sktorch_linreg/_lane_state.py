@@ -74,9 +74,8 @@ class LaneSchedules:
     NAMES = ("lr", "momentum", "betas")
 
     def __init__(self, specs: Specs) -> None:
-        first = specs[0][0]
-        cls = first.schedule_class
-        self.by_loss = cls is not None and issubclass(cls, lr_scheduler.ReduceLROnPlateau)
+        cls: Any = specs[0][0].schedule_class
+        self.by_loss = issubclass(cls, lr_scheduler.ReduceLROnPlateau)
         # a plateau is that of a lane, anything else is the same wherever options are
         self.which = np.zeros((len(specs), len(specs[0])), dtype=np.intp)
         self.optimizers: list[Any] = []
@@ -171,7 +170,6 @@ class LanePenalties:
         if self.has_l1:
             self.full_l1 = lanes.penalised(self.l1)
             self.sizes = torch.zeros_like(lanes.values)
-            self.reached = lanes.penalised(torch.ones_like(self.l1)) > 0
         if self.has_l2:
             self.full_l2 = lanes.penalised(self.l2)
             self.squares = torch.zeros_like(lanes.values)
@@ -214,32 +212,26 @@ class LaneProjection:
     """L1 terms and sign constraints after each update, as `Penalty` keeps them for one model."""
 
     def __init__(self, penalties: LanePenalties, positive: bool) -> None:
-        self.p, self.positive = penalties, positive
-        lanes = penalties.lanes
+        lanes = self.lanes = penalties.lanes
         self.before = torch.empty_like(lanes.values)
         ones = torch.ones(lanes.n_groups, lanes.n_each, device=lanes.values.device)
         self.reached = lanes.penalised(ones) > 0
-        self.penalty = Penalty(1.0 if penalties.has_l1 else 0.0, 0.0, positive)
+        l1: Any = penalties.full_l1 if penalties.has_l1 else 0.0
+        self.pulling = Penalty(l1, positive=positive)
+        # what is projected does not depend on how large the term is
+        self.projecting = Penalty(1.0 if penalties.has_l1 else 0.0, positive=positive)
 
     def pseudo_(self) -> None:
         """Put the pseudo-gradient in the place of the gradient."""
-        lanes = self.p.lanes
-        w, g = lanes.values, lanes.gradient
+        w, g = self.lanes.values, self.lanes.gradient
         self.before.copy_(w)
-        l1: Any = self.p.full_l1 if self.p.has_l1 else 0.0
-        right, left = g + l1, g - l1
-        if self.positive:
-            found = torch.where(w > 0, right, right.clamp(max=0.0))
-        else:
-            at_zero = right.clamp(max=0.0) + left.clamp(min=0.0)
-            found = torch.where(w > 0, right, torch.where(w < 0, left, at_zero))
-        torch.where(self.reached, found, g, out=g)
+        torch.where(self.reached, self.pulling.pseudo_gradient(w, g), g, out=g)
 
     def project_(self) -> None:
         """After an update: what crossed zero, or may not leave it, becomes zero."""
-        lanes = self.p.lanes
+        lanes = self.lanes
         moved = lanes.values.clone()
-        self.penalty.project_(moved, lanes.gradient, self.before)
+        self.projecting.project_(moved, lanes.gradient, self.before)
         torch.where(self.reached, moved, lanes.values, out=lanes.values)
 
 

@@ -114,11 +114,6 @@ class LaneParameters:
             into.values
         )
 
-    def put(self, lanes: Index, other: LaneParameters, at: Index) -> None:
-        """Set the parameters of `lanes` to those of `other` in its lanes `at`."""
-        for mine, its in zip(self.views, other.views, strict=True):
-            mine[lanes] = its[at]
-
     def set_layers(self, lanes: Index, layers: Layers) -> None:
         """Set the parameters of some lanes, all to the same."""
         (weight, bias), *others = layers

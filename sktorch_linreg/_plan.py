@@ -36,10 +36,9 @@ class CannotStack(Exception):
 
 @dataclass
 class Candidate:
-    """Parameters of a search, and the estimator that has them."""
+    """A candidate of a search: the estimator with its parameters."""
 
     index: int
-    params: dict[str, Any]
     whole: Any
     last: BaseTorchRegressor
     seed: int
@@ -115,7 +114,7 @@ def make_candidate(base: Any, index: int, params: Mapping[str, Any], seed: int) 
     last._validate_params()
     if last.random_state is not None:
         seed = resolve_seed(last.random_state)
-    return Candidate(index, dict(params), whole, last, seed, before, key)
+    return Candidate(index, whole, last, seed, before, key)
 
 
 def _identity(value: Any) -> Any:

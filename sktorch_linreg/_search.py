@@ -118,8 +118,12 @@ def run_stack(
     if stack.exact:
         trained = solved(stack.cells[0], stack.specs[0])
     else:
-        data = [cell.train for cell in stack.cells]
-        trained = train_lanes(data, range(len(data)), stack.specs, curves=True, tell=tell)
+        # groups that differ in their seed alone see the same rows
+        cells = list({id(cell): cell for cell in stack.cells}.values())
+        place = {id(cell): i for i, cell in enumerate(cells)}
+        owner = [place[id(cell)] for cell in stack.cells]
+        data = [cell.train for cell in cells]
+        trained = train_lanes(data, owner, stack.specs, curves=True, tell=tell)
     fit_time = (time.time() - begin) / stack.n_fits
     out = [_score_group(stack, g, trained, scoring, known) for g in range(len(stack.cells))]
     for row in out:
@@ -272,8 +276,8 @@ class Evaluation:
         self.outcomes += out
         for key, value in (more_results or {}).items():
             self.more[key].extend(value)
-        results = search._format_results(self.candidates, n_splits, self.outcomes, self.more)
-        self.results = results
+        format_results = search._format_results
+        self.results = format_results(self.candidates, n_splits, self.outcomes, self.more)
         return self.results
 
     def _run(self, candidates: list[Any], splits: list[Any], context: Any) -> list[Outcome]:

@@ -6,7 +6,7 @@ import time
 from collections.abc import Mapping
 from typing import Any, Self
 
-from sklearn.base import clone
+from sklearn.base import clone, is_classifier
 from sklearn.model_selection import (
     GridSearchCV,
     ParameterGrid,
@@ -92,8 +92,7 @@ class _BatchedSearch:
         about["metadata"] = None if weight is None else {"sample_weight": weight}
         context = self._init_callback_context(max_subtasks=1 + (self.refit is not False))
         context.call_on_fit_task_begin(**about)
-        is_classifier = getattr(self.estimator, "_estimator_type", None) == "classifier"
-        self._checked_cv_orig = check_cv(self.cv, y, classifier=is_classifier)
+        self._checked_cv_orig = check_cv(self.cv, y, classifier=is_classifier(self.estimator))
         self._check_input_parameters(X=X, y=y, split_params=routed.splitter.split)
         self.n_splits_ = self._checked_cv_orig.get_n_splits(X, y, **routed.splitter.split)
         tried = Evaluation(self, X, y, scorers, routed)
