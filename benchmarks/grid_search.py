@@ -1,7 +1,7 @@
 """Whole searches, without the final fit, against scikit-learn's search over skorch, itself and us.
 
 Run it without arguments for one and two threads. `cost` prints what a search costs against the
-number of candidates instead. Every peer is run with one and with two jobs, and the faster counts.
+number of candidates instead. Everything is run with one and with two jobs, and the faster counts.
 """
 
 import sys
@@ -80,7 +80,11 @@ def network(n, d, hidden, batch, epochs, rates=FEW_RATES, alphas=None):
     settings = {"max_epochs": epochs, "random_state": 0, "tol": None}
     ours = TorchMLPRegressor(hidden_layer_sizes=hidden, batch_size=batch, **settings)
     theirs = MLPRegressor(
-        hidden, batch_size=batch, max_iter=epochs, n_iter_no_change=epochs, random_state=0
+        hidden_layer_sizes=hidden,
+        batch_size=batch,
+        max_iter=epochs,
+        n_iter_no_change=epochs,
+        random_state=0,
     )
     more = {} if alphas is None else {"alpha": alphas}
     decay = {} if alphas is None else {"optimizer__weight_decay": alphas}
@@ -134,14 +138,14 @@ def timed(run):
 
 def compare(n_threads):
     warnings.simplefilter("ignore")
-    table = Table(f"Searches with 5 folds, {n_threads} thread(s); peers with their best n_jobs")
+    table = Table(f"Searches with 5 folds, {n_threads} thread(s); all with their best n_jobs")
     for case, make in JOBS.items():
         ours, grid, X, y, peers = make()
-        contenders = {"ours": partial(search, BatchedGridSearchCV, ours, grid, None, X, y)}
-        for name, (estimator, its_grid, *rows) in peers.items():
-            trials = {
-                n: partial(search, GridSearchCV, estimator, its_grid, n, *rows) for n in (1, 2)
-            }
+        entrants = {"ours": (BatchedGridSearchCV, ours, grid, X, y)}
+        entrants |= {name: (GridSearchCV, *peer) for name, peer in peers.items()}
+        contenders = {}
+        for name, (cls, estimator, its_grid, *rows) in entrants.items():
+            trials = {n: partial(search, cls, estimator, its_grid, n, *rows) for n in (1, 2)}
             seconds = {n: timed(run) for n, run in trials.items()}
             contenders[name] = trials[min(seconds, key=seconds.get)]
         slow = sum(timed(run) for run in contenders.values()) > SLOW * len(contenders)

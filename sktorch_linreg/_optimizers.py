@@ -66,7 +66,8 @@ def _one(epoch: int) -> float:
     return 1.0
 
 
-def _signature_of(cls: type[Any]) -> tuple[dict[str, Any], bool]:
+@cache
+def _signature_of(cls: Any) -> tuple[Mapping[str, Any], bool]:
     """Options that `cls` takes, with their defaults, and whether it takes others as well."""
     parameters = list(inspect.signature(cls).parameters.values())[1:]
     named = {p.name: p.default for p in parameters if p.kind is not p.VAR_KEYWORD}
@@ -95,6 +96,7 @@ def resolve_optimizer(
     optimizer: Any, lr: float | None, options: Mapping[str, Any], extra_names: tuple[str, ...] = ()
 ) -> tuple[str, type[torch.optim.Optimizer], dict[str, Any]]:
     """Name, class and constructor options (with the learning rate) of an optimizer."""
+    cls: Any
     if isinstance(optimizer, str):
         if optimizer not in OPTIMIZERS:
             known = [*extra_names, *OPTIMIZERS]
@@ -134,6 +136,7 @@ def resolve_schedule(
             )
         return None, {}
     defaults: dict[str, Any] = {}
+    cls: Any
     if isinstance(schedule, str):
         if schedule not in SCHEDULES:
             what = "or a class of torch.optim.lr_scheduler"

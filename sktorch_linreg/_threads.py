@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from functools import cache
 from typing import Any, TypeVar
@@ -117,3 +118,20 @@ def over_spans(work: Callable[[int, int], Result], n_rows: int, spans: int) -> l
     if errors:
         raise errors[0]
     return results
+
+
+def in_threads(works: Sequence[Callable[[], Result]], n_threads: int) -> Iterator[Result]:
+    """What each call returns, in order, worked out ahead by threads that torch does not split.
+
+    With one thread each call is made when its result is asked for.
+    """
+    n_threads = min(n_threads, len(works))
+    if n_threads <= 1:
+        yield from (work() for work in works)
+        return
+    with _one_thread():
+        pool = ThreadPoolExecutor(n_threads)
+        try:
+            yield from pool.map(lambda work: work(), works)
+        finally:
+            pool.shutdown(cancel_futures=True)

@@ -22,6 +22,8 @@ from ._types import (
     TrainingDivergedError,
 )
 
+ALL = slice(None)
+
 
 @dataclass
 class Trained:
@@ -39,6 +41,11 @@ class Trained:
     errors: dict[tuple[int, int], TrainingDivergedError] = field(default_factory=dict)
     loss_curves: list[FloatArray] = field(default_factory=list)
     validation_curves: list[FloatArray] = field(default_factory=list)
+
+    @property
+    def n_unfinished(self) -> int:
+        """How many lanes had not settled within their tolerance."""
+        return int(self.unfinished.sum())
 
     def curve(self, which: list[FloatArray], group: int, place: int) -> list[float]:
         """One of the curves of a lane."""
@@ -70,8 +77,8 @@ class Trained:
         )
 
     @torch.inference_mode()
-    def predict(self, group: int, X: Array, activation: str) -> Array:
-        """Predictions of all lanes of a group, in the precision of X.
+    def predict(self, group: int, X: Array, activation: str, places: slice = ALL) -> Array:
+        """Predictions of lanes of a group, in the precision of X.
 
         Parameters
         ----------
@@ -81,27 +88,29 @@ class Trained:
             Raw features.
         activation : str
             That of the hidden layers.
+        places : slice, default=all
+            Those of the lanes.
 
         Returns
         -------
-        ndarray of shape (n_each, n_targets, n_rows)
+        ndarray of shape (n_lanes, n_targets, n_rows)
             Predictions in the user's units.
         """
         s, lanes = self.scalings[group], self.lanes
-        one = LaneParameters(
-            lanes.sizes, lanes.bias, 1, lanes.n_each, as_tensor(X).dtype, torch.device("cpu")
-        )
+        n = len(range(*places.indices(lanes.n_each)))
+        dtype = as_tensor(X).dtype
+        one = LaneParameters(lanes.sizes, lanes.bias, 1, n, dtype, torch.device("cpu"))
         for mine, its in zip(one.views, lanes.views, strict=True):
-            mine.copy_(its[group : group + 1])
+            mine.copy_(its[group : group + 1, places])
         rows = (X - s.x_offset.astype(X.dtype)) * s.x_factor.astype(X.dtype)
         target = torch.empty(0, lanes.sizes[-1], dtype=one.values.dtype)
-        out = np.empty((lanes.n_each, lanes.sizes[-1], len(X)), dtype=X.dtype)
+        out = np.empty((n, lanes.sizes[-1], len(X)), dtype=X.dtype)
         backprop = BatchedBackprop(one, activation)
-        widest = max(lanes.sizes) * lanes.n_each
+        widest = max(lanes.sizes) * n
         for part in chunks(len(X), widest):
             block = torch.from_numpy(np.ascontiguousarray(rows[part]))
             given = TabularDataset(block, target.new_zeros(len(block), lanes.sizes[-1]))
-            batches = PackedBatches(PackedRows([given], lanes.bias), [0], lanes.n_each, len(block))
+            batches = PackedBatches(PackedRows([given], lanes.bias), [0], n, len(block))
             for b in batches.blocks():
                 for batch in b.batches:
                     backprop.outputs_(batch)

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import time
 from collections.abc import Mapping
-from typing import Any, Self
+from numbers import Integral
+from typing import Any, ClassVar, Self
 
+import numpy as np
 from sklearn.base import clone, is_classifier
 from sklearn.model_selection import (
     GridSearchCV,
@@ -16,8 +18,11 @@ from sklearn.model_selection import (
 )
 from sklearn.utils import get_tags, indexable
 
-from ._compat import MultimetricScorer, check_method_params, nested_fit_context
+from ._compat import Interval, MultimetricScorer, check_method_params, nested_fit_context
 from ._search import Evaluation
+
+# bytes that a search may take
+MAX_MEMORY: dict[str, Any] = {"max_memory": [None, Interval(Integral, 1, None, closed="left")]}
 
 
 class _BatchedSearch:
@@ -33,6 +38,7 @@ class _BatchedSearch:
     verbose: int
     error_score: Any
     return_train_score: bool
+    max_memory: int | None
     best_estimator_: Any
     _get_scorers: Any
     _get_routed_params_for_fit: Any
@@ -166,13 +172,19 @@ class BatchedGridSearchCV(_BatchedSearch, GridSearchCV):  # type: ignore[misc]
     cv : int, splitter or iterable, default=None
         The splits; None is five folds.
     verbose : int, default=0
-        From 1 on, how the search is carried out; more for fits that are run alone.
+        From 1 on, how the search is carried out; from 2 on a line per stack, and what
+        `GridSearchCV` prints for fits that are run alone.
     pre_dispatch : int or str, default="2*n_jobs"
         As in `GridSearchCV`.
     error_score : "raise" or numeric, default=np.nan
         The score of a fit that fails, such as one that diverges.
     return_train_score : bool, default=False
         Whether to score on the training rows as well.
+    max_memory : int, default=None
+        Bytes that a search may take beyond its input: stacks are cut, and folds trained one after
+        the other, where all of them together would take more. The rows of one fold and the
+        parameters of one model are the least. None is a quarter of the memory that is free when
+        `fit` is called.
 
     Attributes
     ----------
@@ -221,6 +233,40 @@ class BatchedGridSearchCV(_BatchedSearch, GridSearchCV):  # type: ignore[misc]
     0.03
     """
 
+    _parameter_constraints: ClassVar[dict[str, Any]] = {
+        **GridSearchCV._parameter_constraints,
+        **MAX_MEMORY,
+    }
+
+    def __init__(
+        self,
+        estimator: Any,
+        param_grid: Any,
+        *,
+        scoring: Any = None,
+        n_jobs: int | None = None,
+        refit: Any = True,
+        cv: Any = None,
+        verbose: int = 0,
+        pre_dispatch: int | str = "2*n_jobs",
+        error_score: Any = np.nan,
+        return_train_score: bool = False,
+        max_memory: int | None = None,
+    ) -> None:
+        super().__init__(
+            estimator,
+            param_grid,
+            scoring=scoring,
+            n_jobs=n_jobs,
+            refit=refit,
+            cv=cv,
+            verbose=verbose,
+            pre_dispatch=pre_dispatch,
+            error_score=error_score,
+            return_train_score=return_train_score,
+        )
+        self.max_memory = max_memory
+
     def _run_search(self, evaluate_candidates: Any, *, callback_ctx: Any = None) -> None:
         evaluate_candidates(ParameterGrid(self.param_grid), callback_ctx=callback_ctx)
 
@@ -256,6 +302,11 @@ class BatchedRandomizedSearchCV(_BatchedSearch, RandomizedSearchCV):  # type: ig
         The score of a fit that fails.
     return_train_score : bool, default=False
         Whether to score on the training rows as well.
+    max_memory : int, default=None
+        Bytes that a search may take beyond its input: stacks are cut, and folds trained one after
+        the other, where all of them together would take more. The rows of one fold and the
+        parameters of one model are the least. None is a quarter of the memory that is free when
+        `fit` is called.
 
     Attributes
     ----------
@@ -294,6 +345,44 @@ class BatchedRandomizedSearchCV(_BatchedSearch, RandomizedSearchCV):  # type: ig
     >>> len(search.cv_results_["params"])
     10
     """
+
+    _parameter_constraints: ClassVar[dict[str, Any]] = {
+        **RandomizedSearchCV._parameter_constraints,
+        **MAX_MEMORY,
+    }
+
+    def __init__(
+        self,
+        estimator: Any,
+        param_distributions: Any,
+        *,
+        n_iter: int = 10,
+        scoring: Any = None,
+        n_jobs: int | None = None,
+        refit: Any = True,
+        cv: Any = None,
+        verbose: int = 0,
+        pre_dispatch: int | str = "2*n_jobs",
+        random_state: Any = None,
+        error_score: Any = np.nan,
+        return_train_score: bool = False,
+        max_memory: int | None = None,
+    ) -> None:
+        super().__init__(
+            estimator,
+            param_distributions,
+            n_iter=n_iter,
+            scoring=scoring,
+            n_jobs=n_jobs,
+            refit=refit,
+            cv=cv,
+            verbose=verbose,
+            pre_dispatch=pre_dispatch,
+            random_state=random_state,
+            error_score=error_score,
+            return_train_score=return_train_score,
+        )
+        self.max_memory = max_memory
 
     def _run_search(self, evaluate_candidates: Any, *, callback_ctx: Any = None) -> None:
         drawn = ParameterSampler(

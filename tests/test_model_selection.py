@@ -1,5 +1,10 @@
 """The searches against scikit-learn's own, which fit one by one."""
 
+import os
+import re
+import subprocess
+import sys
+import threading
 import warnings
 
 import numpy as np
@@ -31,6 +36,9 @@ from sktorch_linreg import (
     BatchedRandomizedSearchCV,
     TorchLinearRegressor,
     TorchMLPRegressor,
+    TrainingDivergedError,
+    _memory,
+    _search,
 )
 
 LINEAR = TorchLinearRegressor(optimizer="adam", batch_size=32, max_epochs=8, random_state=0)
@@ -374,3 +382,136 @@ def test_a_splitter_that_contradicts_itself():
 )
 def test_scikit_learn_checks(estimator, check):
     check(estimator)
+
+
+def test_targets_are_checked_in_each_fold():
+    X, y = rows(n=100)
+    y = np.abs(y)
+    y[95] = -1.0
+    estimator = clone(LINEAR).set_params(loss="poisson", standardize=True)
+    with pytest.warns(FitFailedWarning, match="needs targets of at least 0"):
+        ours, _ = compare(estimator, RATES, X, y, scoring="neg_mean_squared_error", refit=False)
+    # only the fold that tests on the negative target is trained without it
+    scores = np.array([ours.cv_results_[f"split{i}_test_score"] for i in range(5)])
+    assert np.isnan(scores[:4]).all()
+    assert np.isfinite(scores[4]).all()
+
+
+@pytest.mark.parametrize("estimator", [LINEAR, MLP, TorchLinearRegressor()], ids=str)
+def test_little_memory_gives_the_same_scores(estimator, capsys):
+    X, y = rows()
+    pipe = Pipeline([("pca", PCA(random_state=0)), ("reg", estimator)])
+    grid = {"pca__n_components": [2, 3], "reg__alpha": [0.0, 0.01, 0.1]}
+    search = BatchedGridSearchCV(pipe, grid, refit=False, verbose=1)
+    free = clone(search).fit(X, y).cv_results_
+    assert n_stacked(capsys).count("are trained together") == 1
+    tight = clone(search).set_params(max_memory=1).fit(X, y).cv_results_
+    told = n_stacked(capsys)
+    assert told.count("are trained together") == 2 * 5
+    assert told.count("3 of 3 fits") == 2 * 5
+    for name, values in free.items():
+        if name.endswith("test_score"):
+            np.testing.assert_allclose(tight[name], values, rtol=1e-9)
+
+
+def test_progress_where_memory_is_short(capsys):
+    search = BatchedGridSearchCV(LINEAR, RATES, cv=3, max_memory=1)
+    search.set_callbacks(ProgressBar()).fit(*rows())
+    assert "stack" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("max_memory", [0, -5, 1.5, "much"])
+def test_wrong_memory(max_memory):
+    with pytest.raises(ValueError, match="max_memory"):
+        BatchedGridSearchCV(LINEAR, RATES, max_memory=max_memory).fit(*rows())
+
+
+def test_free_memory(monkeypatch, tmp_path):
+    cpu = torch.device("cpu")
+    total = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    assert 0 < _memory.free_memory(cpu) <= total
+    monkeypatch.setattr(_memory, "CGROUP", tmp_path)
+    (tmp_path / "memory.max").write_text("3000000\n")
+    (tmp_path / "memory.current").write_text("1000000\n")
+    assert _memory.free_memory(cpu) == 2_000_000
+    assert _memory.budget(None, {cpu}) == 500_000
+    assert _memory.budget(7, {cpu}) == 7
+    (tmp_path / "memory.max").write_text("max\n")
+    assert _memory.free_memory(cpu) > 2_000_000
+
+
+def test_stacks_on_threads_give_the_same_bits(monkeypatch):
+    X, y = rows(n=500)
+    grid = {"lr": np.geomspace(1e-4, 0.05, 8), "hidden_layer_sizes": [(8,), (9,), (10, 3)]}
+    search = BatchedGridSearchCV(MLP, grid, refit=False)
+    alone = clone(search).fit(X, y).cv_results_
+    before, seen = torch.get_num_threads(), set()
+    train = _search.train_stack
+
+    def watched(*args):
+        seen.add(threading.get_ident())
+        assert torch.get_num_threads() == 1
+        return train(*args)
+
+    monkeypatch.setattr(_search, "THREADED_STACK", 0)
+    monkeypatch.setattr(_search, "train_stack", watched)
+    torch.set_num_threads(2)
+    try:
+        together = clone(search).fit(X, y).cv_results_
+        assert torch.get_num_threads() == 2
+        assert len(seen) == 2
+        diverging = clone(search).set_params(
+            estimator=clone(MLP).set_params(optimizer="sgd"),
+            param_grid={"lr": [0.01, 1e30], "hidden_layer_sizes": [(8,), (9,), (10,)]},
+            error_score="raise",
+        )
+        with pytest.raises(TrainingDivergedError):
+            diverging.fit(X, y)
+        assert torch.get_num_threads() == 2
+    finally:
+        torch.set_num_threads(before)
+    for name, values in alone.items():
+        if name.endswith("test_score"):
+            np.testing.assert_array_equal(together[name], values)
+
+
+def test_a_line_per_stack(capsys):
+    BatchedGridSearchCV(LINEAR, {"batch_size": [16, 32]}, verbose=2).fit(*rows())
+    told = n_stacked(capsys)
+    n_fits = [int(n) for n in re.findall(r"^\[stack \d+\] END (\d+) fits; total time=", told, re.M)]
+    assert len(n_fits) > 1
+    assert sum(n_fits) == 10
+
+
+MEMORY = """
+import resource, sys
+import numpy as np
+from sklearn.pipeline import make_pipeline
+from sklearn.preprocessing import StandardScaler
+from sktorch_linreg import BatchedGridSearchCV, TorchLinearRegressor
+
+def peak():
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+
+model = TorchLinearRegressor(optimizer="sgd", max_epochs=1, batch_size=1000, random_state=0)
+pipe = make_pipeline(StandardScaler(), model)
+rates = np.geomspace(1e-4, 0.05, 50)
+grid = {"standardscaler__with_mean": [True, False], "torchlinearregressor__lr": rates}
+X = np.ones((300_000, 20)) * np.arange(20) + np.random.default_rng(0).normal(size=(300_000, 1))
+y = X[:, 0]
+search = BatchedGridSearchCV(pipe, grid, refit=False, max_memory=int(sys.argv[1]))
+search.fit(X[:1000], y[:1000])
+before = peak()
+search.fit(X, y)
+print(peak() - before)
+"""
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="the peak of a process is read in Unix's way")
+def test_memory_stays_within_what_is_stated():
+    mib = 2**20
+    # the rows of a fold take 144 MiB with their copies, those of all folds and settings 1440
+    run = subprocess.run(
+        [sys.executable, "-c", MEMORY, str(350 * mib)], capture_output=True, text=True, check=True
+    )
+    assert int(run.stdout) < 350 * mib

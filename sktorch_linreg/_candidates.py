@@ -1,0 +1,246 @@
+"""Candidates of a search, the rows of its folds, and what is to be fitted to them."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+import torch
+from sklearn.base import clone
+from sklearn.pipeline import Pipeline
+
+from ._backprop import DEVICES
+from ._base import BaseTorchRegressor
+from ._batched import steps_per_epoch
+from ._compat import check_method_params, safe_split
+from ._data import resolve_seed, validate_rows
+from ._modules import ACTIVATIONS
+from ._optimizers import SCHEDULES, construct, defaults_of
+from ._types import Array, FitSpec, TrainingData
+from ._updates import has_rule
+from .linear import TorchLinearRegressor
+from .mlp import TorchMLPRegressor
+
+OURS = TorchLinearRegressor, TorchMLPRegressor
+
+
+# what cannot be changed in place
+PLAIN = str, int, float, np.generic
+
+
+# of the rows that are trained on: in standard units, and packed
+COPIES = 2
+
+
+class CannotStack(Exception):
+    """A fit has to be run alone; the message says why, after "because"."""
+
+
+@dataclass
+class Candidate:
+    """A candidate of a search: the estimator with its parameters."""
+
+    index: int
+    whole: Any
+    last: BaseTorchRegressor
+    seed: int
+    before: Pipeline | None
+    # equal for candidates whose steps before the last are the same
+    before_key: Any
+
+
+@dataclass(frozen=True)
+class Cell:
+    """The rows of a fold, as they come out of the steps before the last."""
+
+    split: int
+    train: TrainingData
+    n_dim: int
+    # what scorers are given
+    X_train: Any
+    y_train: Any
+    X_test: Any
+    y_test: Any
+    score_params: tuple[Mapping[str, Any], Mapping[str, Any]]
+    # for the last step alone
+    inner_train: Any
+    inner_test: Any
+    weight: Any
+    before: Pipeline | None
+    # an estimator that has seen the rows
+    template: BaseTorchRegressor
+
+    @property
+    def n_bytes(self) -> int:
+        """Memory of the rows, and of their copies in training."""
+        kept = {id(X): X for X in (self.X_train, self.X_test, self.inner_train, self.inner_test)}
+        return sum(map(_n_bytes, kept.values())) + COPIES * _n_bytes(self.train.X)
+
+
+def make_candidate(base: Any, index: int, params: Mapping[str, Any], seed: int) -> Candidate:
+    """The estimator of a candidate; raises CannotStack where it is not one of ours."""
+    whole = _with_params(base, params)
+    last, before, key = whole, None, None
+    if type(whole) is Pipeline:
+        last = whole.steps[-1][1]
+        if len(whole.steps) > 1:
+            before = whole[:-1]
+            mine = f"{whole.steps[-1][0]}__"
+            key = tuple(
+                (k, _identity(v)) for k, v in sorted(params.items()) if not k.startswith(mine)
+            )
+    if type(last) not in OURS:
+        raise CannotStack(f"{type(last).__name__} is not an estimator of this package")
+    if last.callbacks or getattr(last, "_skl_callbacks", None):
+        raise CannotStack("callbacks want to see each fit")
+    if getattr(last, "record_path", False):
+        raise CannotStack("record_path=True keeps what stacks do not")
+    last._validate_params()
+    if last.random_state is not None:
+        seed = resolve_seed(last.random_state)
+    return Candidate(index, whole, last, seed, before, key)
+
+
+def _with_params(base: Any, params: Mapping[str, Any]) -> Any:
+    """A clone of the estimator with other parameters."""
+    if type(base) in OURS and all(map(_is_plain, (*base.get_params().values(), *params.values()))):
+        # there is nothing that a deep copy would copy
+        return copy.copy(base).set_params(**params)
+    return clone(base).set_params(**clone(params, safe=False))
+
+
+def _is_plain(value: Any) -> bool:
+    if isinstance(value, tuple):
+        return all(map(_is_plain, value))
+    return value is None or isinstance(value, PLAIN)
+
+
+def _n_bytes(rows: Any) -> int:
+    """Memory of an array or a sparse matrix, about that of a frame."""
+    if hasattr(rows, "nbytes"):
+        return int(rows.nbytes)
+    if hasattr(rows, "data") and hasattr(rows.data, "nbytes"):
+        return int(rows.data.nbytes)
+    return int(8 * np.prod(np.shape(rows)))
+
+
+def _identity(value: Any) -> Any:
+    return (type(value).__name__, value) if _is_plain(value) else id(value)
+
+
+def make_cell(
+    c: Candidate,
+    split: int,
+    rows: tuple[Any, Any],
+    parts: tuple[Array, Array],
+    fit_params: Mapping[str, Any],
+    score_params: Mapping[str, Any],
+) -> Cell:
+    """The rows of a fold for candidates with the same steps before the last."""
+    X, y = rows
+    train, test = parts
+    X_train, y_train = safe_split(c.whole, X, y, train)
+    X_test, y_test = safe_split(c.whole, X, y, test, train)
+    inner_train, inner_test, before = X_train, X_test, None
+    if c.before is not None:
+        before = clone(c.before)
+        inner_train = before.fit_transform(X_train, y_train)
+        inner_test = before.transform(X_test)
+    weight = _weight_of(c, check_method_params(X, params=fit_params, indices=train))
+    template = clone(c.last)
+    data, n_dim = validate_rows(template, inner_train, y_train, weight, reset=True)
+    if data.verify is not None:
+        data.verify()
+    scored = tuple(check_method_params(X, params=score_params, indices=i) for i in (train, test))
+    return Cell(
+        split, data, n_dim, X_train, y_train, X_test, y_test,
+        (scored[0], scored[1]), inner_train, inner_test, weight, before, template,
+    )  # fmt: skip
+
+
+def _weight_of(c: Candidate, fit_params: Mapping[str, Any]) -> Any:
+    prefix = f"{c.whole.steps[-1][0]}__" if type(c.whole) is Pipeline else ""
+    others = [k for k in fit_params if k != f"{prefix}sample_weight"]
+    if others:
+        raise CannotStack(f"fit is given {', '.join(others)}")
+    return fit_params.get(f"{prefix}sample_weight")
+
+
+def spec_and_shape(c: Candidate, data: TrainingData, known_scorer: bool) -> tuple[FitSpec, Any]:
+    """What is to be fitted, and what it has in common with others of its stack."""
+    spec = _spec(c, data, known_scorer)
+    return spec, _shape(spec, data)
+
+
+def _spec(c: Candidate, data: TrainingData, known_scorer: bool) -> FitSpec:
+    """What is to be fitted; raises CannotStack where that is not done together."""
+    last = c.last
+    if not hasattr(data.X, "strides"):
+        raise CannotStack("X is sparse")
+    spec = replace(last._make_spec(data, False), seed=c.seed, verbose=0)
+    cls: Any = spec.optimizer_class
+    if cls is None:
+        if not known_scorer:
+            raise CannotStack("it is solved exactly, and the scorer wants to see each estimator")
+        return spec
+    if not has_rule(cls, spec.optimizer_options, spec.device):
+        raise CannotStack(f"the optimizer {spec.optimizer!r} is torch's own")
+    if spec.loss.slope is None:
+        raise CannotStack(f"the loss {spec.loss.name!r} is left to autograd")
+    if spec.device.type not in DEVICES or not ACTIVATIONS[spec.activation].by_hand:
+        raise CannotStack(f"{spec.activation!r} on {spec.device} is left to autograd")
+    known = {schedule for schedule, _ in SCHEDULES.values()}
+    if spec.schedule_class is not None and spec.schedule_class not in known:
+        raise CannotStack(f"the schedule {spec.schedule_class.__name__} is torch's own")
+    if spec.optimizer_options.keys() > {"lr"}:
+        construct("optimizer", cls, [torch.zeros(1)], spec.optimizer_options)
+    return spec
+
+
+def _shape(spec: FitSpec, data: TrainingData) -> Any:
+    """What the lanes of a stack have in common."""
+    if spec.optimizer_class is None:
+        return spec.fit_intercept, spec.standardize, spec.tol, spec.dtype, str(spec.device)
+    known = {**defaults_of(spec.optimizer_class), **spec.optimizer_options}  # type: ignore[arg-type]
+    flags = {k: v for k, v in known.items() if not _is_number(v)}
+    pointwise: Any = spec.loss.pointwise
+    whole = spec.batch_size >= data.n_samples
+    schedule = {k: v for k, v in spec.schedule_options.items() if k != "max_lr"}
+    return (
+        data.n_features,
+        data.n_targets,
+        (spec.loss.name, repr(sorted(pointwise.keywords.items()))),
+        spec.standardize,
+        spec.dtype,
+        str(spec.device),
+        spec.optimizer_class,
+        repr(sorted(flags.items())),
+        spec.schedule_class,
+        repr(sorted(schedule.items())),
+        (spec.positive, spec.l1 > 0),
+        spec.fit_intercept,
+        (spec.hidden, spec.activation, spec.dropout > 0),
+        spec.max_epochs,
+        None if whole else spec.batch_size,
+        steps_per_epoch(data.n_samples, spec),
+        spec.shuffle,
+        spec.validation_fraction,
+    )
+
+
+def _is_number(option: Any) -> bool:
+    """Whether lanes of one stack may differ in it."""
+    return isinstance(option, float | int | tuple) and not isinstance(option, bool)
+
+
+def tried(make: Callable[..., Any], *args: Any) -> Any:
+    """What comes out, or the reason why there is nothing."""
+    try:
+        return make(*args)
+    except CannotStack as reason:
+        return str(reason)
+    except Exception as error:
+        return f"its preparation failed with {type(error).__name__}"

@@ -1,0 +1,40 @@
+"""How much memory there is for work that could also be done in smaller pieces."""
+
+from __future__ import annotations
+
+import os
+from contextlib import suppress
+from pathlib import Path
+
+import torch
+
+# share of the free memory that is taken where nobody says how much
+SHARE = 0.25
+# bytes taken to be free where the system does not tell
+UNKNOWN = 2**31
+CGROUP = Path("/sys/fs/cgroup")
+
+
+def free_memory(device: torch.device) -> int:
+    """Bytes that are free on a device; of the host, no more than its control group may take."""
+    if device.type == "cuda":
+        return int(torch.cuda.mem_get_info(device)[0])
+    free = UNKNOWN
+    try:
+        import psutil
+
+        free = int(psutil.virtual_memory().available)
+    except ImportError:
+        with suppress(AttributeError, OSError, ValueError):
+            free = os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    with suppress(OSError, ValueError):
+        limit, used = (int((CGROUP / f"memory.{n}").read_text()) for n in ("max", "current"))
+        free = min(free, max(0, limit - used))
+    return free
+
+
+def budget(max_memory: int | None, devices: set[torch.device]) -> int:
+    """Bytes to work in: those stated, or a share of what is free on every device."""
+    if max_memory is not None:
+        return max_memory
+    return int(SHARE * min(free_memory(d) for d in {torch.device("cpu"), *devices}))

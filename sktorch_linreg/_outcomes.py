@@ -1,0 +1,227 @@
+"""Training a stack of fits, and their scores."""
+
+from __future__ import annotations
+
+import time
+import traceback
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from sklearn.base import clone
+from sklearn.pipeline import Pipeline
+
+from . import _exact
+from ._base import BaseTorchRegressor
+from ._batched import train_lanes
+from ._candidates import Candidate, Cell
+from ._compat import (
+    MultimetricScorer,
+    score_estimator,
+)
+from ._data import identity_scaling, own_torch_settings
+from ._lanes import LaneParameters
+from ._plan import Stack
+from ._scoring import LEAST_ROWS, Score, known_scores, score_all
+from ._trained import Trained
+from ._types import Array, FitSpec, TrainingDivergedError
+
+Outcome = dict[str, Any]
+
+
+# predictions of many models that are scored at once
+SCORED_ENTRIES = 2**20
+
+
+@dataclass(frozen=True)
+class Scoring:
+    """How fits are scored."""
+
+    scorer: Any
+    error_score: Any
+    return_train_score: bool
+
+
+def _failed(error: TrainingDivergedError, s: Scoring) -> Outcome:
+    """The outcome of a fit that raised, as scikit-learn keeps it."""
+    if s.error_score == "raise":
+        raise error
+    score: Any = s.error_score
+    if isinstance(s.scorer, MultimetricScorer):
+        score = dict.fromkeys(s.scorer._scorers, s.error_score)
+    out: Outcome = {
+        "fit_error": "".join(traceback.format_exception(error)),
+        "test_scores": score,
+    }
+    if s.return_train_score:
+        out["train_scores"] = dict(score) if isinstance(score, dict) else score
+    return out
+
+
+def solved(cell: Cell, specs: list[FitSpec]) -> Trained:
+    """Exact solutions for all penalties, as one group of lanes."""
+    data, n = cell.train, len(specs)
+    sizes = data.n_features, data.n_targets
+    bias = specs[0].fit_intercept
+    lanes = LaneParameters(sizes, bias, 1, n, torch.float64, torch.device("cpu"))
+    with own_torch_settings(specs[0].device, grad=False):
+        for i, layers in enumerate(_exact.fit_path(data, specs)):
+            lanes.set_layers((torch.tensor(0), torch.tensor(i)), layers)
+    nothing = np.full((1, n), np.nan)
+    ones, done = np.ones((1, n), dtype=np.int64), np.zeros((1, n), dtype=bool)
+    return Trained(lanes, [identity_scaling(*sizes)], ones, nothing, nothing, done)
+
+
+def fitted(c: Candidate, cell: Cell, trained: Trained, at: tuple[int, int], spec: Any) -> Any:
+    """The estimator of a candidate, as it would be if it had been fitted alone."""
+    last: BaseTorchRegressor = clone(c.last)
+    if spec.optimizer_class is None:
+        # what a scorer may ask of it is more than its coefficients
+        return _whole(c, cell, last.fit(cell.inner_train, cell.y_train, cell.weight))
+    for name in ("n_features_in_", "feature_names_in_"):
+        if name in vars(cell.template):
+            setattr(last, name, getattr(cell.template, name))
+    result = trained.fit_result(*at, spec)
+    # the linear model keeps statistics of exact fits only
+    last._statistics = None
+    last._adopt(result, cell.train, spec, cell.n_dim)
+    last._incremental = False
+    return _whole(c, cell, last)
+
+
+def _whole(c: Candidate, cell: Cell, last: BaseTorchRegressor) -> Any:
+    """The fitted estimator, with the steps before it if there are any."""
+    if type(c.whole) is not Pipeline:
+        return last
+    whole = clone(c.whole)
+    steps = [] if cell.before is None else list(cell.before.steps)
+    whole.steps = [*steps, (c.whole.steps[-1][0], last)]
+    return whole
+
+
+def train_stack(stack: Stack, known: bool, tell: Callable[[int], None] | None = None) -> Trained:
+    """Train a stack; losses of all epochs are only kept where the scorer is not known."""
+    if stack.exact:
+        return solved(stack.cells[0], stack.specs[0])
+    # groups that differ in their seed alone see the same rows
+    cells = list({id(cell): cell for cell in stack.cells}.values())
+    place = {id(cell): i for i, cell in enumerate(cells)}
+    owner = [place[id(cell)] for cell in stack.cells]
+    data = [cell.train for cell in cells]
+    return train_lanes(data, owner, stack.specs, curves=not known, tell=tell)
+
+
+def score_stack(stack: Stack, trained: Trained, seconds: float, s: Scoring) -> list[Outcome]:
+    """Outcomes of all fits of a stack, group by group.
+
+    Raises
+    ------
+    TrainingDivergedError
+        With ``error_score="raise"``.
+    """
+    known = known_scores(s.scorer)
+    out: list[Outcome] = []
+    for g in range(len(stack.cells)):
+        out += _score_group(stack, g, trained, s, known)
+    for outcome in out:
+        outcome["fit_time"] = seconds / stack.n_fits
+    return out
+
+
+def _score_group(
+    stack: Stack, g: int, trained: Trained, s: Scoring, known: dict[str, Score] | None
+) -> list[Outcome]:
+    """Scores of the lanes of a group, all at once where the scorer is known."""
+    cell, row = stack.cells[g], stack.lanes[g]
+    begin = time.perf_counter()
+    test = _scores(stack, g, trained, s, known, train=False)
+    score_time = (time.perf_counter() - begin) / len(row)
+    train = _scores(stack, g, trained, s, known, train=True) if s.return_train_score else test
+    out = []
+    for c in range(len(row)):
+        error = trained.errors.get((g, c))
+        if error is not None:
+            outcome = _failed(error, s)
+        else:
+            outcome = {"fit_error": None, "test_scores": test[c]}
+            if s.return_train_score:
+                outcome["train_scores"] = train[c]
+        outcome["n_test_samples"] = len(cell.y_test)
+        outcome["score_time"] = 0.0 if error is not None else score_time
+        out.append(outcome)
+    return out
+
+
+def _scores(
+    stack: Stack,
+    g: int,
+    trained: Trained,
+    s: Scoring,
+    known: dict[str, Score] | None,
+    *,
+    train: bool,
+) -> list[Any]:
+    """The scores of each lane of a group on one side of its split."""
+    cell, row = stack.cells[g], stack.lanes[g]
+    params = cell.score_params[0 if train else 1]
+    X, y = (cell.X_train, cell.y_train) if train else (cell.X_test, cell.y_test)
+    table: dict[str, Any] = {}
+    good = np.zeros(len(row), dtype=bool)
+    if known is not None and params.keys() <= {"sample_weight"}:
+        found = _all_at_once(stack, g, trained, known, params, train=train)
+        if found is not None:
+            table, good = found
+    multiple = isinstance(s.scorer, MultimetricScorer)
+    out: list[Any] = []
+    for c in range(len(row)):
+        if (g, c) in trained.errors:
+            out.append(None)
+        elif good[c]:
+            scores = {name: float(values[c]) for name, values in table.items()}
+            out.append(scores if multiple else scores["score"])
+        else:
+            model = fitted(row[c], cell, trained, (g, c), stack.specs[g][c])
+            out.append(score_estimator(model, X, y, s.scorer, params, s.error_score))
+    return out
+
+
+def _all_at_once(
+    stack: Stack,
+    g: int,
+    trained: Trained,
+    known: dict[str, Score],
+    params: Mapping[str, Any],
+    *,
+    train: bool,
+) -> tuple[dict[str, Any], Array] | None:
+    """Scores of all lanes, and which of them hold; None where scikit-learn has to be asked."""
+    cell = stack.cells[g]
+    X = cell.inner_train if train else cell.inner_test
+    y = np.asarray(cell.y_train if train else cell.y_test)
+    try:
+        rows, verify = cell.template._validate_predict_rows(X)
+        if verify is not None:
+            verify()
+    except ValueError:
+        return None
+    if len(y) < LEAST_ROWS or y.dtype.kind not in "fiu" or not np.isfinite(y).all():
+        return None
+    weight = params.get("sample_weight")
+    if weight is not None:
+        weight = np.asarray(weight, dtype=np.float64)
+        if weight.shape != (len(y),) or not (np.isfinite(weight).all() and weight.sum() > 0):
+            return None
+    y = y.reshape(len(y), -1)
+    tables, good = [], []
+    at_once = max(1, SCORED_ENTRIES // y.size)
+    with np.errstate(all="ignore"):
+        for first in range(0, len(stack.lanes[g]), at_once):
+            places = slice(first, first + at_once)
+            predicted = trained.predict(g, rows, stack.specs[g][0].activation, places)
+            tables.append(score_all(known, y, predicted, weight))
+            good.append(np.isfinite(predicted).all(axis=(1, 2)))
+    table = {name: np.concatenate([t[name] for t in tables]) for name in known}
+    finite = np.all([np.isfinite(v) for v in table.values()], axis=0)
+    return table, np.concatenate(good) & finite
