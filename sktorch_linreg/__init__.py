@@ -5,6 +5,7 @@ from ._version import __version__
 from .linear import TorchLinearRegressor
 from .mlp import TorchMLPRegressor
 from .model_selection import BatchedGridSearchCV, BatchedRandomizedSearchCV
+from .persistence import load_model, save_model
 
 __all__ = [
     "BatchedGridSearchCV",
@@ -13,4 +14,6 @@ __all__ = [
     "TorchMLPRegressor",
     "TrainingDivergedError",
     "__version__",
+    "load_model",
+    "save_model",
 ]

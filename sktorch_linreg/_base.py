@@ -34,9 +34,12 @@ from ._modules import MLPModule, build_module
 from ._net import check_callbacks, wrap
 from ._optimizers import OPTIMIZERS, resolve_optimizer, resolve_schedule
 from ._parameters import ParametersMixin
+from ._state import pack_history, unpack_history
 from ._training import train
 from ._types import FitResult, FitSpec, Layers, Moments, Scaling, Start, TrainingData
 from ._watch import TASK_ATTRIBUTES, FitTask
+
+CURVES = {"loss_curve_", "validation_loss_curve_"}
 
 
 def can_partial_fit(estimator: Any) -> bool:
@@ -337,7 +340,24 @@ class BaseTorchRegressor(
         if not (self.warm_start or state.get("_incremental")):
             # a plain fit may go on in partial_fit, but its copies are for prediction
             state.pop("_training_state", None)
+            state.pop("_moments", None)
+        if "history_" in state:
+            state["history_"] = pack_history(state["history_"])
+        for name in CURVES & state.keys():
+            state[name] = np.array(state[name], dtype=np.float64)
+        for name in ("device", "dtype"):
+            # torch's own objects by the names that the parameters take as well
+            if not isinstance(state[name], str):
+                state[name] = str(state[name]).removeprefix("torch.")
         return state
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        state = dict(state)
+        if "history_" in state:
+            state["history_"] = unpack_history(state["history_"])
+        for name in CURVES & state.keys():
+            state[name] = np.asarray(state[name]).tolist()
+        super().__setstate__(state)
 
     def __copy__(self) -> Self:
         out = type(self).__new__(type(self))

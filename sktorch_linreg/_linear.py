@@ -114,7 +114,14 @@ class BaseLinear(ExactResults, BaseTorchRegressor):
             state.update(_statistics=None)
             if "rank_" in state:
                 state["_singular"] = self.singular_
+        elif state.get("_statistics"):
+            state["_statistics"] = Statistics.pack(stats)
         return state
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        if (state.get("_statistics") or {}).keys() >= {"triangle"}:
+            state = {**state, "_statistics": Statistics.unpack(state["_statistics"])}
+        super().__setstate__(state)
 
     def _as_public(self, layers: Layers, dtype: Any) -> tuple[Array, Any]:
         """`coef_` and `intercept_` in the shapes of LinearRegression."""

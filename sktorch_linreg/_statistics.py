@@ -59,6 +59,23 @@ class Statistics:
         """Plain numbers and arrays, for pickling."""
         return {field.name: getattr(self, field.name) for field in fields(self)}
 
+    @staticmethod
+    def pack(state: dict[str, Any]) -> dict[str, Any]:
+        """What `to_state` gave, without the zeros of the triangle."""
+        out = dict(state)
+        factor = out.pop("factor")
+        at = np.triu_indices(len(factor), m=factor.shape[1])
+        return {**out, "triangle": factor[at], "shape": factor.shape}
+
+    @staticmethod
+    def unpack(state: dict[str, Any]) -> dict[str, Any]:
+        """What `pack` was given."""
+        out = dict(state)
+        shape = out.pop("shape")
+        out["factor"] = np.zeros(shape)
+        out["factor"][np.triu_indices(shape[0], m=shape[1])] = out.pop("triangle")
+        return out
+
     def merge(self, other: Statistics) -> Statistics:
         """Statistics of the rows of both, from one QR decomposition of both factors."""
         weight = self.weight + other.weight

@@ -1,0 +1,209 @@
+"""Nested state as one safetensors file: written whole or not at all, read without running code."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import uuid
+from collections.abc import Mapping
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+FORMAT, VERSION = "sktorch_linreg", 1
+HEADER = ("format", "version", "kind", "tree", "sha256")
+
+
+class NotStorable(ValueError):
+    """A value that files do not keep; the message says which."""
+
+
+# -- trees of plain values ------------------------------------------------------------------------
+
+
+def flatten(value: Any, arrays: dict[str, np.ndarray[Any, Any]], path: str = "") -> Any:
+    """A tree as JSON values, whose arrays go into `arrays`; raises NotStorable for other things."""
+    if value is None or (isinstance(value, bool | int | str) and type(value) in (bool, int, str)):
+        return value
+    if type(value) is float:
+        return value if np.isfinite(value) else {"float": repr(value)}
+    if type(value) is list:
+        return [flatten(v, arrays, f"{path}[{i}]") for i, v in enumerate(value)]
+    if type(value) is tuple:
+        return {"tuple": [flatten(v, arrays, f"{path}[{i}]") for i, v in enumerate(value)]}
+    if type(value) is dict and all(type(k) is str for k in value):
+        return {"dict": [[k, flatten(v, arrays, f"{path}.{k}")] for k, v in value.items()]}
+    if isinstance(value, np.random.RandomState):
+        return {"random_state": flatten(value.get_state(legacy=True), arrays, path)}
+    if isinstance(value, np.generic) and value.dtype.kind in "biuf":
+        return {"scalar": _add(np.array(value), arrays)}
+    if type(value) is np.ndarray and value.dtype.kind in "biuf" and value.dtype.itemsize <= 8:
+        return {"array": _add(value, arrays)}
+    if type(value) is np.ndarray and value.ndim == 1 and all(type(v) is str for v in value):
+        return {"strings": list(value)}
+    raise NotStorable(
+        f"{path.lstrip('.') or 'The value'} is {value!r}, which a file of numbers and names does "
+        "not keep."
+    )
+
+
+def _add(array: np.ndarray[Any, Any], arrays: dict[str, np.ndarray[Any, Any]]) -> str:
+    name = f"a{len(arrays)}"
+    # safetensors wants C order and the byte order of the machine
+    arrays[name] = np.array(array, dtype=array.dtype.newbyteorder("="), order="C")
+    return name
+
+
+def unflatten(tree: Any, arrays: dict[str, np.ndarray[Any, Any]]) -> Any:
+    """What `flatten` was given; arrays that are used are taken out of `arrays`."""
+    if tree is None or isinstance(tree, bool | int | float | str):
+        return tree
+    if isinstance(tree, list):
+        return [unflatten(v, arrays) for v in tree]
+    if not isinstance(tree, dict) or len(tree) != 1:
+        raise ValueError("the description of its contents is damaged")
+    ((kind, value),) = tree.items()
+    if kind not in _READERS:
+        raise ValueError(f"it holds values of the unknown kind {kind!r}")
+    return _READERS[kind](value, arrays)
+
+
+def _random_state(value: Any, arrays: dict[str, np.ndarray[Any, Any]]) -> np.random.RandomState:
+    out = np.random.RandomState(0)
+    out.set_state(unflatten(value, arrays))
+    return out
+
+
+_READERS: dict[str, Any] = {
+    "float": lambda v, arrays: {"nan": np.nan, "inf": np.inf, "-inf": -np.inf}[v],
+    "tuple": lambda v, arrays: tuple(unflatten(item, arrays) for item in v),
+    "dict": lambda v, arrays: {str(k): unflatten(item, arrays) for k, item in v},
+    "array": lambda v, arrays: arrays.pop(v),
+    "scalar": lambda v, arrays: arrays.pop(v)[()],
+    "strings": lambda v, arrays: np.array([str(item) for item in v], dtype=object),
+    "random_state": _random_state,
+}
+
+
+# -- files ----------------------------------------------------------------------------------------
+
+
+def _require_safetensors() -> Any:
+    try:
+        import safetensors.numpy
+    except ImportError as error:
+        raise ImportError(
+            "Files of models and checkpoints need safetensors, which is not installed. Install the "
+            "extra that brings it: pip install 'sktorch_linreg[persist]'."
+        ) from error
+    return safetensors
+
+
+def _digest(header: Mapping[str, str], arrays: Mapping[str, np.ndarray[Any, Any]]) -> str:
+    """SHA-256 of everything a file holds."""
+    total = hashlib.sha256()
+    for name in HEADER[:-1]:
+        total.update(f"{name}={header[name]}\n".encode())
+    for name, a in sorted(arrays.items()):
+        total.update(f"{name} {a.dtype.str} {a.shape}\n".encode())
+        total.update(np.ascontiguousarray(a).data if a.size else b"")
+    return total.hexdigest()
+
+
+def write(path: str | os.PathLike[str], kind: str, content: Any) -> None:
+    """Write a tree to a file, which is the old one or the new one at every moment.
+
+    Raises
+    ------
+    NotStorable
+        For values that are neither numbers nor names.
+    OSError
+        If the file cannot be written; the old one then is as it was.
+    """
+    library = _require_safetensors()
+    arrays: dict[str, np.ndarray[Any, Any]] = {}
+    tree = json.dumps(flatten(content, arrays), allow_nan=False)
+    header = {"format": FORMAT, "version": str(VERSION), "kind": kind, "tree": tree}
+    header["sha256"] = _digest(header, arrays)
+    replace(path, library.numpy.save(arrays, header))
+
+
+def replace(path: str | os.PathLike[str], data: bytes) -> None:
+    """Put bytes in the place of a file: written beside it, synced, renamed."""
+    target = Path(path)
+    name = target.with_name(f".{target.name}.{uuid.uuid4().hex}.tmp")
+    # whose mode is that of any other new file
+    handle = os.open(name, os.O_CREAT | os.O_EXCL | os.O_WRONLY | getattr(os, "O_BINARY", 0), 0o666)
+    try:
+        with os.fdopen(handle, "wb") as file:
+            file.write(data)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(name, target)
+    except BaseException:
+        with suppress(OSError):
+            os.unlink(name)
+        raise
+    # the name is on the disk once its folder is
+    with suppress(OSError, AttributeError):
+        folder = os.open(target.parent, os.O_RDONLY | os.O_DIRECTORY)
+        try:
+            os.fsync(folder)
+        finally:
+            os.close(folder)
+
+
+def read(path: str | os.PathLike[str], kind: str) -> Any:
+    """The tree of a file.
+
+    Raises
+    ------
+    FileNotFoundError
+        If there is no such file.
+    ValueError
+        If it is not a whole file of this kind; the message names it and what is wrong.
+    """
+    library = _require_safetensors()
+    file = Path(path)
+    if not file.exists():
+        raise FileNotFoundError(f"There is no file {str(path)!r}.")
+    try:
+        if not file.is_file():
+            raise ValueError("it is not a regular file")
+        try:
+            with library.safe_open(file, framework="np") as opened:
+                header = opened.metadata() or {}
+                _check_header(header, kind)
+                arrays = {name: opened.get_tensor(name) for name in opened.keys()}  # noqa: SIM118
+        except library.SafetensorError as error:
+            raise ValueError(f"it is not a whole safetensors file ({error})") from None
+        if _digest(header, arrays) != header["sha256"]:
+            raise ValueError("its contents do not agree with their checksum")
+        content = unflatten(json.loads(header["tree"]), arrays)
+        if arrays:
+            raise ValueError("it holds arrays that belong to nothing")
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+        raise ValueError(
+            f"{str(path)!r} cannot be read as a {kind} of sktorch_linreg: {error}. Nothing was "
+            "loaded; take another copy of the file, or make it anew."
+        ) from error
+    return content
+
+
+def _check_header(header: Mapping[str, str], kind: str) -> None:
+    if header.get("format") != FORMAT:
+        raise ValueError(f"it was not written by {FORMAT}")
+    version = header.get("version", "")
+    if version != str(VERSION):
+        raise ValueError(
+            f"its format has the version {version!r}, and this package reads version {VERSION}; a "
+            "newer package may read it"
+        )
+    if header.get("kind") != kind:
+        raise ValueError(f"it is a {header.get('kind')!r}")
+    missing = [name for name in HEADER if name not in header]
+    if missing:
+        raise ValueError(f"its header lacks {', '.join(missing)}")
