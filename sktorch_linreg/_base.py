@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import os
 import warnings
 from collections.abc import Callable
 from dataclasses import replace
@@ -16,6 +17,7 @@ from sklearn.base import MultiOutputMixin, RegressorMixin
 from sklearn.callback import CallbackSupportMixin
 from sklearn.utils.validation import check_is_fitted, validate_data
 
+from ._checkpoint import Checkpoint
 from ._compat import Interval, StrOptions
 from ._data import (
     SPARSE_FORMATS,
@@ -88,6 +90,8 @@ class BaseTorchRegressor(
         "random_state": ["random_state"],
         "verbose": ["verbose"],
         "callbacks": [None, list, tuple],
+        "checkpoint_dir": [None, str, os.PathLike],
+        "checkpoint_every": [Interval(Integral, 1, None, closed="left")],
     }
 
     # -- fit ------------------------------------------------------------------------------------
@@ -125,6 +129,8 @@ class BaseTorchRegressor(
                 "or clone the estimator."
             )
         self._check_targets(data, spec)
+        if self.checkpoint_dir is not None and spec.optimizer_class is not None and not incremental:
+            spec = self._with_checkpoint(spec, data, goes_on)
 
         def take_over(estimator: Self, result: FitResult) -> None:
             if goes_on:
@@ -142,6 +148,13 @@ class BaseTorchRegressor(
         if task is not None:
             task.end()
         return result.warnings
+
+    def _with_checkpoint(self, spec: FitSpec, data: TrainingData, goes_on: bool) -> FitSpec:
+        """Open the checkpoint of this fit, whose seed is that of the run that it goes on with."""
+        start = self._user_layers() if goes_on else None
+        folder, every = self.checkpoint_dir, int(self.checkpoint_every)
+        found = Checkpoint(folder, every, self.get_params(), data, start, spec.seed)
+        return replace(spec, checkpoint=found, seed=found.seed)
 
     def _check_targets(self, data: TrainingData, spec: FitSpec) -> None:
         """Raise where the loss cannot take these targets or weights."""
@@ -345,9 +358,9 @@ class BaseTorchRegressor(
             state["history_"] = pack_history(state["history_"])
         for name in CURVES & state.keys():
             state[name] = np.array(state[name], dtype=np.float64)
-        for name in ("device", "dtype"):
-            # torch's own objects by the names that the parameters take as well
-            if not isinstance(state[name], str):
+        for name in ("device", "dtype", "checkpoint_dir"):
+            # objects of torch and paths by the names that the parameters take as well
+            if not isinstance(state[name], str | None):
                 state[name] = str(state[name]).removeprefix("torch.")
         return state
 

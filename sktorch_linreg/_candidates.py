@@ -96,6 +96,8 @@ def make_candidate(base: Any, index: int, params: Mapping[str, Any], seed: int) 
         raise CannotStack(f"{type(last).__name__} is not an estimator of this package")
     if last.callbacks or getattr(last, "_skl_callbacks", None):
         raise CannotStack("callbacks want to see each fit")
+    if last.checkpoint_dir is not None:
+        raise CannotStack("a checkpoint belongs to one fit")
     if getattr(last, "record_path", False):
         raise CannotStack("record_path=True keeps what stacks do not")
     last._validate_params()

@@ -44,6 +44,8 @@ class Run:
     # scikit-learn's callbacks, and what the fit would be if it ended now
     task: FitTask | None = None
     so_far: Any = None
+    # the file that the state is written to every few epochs
+    checkpoint: Any = None
     # rows of the history from earlier runs that a callback has loaded
     n_earlier: int = 0
     # epochs whose parameters have been kept
@@ -85,21 +87,24 @@ class TrainingLoop:
     def fit_loop(self, X: Any, y: Any = None, epochs: int | None = None, **kwargs: Any) -> Any:
         run = self.run
         run.n_earlier = len(self.history)
+        if run.checkpoint is not None:
+            run.checkpoint.resume(self)
         batches = self.get_iterator(run.rows, training=True)
         checks = None if run.validation is None else self.get_iterator(run.validation)
         told = bool(self.callbacks_) or run.task is not None
         table = EpochTable(0 if self.prints else self.spec.verbose)
-        done: Tensor | None = None
+        done: Tensor | None = self.objective_.flat.keep(None) if run.n_kept else None
         try:
             with torch.inference_mode(self._needs_no_autograd() and not told):
-                for _ in range(self.max_epochs):
+                stop = run.monitor.stopped or run.monitor.settled
+                while not stop and run.n_kept < self.max_epochs:
                     self._one_epoch(batches, checks)
                     table.add(self._row())
                     done = self.objective_.flat.keep(done)
                     run.n_kept += 1
-                    if self._told_to_stop():
-                        break
-                else:
+                    stop = self._told_to_stop()
+                    self._write_down(stop or run.n_kept == self.max_epochs)
+                if not stop:
                     self._warn_unfinished()
         except (StopTraining, KeyboardInterrupt) as error:
             self._keep_finished_epochs(done)
@@ -127,6 +132,21 @@ class TrainingLoop:
         if checks is not None:
             self.run_single_epoch(checks, False, "valid", self.validation_step)
         self._end_epoch(time.perf_counter() - begin)
+
+    def _write_down(self, last: bool) -> None:
+        """Keep the state of training in a file, where it is asked for and time."""
+        checkpoint = self.run.checkpoint
+        if checkpoint is not None and (last or self.run.n_kept % checkpoint.every == 0):
+            checkpoint.save(self)
+
+    def plain_history(self) -> list[dict[str, Any]]:
+        """The rows of this run's epochs, without batches; an interrupt may have left one more."""
+        first = self.run.n_earlier
+        rows = list(self.history)[first : first + len(self.run.monitor.loss_curve)]
+        return [
+            {k: v for k, v in {**row, "epoch": i + 1}.items() if k != "batches"}
+            for i, row in enumerate(rows)
+        ]
 
     def _told_to_stop(self) -> bool:
         """Tell of an epoch that is done; whether a callback or the monitor wants no other."""
@@ -161,7 +181,7 @@ class TrainingLoop:
         """Go on with a sharper stand-in for a loss with kinks; False where there is none."""
         if not self.objective_.sharpen():
             return False
-        self.run.monitor.minimised = math.inf
+        self.run.monitor.minimised, self.run.monitor.settled = math.inf, False
         optimizer = self.optimizer_
         if isinstance(optimizer, OrthantLBFGS):
             optimizer.forget()

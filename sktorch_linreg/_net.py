@@ -118,13 +118,18 @@ class RegressionNet(TrainingLoop, skorch.NeuralNet):  # type: ignore[misc]
         """Go on with an optimizer's state; a rate or schedule set anew begins from its start."""
         updates: Any = self.optimizer_updates
         begin = {k: updates.group[k] for k in ("lr", "initial_lr") if k in updates.group}
-        if not updates.load(state["optimizer"]):
-            updates = self.optimizer_updates = TorchUpdates(updates.optimizer)
+        updates = self.load_updates(state["optimizer"])
         if state["rates"] == self.spec.rates:
             # after the schedule was made, whose constructor sets the first learning rate
             load_schedule_state(self.schedule_, state["schedule"])
         else:
             updates.group.update(begin)
+
+    def load_updates(self, state: Mapping[str, Any]) -> Any:
+        """Go on from an optimizer's state; returns what makes the updates from here on."""
+        if not self.optimizer_updates.load(state):
+            self.optimizer_updates = TorchUpdates(self.optimizer_updates.optimizer)
+        return self.optimizer_updates
 
     # -- skorch's interface outside a training run ----------------------------------------------
 

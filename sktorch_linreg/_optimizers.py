@@ -238,6 +238,16 @@ class OrthantLBFGS(torch.optim.Optimizer):
             smooth = float(closure().detach())
         return smooth + self.penalty.l1 * float(x[mask].abs().sum())
 
+    def state_dict(self) -> dict[str, Any]:
+        """With the curvature pairs."""
+        return {**super().state_dict(), "pairs": list(self._pairs)}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Go on from what `state_dict` returned."""
+        state = dict(state_dict)
+        self._pairs = [(s, y) for s, y in state.pop("pairs", [])]
+        super().load_state_dict(state)
+
     def forget(self) -> None:
         """Drop the curvature pairs, for when the objective has changed."""
         self._pairs.clear()

@@ -34,7 +34,7 @@ def flatten(value: Any, arrays: dict[str, np.ndarray[Any, Any]], path: str = "")
         return [flatten(v, arrays, f"{path}[{i}]") for i, v in enumerate(value)]
     if type(value) is tuple:
         return {"tuple": [flatten(v, arrays, f"{path}[{i}]") for i, v in enumerate(value)]}
-    if type(value) is dict and all(type(k) is str for k in value):
+    if type(value) is dict and all(type(k) in (str, int) for k in value):
         return {"dict": [[k, flatten(v, arrays, f"{path}.{k}")] for k, v in value.items()]}
     if isinstance(value, np.random.RandomState):
         return {"random_state": flatten(value.get_state(legacy=True), arrays, path)}
@@ -80,7 +80,7 @@ def _random_state(value: Any, arrays: dict[str, np.ndarray[Any, Any]]) -> np.ran
 _READERS: dict[str, Any] = {
     "float": lambda v, arrays: {"nan": np.nan, "inf": np.inf, "-inf": -np.inf}[v],
     "tuple": lambda v, arrays: tuple(unflatten(item, arrays) for item in v),
-    "dict": lambda v, arrays: {str(k): unflatten(item, arrays) for k, item in v},
+    "dict": lambda v, arrays: {k: unflatten(item, arrays) for k, item in v},
     "array": lambda v, arrays: arrays.pop(v),
     "scalar": lambda v, arrays: arrays.pop(v)[()],
     "strings": lambda v, arrays: np.array([str(item) for item in v], dtype=object),

@@ -90,7 +90,7 @@ def train(
     order = generator if spec.shuffle else None
     path = [flat.values.cpu().clone()] if spec.record_path else None
     run = Run(monitor, validation, order, path, _rows_to_show(rows, held_out, spec))
-    run.task = task
+    run.task, run.checkpoint = task, spec.checkpoint
 
     def so_far() -> FitResult:
         """What the fit would be if it ended now."""
@@ -138,7 +138,7 @@ def _result(values: Tensor, scaling: Scaling, net: RegressionNet, spec: FitSpec)
         n_iter=len(monitor.loss_curve),
         optimizer=spec.optimizer,
         trained=trained,
-        history=_plain_history(net),
+        history=net.plain_history(),
         path=[to_user_units(flat.layers(values), scaling) for values in run.path or []],
     )
 
@@ -188,13 +188,3 @@ def _check_finite(flat: FlatParameters, monitor: Monitor, net: RegressionNet) ->
     if not bool(torch.isfinite(flat.values).all()):
         lr = float(net.optimizer_updates.group["lr"])
         raise TrainingDivergedError(len(monitor.loss_curve), lr)
-
-
-def _plain_history(net: RegressionNet) -> list[dict[str, Any]]:
-    """The rows of this run's epochs, without batches; an interrupt may have left one more."""
-    first = net.run.n_earlier
-    rows = list(net.history)[first : first + len(net.run.monitor.loss_curve)]
-    return [
-        {k: v for k, v in {**row, "epoch": i + 1}.items() if k != "batches"}
-        for i, row in enumerate(rows)
-    ]

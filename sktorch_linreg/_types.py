@@ -197,6 +197,8 @@ class FitSpec:
     record_path: bool = False
     callbacks: Sequence[Any] | None = None
     verbose: int = 0
+    # where the state of training is written to every few epochs
+    checkpoint: Any = None
 
     @property
     def rates(self) -> str:

@@ -93,6 +93,12 @@ class TorchLinearRegressor(BaseLinear):
         Whether to keep the coefficients of every epoch.
     callbacks : list or None, default=None
         skorch callbacks for the inner net.
+    checkpoint_dir : str or path-like, default=None
+        Folder in which the state of training is kept, so that `fit` on the same data and with the
+        same parameters goes on where it was cut off, to the same bits. One folder belongs to one
+        fit; `partial_fit` and exact solvers make no use of it. Needs the extra ``persist``.
+    checkpoint_every : int, default=10
+        Epochs from one checkpoint to the next; the last epoch always has one.
     **optimizer__options : dict
         ``optimizer__*``, ``loss__*`` and ``lr_schedule__*`` are handed to the optimizer, the loss
         and the schedule.
@@ -207,6 +213,8 @@ class TorchLinearRegressor(BaseLinear):
         verbose: Any = 0,
         record_path: Any = False,
         callbacks: Any = None,
+        checkpoint_dir: Any = None,
+        checkpoint_every: int = 10,
         **optimizer__options: Any,
     ) -> None:
         self.fit_intercept = fit_intercept
@@ -234,6 +242,8 @@ class TorchLinearRegressor(BaseLinear):
         self.verbose = verbose
         self.record_path = record_path
         self.callbacks = callbacks
+        self.checkpoint_dir = checkpoint_dir
+        self.checkpoint_every = checkpoint_every
         self._set_options(optimizer__options)
 
     @fit_context

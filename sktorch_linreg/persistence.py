@@ -106,7 +106,7 @@ def save_model(estimator: TorchLinearRegressor | TorchMLPRegressor, path: Any) -
     check_is_fitted(estimator)
     state = estimator.__getstate__()
     params = estimator.get_params()
-    for key in ("device", "dtype"):
+    for key in ("device", "dtype", "checkpoint_dir"):
         params[key] = state[key]
     content = {
         "estimator": name,

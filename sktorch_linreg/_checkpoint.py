@@ -1,0 +1,167 @@
+"""Training that goes on where it was cut off: the state of a run in a file, every few epochs."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import scipy.sparse as sp
+import torch
+
+from . import _serialize
+from ._state import load_schedule_state, pack_history, schedule_state, to_arrays, unpack_history
+from ._types import Layers, TrainingData
+
+KIND = "checkpoint"
+FILE = "checkpoint.safetensors"
+# numbers that are hashed at a time
+HASHED_ENTRIES = 2**20
+# parameters that change nothing in what is trained
+OF_NO_EFFECT = {
+    "callbacks", "checkpoint_dir", "checkpoint_every", "copy_X", "n_jobs", "random_state",
+    "verbose", "warm_start",
+}  # fmt: skip
+MONITORED = (
+    "loss_curve", "validation_curve", "best_train", "best_validation", "minimised",
+    "no_improvement", "stopped", "settled",
+)  # fmt: skip
+
+
+def _fingerprint(data: TrainingData, start: Layers | None) -> str:
+    """SHA-256 of the rows, in any memory layout, and of the weights that training begins with."""
+    total = hashlib.sha256()
+
+    def add(a: Any) -> None:
+        total.update(f"{a.dtype.str}{a.shape}".encode())
+        step = max(1, HASHED_ENTRIES // max(1, a[:1].size))
+        for i in range(0, len(a), step):
+            total.update(np.ascontiguousarray(a[i : i + step]).data)
+
+    X = data.X
+    for a in (X.data, X.indices, X.indptr) if sp.issparse(X) else (X,):
+        add(a)
+    add(data.y)
+    for extra in (data.weight, *(a for layer in start or [] for a in layer)):
+        if extra is not None:
+            add(extra)
+    return total.hexdigest()
+
+
+class Checkpoint:
+    """The checkpoint of one fit in a folder.
+
+    Parameters
+    ----------
+    folder : path-like
+        Made where it is not there.
+    every : int
+        Epochs from one checkpoint to the next.
+    params : Mapping
+        The estimator's parameters.
+    data : TrainingData
+        The rows.
+    start : Layers or None
+        The weights of a warm start.
+    seed : int
+        The seed of a run that begins here; that of one that goes on is in the file.
+
+    Raises
+    ------
+    ValueError
+        If the folder holds a checkpoint of other parameters or data, or a damaged one.
+    """
+
+    def __init__(
+        self,
+        folder: str | os.PathLike[str],
+        every: int,
+        params: Mapping[str, Any],
+        data: TrainingData,
+        start: Layers | None,
+        seed: int,
+    ) -> None:
+        self.path, self.every = Path(folder) / FILE, every
+        about = {k: repr(v) for k, v in params.items() if k not in OF_NO_EFFECT}
+        if isinstance(params["random_state"], int | np.integer):
+            about["random_state"] = repr(int(params["random_state"]))
+        self.about: dict[str, Any] = {"params": about, "data": _fingerprint(data, start)}
+        self.seed = seed
+        self.state: Mapping[str, Any] | None = None
+        if self.path.exists():
+            content = _serialize.read(self.path, KIND)
+            self._check(content["about"])
+            self.seed, self.state = content["seed"], content["training"]
+        else:
+            self.path.parent.mkdir(parents=True, exist_ok=True)
+
+    def _check(self, found: Mapping[str, Any]) -> None:
+        theirs, mine = found["params"], self.about["params"]
+        names = [k for k in sorted({*theirs, *mine}) if theirs.get(k) != mine.get(k)]
+        if names:
+            what = "of other parameters: " + ", ".join(
+                f"{k} is {theirs.get(k, 'not set')} there and {mine.get(k, 'not set')} here"
+                for k in names
+            )
+        elif found["data"] != self.about["data"]:
+            what = "of other rows, weights or starting coefficients"
+        else:
+            return
+        raise ValueError(
+            f"{str(self.path)!r} is the checkpoint of another fit, {what}. Nothing was "
+            "overwritten. Give checkpoint_dir another folder, or delete that file to begin anew."
+        )
+
+    # -- state of a run -------------------------------------------------------------------------
+
+    def save(self, net: Any) -> None:
+        """Write down where the training of a net stands, at the end of an epoch."""
+        run, monitor, objective = net.run, net.run.monitor, net.objective_
+        training = {
+            "values": to_arrays(objective.flat.values),
+            "updates": net.optimizer_updates.state(),
+            "schedule": schedule_state(net.schedule_),
+            "generators": [g and to_arrays(g.get_state()) for g in _generators(net)],
+            "monitor": {name: getattr(monitor, name) for name in MONITORED},
+            "best_values": to_arrays(monitor.best_values),
+            "minimised": run.minimised,
+            "width": objective.width,
+            "path": to_arrays(run.path),
+            "history": pack_history(net.plain_history()),
+        }
+        content = {"about": self.about, "seed": self.seed, "training": training}
+        _serialize.write(self.path, KIND, content)
+
+    def resume(self, net: Any) -> None:
+        """Let a net that is about to train go on from the checkpoint, if there is one."""
+        if self.state is None:
+            return
+        state, run, objective = self.state, net.run, net.objective_
+        monitor = run.monitor
+        objective.flat.values.copy_(torch.from_numpy(state["values"]))
+        net.load_updates(state["updates"])
+        load_schedule_state(net.schedule_, state["schedule"])
+        for generator, its in zip(_generators(net), state["generators"], strict=True):
+            if generator is not None:
+                generator.set_state(torch.from_numpy(its.copy()))
+        for name in MONITORED:
+            setattr(monitor, name, state["monitor"][name])
+        if state["best_values"] is not None:
+            monitor.best_values = objective.flat.values.clone()
+            monitor.best_values.copy_(torch.from_numpy(state["best_values"]))
+        run.minimised = state["minimised"]
+        if state["width"] is not None:
+            objective.smooth_at(state["width"])
+        if run.path is not None:
+            run.path[:] = [torch.from_numpy(values.copy()) for values in state["path"]]
+        # whose batches are not kept
+        net.history.extend({**row, "batches": []} for row in unpack_history(state["history"]))
+        run.n_kept = len(monitor.loss_curve)
+
+
+def _generators(net: Any) -> tuple[torch.Generator | None, torch.Generator | None]:
+    """What draws the order of the rows, and the units that drop out."""
+    return net.run.order, net.module_.dropout.generator

@@ -1,0 +1,231 @@
+"""Training that is cut off and goes on: to the same bits, or with an error that says why not."""
+
+import os
+import pickle
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+import torch
+from sklearn.base import clone
+
+from sktorch_linreg import (
+    TorchLinearRegressor,
+    TorchMLPRegressor,
+    TrainingDivergedError,
+    _checkpoint,
+)
+from sktorch_linreg._checkpoint import FILE
+
+RNG = np.random.default_rng(0)
+X = RNG.normal(size=(150, 3)) * [1, 10, 0.1] + 2
+y = X @ [1.0, 0.3, -2.0] + 0.1 * RNG.normal(size=150)
+MLP = TorchMLPRegressor(
+    hidden_layer_sizes=(8, 4), batch_size=32, max_epochs=20, tol=None, random_state=3
+)
+LINEAR = TorchLinearRegressor(optimizer="sgd", batch_size=32, max_epochs=20, random_state=3)
+CASES = {
+    "adam, dropout, early stopping": clone(MLP).set_params(
+        dropout=0.2, early_stopping=True, n_iter_no_change=50
+    ),
+    "plateau": clone(MLP).set_params(tol=1e-3, n_iter_no_change=2, max_epochs=60, lr=0.01),
+    "momentum, cosine": clone(LINEAR).set_params(
+        optimizer__momentum=0.9, lr_schedule="cosine", record_path=True
+    ),
+    "nadam, one cycle": clone(LINEAR).set_params(
+        optimizer="nadam", lr=0.05, lr_schedule="one_cycle"
+    ),
+    "plateau schedule": clone(LINEAR).set_params(lr_schedule="plateau", alpha=0.01, l1_ratio=1.0),
+    "full batch": clone(LINEAR).set_params(batch_size=None, optimizer="adam"),
+    "torch's own": clone(MLP).set_params(optimizer=torch.optim.ASGD, lr=0.01),
+    "custom loss": clone(MLP).set_params(loss=torch.nn.SmoothL1Loss),
+    "lbfgs": TorchLinearRegressor(loss="huber", optimizer="lbfgs", max_epochs=20, random_state=0),
+    "kinks": TorchLinearRegressor(loss="absolute_error", optimizer="lbfgs", random_state=0),
+    "orthants": TorchLinearRegressor(loss="huber", alpha=0.01, l1_ratio=0.9, random_state=0),
+}
+
+
+class Cut(Exception):
+    """Stands for the end of the process."""
+
+
+def cut_after(monkeypatch, n_saves):
+    """Let training end right after a checkpoint was written."""
+    save, left = _checkpoint.Checkpoint.save, [n_saves]
+
+    def saved(self, net):
+        save(self, net)
+        left[0] -= 1
+        if not left[0]:
+            raise Cut
+
+    monkeypatch.setattr(_checkpoint.Checkpoint, "save", saved)
+
+
+def state_of(model):
+    """All that was fitted, but for the time it took."""
+    state = dict(model.__getstate__())
+    for name in ("checkpoint_dir", "checkpoint_every", "history_"):
+        state.pop(name)
+    history = [{k: v for k, v in row.items() if k != "dur"} for row in model.history_]
+    return pickle.dumps(state), history
+
+
+@pytest.mark.parametrize("name", CASES)
+@pytest.mark.parametrize("n_saves", [1, 3])
+@pytest.mark.filterwarnings("ignore::sklearn.exceptions.ConvergenceWarning")
+def test_what_goes_on_ends_as_if_it_had_not_been_cut(name, n_saves, tmp_path, monkeypatch):
+    whole = clone(CASES[name]).fit(X, y)
+    model = clone(CASES[name]).set_params(checkpoint_dir=tmp_path / "new" / "folder")
+    model.set_params(checkpoint_every=2 if name not in ("lbfgs", "kinks", "orthants") else 1)
+    if whole.n_iter_ > model.checkpoint_every * n_saves:
+        with monkeypatch.context() as patch:
+            cut_after(patch, n_saves)
+            with pytest.raises(Cut):
+                model.fit(X, y)
+        assert not hasattr(model, "n_iter_")
+    # another process would make the estimator anew
+    again = clone(model).fit(X, y)
+    assert state_of(again) == state_of(whole)
+    # and once more, now that it is done
+    assert state_of(clone(model).fit(X, y)) == state_of(whole)
+
+
+@pytest.mark.filterwarnings("ignore::sklearn.exceptions.ConvergenceWarning")
+def test_without_a_seed_the_one_drawn_is_kept(tmp_path, monkeypatch):
+    model = clone(CASES["adam, dropout, early stopping"])
+    model.set_params(random_state=None, checkpoint_dir=str(tmp_path), checkpoint_every=3)
+    whole = clone(model).fit(X, y)
+    seed = _checkpoint._serialize.read(tmp_path / FILE, "checkpoint")["seed"]
+    (tmp_path / FILE).unlink()
+    with monkeypatch.context() as patch:
+        cut_after(patch, 2)
+        patch.setattr("sktorch_linreg._base.resolve_seed", lambda random_state: seed)
+        with pytest.raises(Cut):
+            clone(model).fit(X, y)
+    resumed = clone(model).fit(X, y)
+    np.testing.assert_array_equal(resumed.predict(X), whole.predict(X))
+
+
+@pytest.mark.parametrize("layout", [np.asfortranarray, np.copy, lambda a: a[::-1][::-1]])
+def test_the_layout_of_the_same_numbers_does_not_matter(layout, tmp_path):
+    model = clone(LINEAR).set_params(checkpoint_dir=tmp_path)
+    expected = clone(model).fit(X, y).coef_
+    np.testing.assert_array_equal(clone(model).fit(layout(X), y).coef_, expected)
+
+
+@pytest.mark.parametrize(
+    ("params", "rows", "match"),
+    [
+        ({"optimizer__momentum": 0.5}, (X, y), "optimizer__momentum is not set there and 0.5 here"),
+        ({"lr": 0.02, "alpha": 0.1}, (X, y), r"alpha is 0\.0 there and 0\.1 here, lr is None"),
+        ({"random_state": 4}, (X, y), "random_state is 3 there and 4 here"),
+        ({}, (X[::-1], y), "other rows"),
+        ({}, (X, y + 1), "other rows"),
+        ({}, (X[:, :2], y), "other rows"),
+        ({}, (X, y, np.linspace(1, 2, 150)), "weights"),
+    ],
+)
+def test_another_fit_is_refused_and_overwrites_nothing(params, rows, match, tmp_path):
+    model = clone(LINEAR).set_params(checkpoint_dir=tmp_path).fit(X, y)
+    before, coef = (tmp_path / FILE).read_bytes(), model.coef_.copy()
+    with pytest.raises(ValueError, match=match):
+        model.set_params(**params).fit(*rows)
+    assert (tmp_path / FILE).read_bytes() == before
+    np.testing.assert_array_equal(model.coef_, coef)
+
+
+def test_what_changes_nothing_may_differ(tmp_path):
+    model = clone(LINEAR).set_params(checkpoint_dir=tmp_path)
+    coef = clone(model).fit(X, y).coef_
+    other = clone(model).set_params(checkpoint_every=3, verbose=0, n_jobs=2, copy_X=False)
+    np.testing.assert_array_equal(other.fit(X, y).coef_, coef)
+
+
+def test_a_damaged_checkpoint_is_named(tmp_path):
+    (tmp_path / FILE).write_bytes(b"damaged")
+    with pytest.raises(ValueError, match=FILE):
+        clone(LINEAR).set_params(checkpoint_dir=tmp_path).fit(X, y)
+    assert (tmp_path / FILE).read_bytes() == b"damaged"
+
+
+def test_where_it_has_no_effect(tmp_path):
+    TorchLinearRegressor(checkpoint_dir=tmp_path / "a").fit(X, y)
+    model = clone(LINEAR).set_params(checkpoint_dir=tmp_path / "b").partial_fit(X, y)
+    assert list(tmp_path.iterdir()) == []
+    with pytest.raises(ValueError, match="checkpoint_every"):
+        model.set_params(checkpoint_every=0).fit(X, y)
+    with pytest.raises(ValueError, match="checkpoint_dir"):
+        model.set_params(checkpoint_every=1, checkpoint_dir=3).fit(X, y)
+
+
+def test_a_warm_start_is_part_of_the_fit(tmp_path):
+    model = clone(LINEAR).set_params(warm_start=True).fit(X, y)
+    model.set_params(checkpoint_dir=tmp_path).fit(X, y)
+    with pytest.raises(ValueError, match="starting coefficients"):
+        model.fit(X, y)
+
+
+def test_a_run_that_diverges_keeps_its_last_checkpoint(tmp_path):
+    model = clone(LINEAR).set_params(lr=1e20, checkpoint_dir=tmp_path, checkpoint_every=1)
+    with pytest.raises(TrainingDivergedError):
+        model.fit(X, y)
+    with pytest.raises(TrainingDivergedError):
+        model.fit(X, y)
+    with pytest.raises(ValueError, match=r"lr is 1e\+20 there"):
+        model.set_params(lr=0.1).fit(X, y)
+
+
+KILLED = """
+import os, pickle, random, signal, sys, time
+import numpy as np
+from sktorch_linreg import TorchMLPRegressor
+folder = sys.argv[1]
+rng = np.random.default_rng(0)
+X = rng.normal(size=(600, 5))
+y = np.sin(X[:, 0]) + X[:, 1] + 0.1 * rng.normal(size=600)
+settings = dict(
+    hidden_layer_sizes=(16,), batch_size=32, dropout=0.1, early_stopping=True, tol=None,
+    n_iter_no_change=200, max_epochs=120, random_state=0,
+)
+whole = TorchMLPRegressor(**settings).fit(X, y)
+begin = time.perf_counter()
+TorchMLPRegressor(checkpoint_dir=f"{folder}/timed", checkpoint_every=5, **settings).fit(X, y)
+seconds = time.perf_counter() - begin
+
+def state(model):
+    history = [{k: v for k, v in row.items() if k != "dur"} for row in model.history_]
+    return [w.tobytes() for w in model.coefs_ + model.intercepts_], history
+
+moments = random.Random(0)
+n_killed = n_resumed = 0
+for i in range(20):
+    where = f"{folder}/{i}"
+    model = TorchMLPRegressor(checkpoint_dir=where, checkpoint_every=5, **settings)
+    child = os.fork()
+    if not child:
+        model.fit(X, y)
+        os._exit(0)
+    time.sleep(moments.uniform(0.1, 1.0) * seconds)
+    os.kill(child, signal.SIGKILL)
+    n_killed += os.WIFSIGNALED(os.waitpid(child, 0)[1])
+    n_resumed += os.path.exists(f"{where}/checkpoint.safetensors")
+    assert state(model.fit(X, y)) == state(whole), i
+print(n_killed, n_resumed)
+"""
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="processes are forked, to be killed quickly")
+def test_twenty_kills_change_nothing(tmp_path):
+    run = subprocess.run(
+        [sys.executable, "-c", KILLED, str(tmp_path)],
+        capture_output=True,
+        text=True,
+        check=False,
+        env={**os.environ, "OMP_NUM_THREADS": "1"},
+    )
+    assert run.returncode == 0, run.stderr
+    n_killed, n_resumed = map(int, run.stdout.split())
+    assert n_killed >= 10
+    assert n_resumed >= 10
