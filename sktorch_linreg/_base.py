@@ -31,6 +31,7 @@ from ._data import (
     validate_rows,
     verify_finite,
 )
+from ._extreme import Units
 from ._losses import resolve_loss
 from ._modules import MLPModule, build_module
 from ._net import check_callbacks, wrap
@@ -38,7 +39,16 @@ from ._optimizers import OPTIMIZERS, resolve_optimizer, resolve_schedule
 from ._parameters import ParametersMixin
 from ._state import pack_history, unpack_history
 from ._training import train
-from ._types import FitResult, FitSpec, Layers, Moments, Scaling, Start, TrainingData
+from ._types import (
+    ExtremeScales,
+    FitResult,
+    FitSpec,
+    Layers,
+    Moments,
+    Scaling,
+    Start,
+    TrainingData,
+)
 from ._watch import TASK_ATTRIBUTES, FitTask
 
 CURVES = {"loss_curve_", "validation_loss_curve_"}
@@ -143,7 +153,10 @@ class BaseTorchRegressor(
         if told and not incremental:
             n_epochs = 0 if spec.optimizer_class is None else spec.max_epochs
             task = FitTask(self, X, y, sample_weight, n_epochs, take_over)
-        result = self._run(data, spec, goes_on, incremental, task)
+        try:
+            result = self._run(data, spec, goes_on, incremental, task)
+        except ExtremeScales:
+            result = self._run_rescaled(data, spec, goes_on or incremental, task)
         take_over(self, result)
         if task is not None:
             task.end()
@@ -257,6 +270,24 @@ class BaseTorchRegressor(
                 start.state = vars(self).get("_training_state")
         return train(data, spec, start, task)
 
+    def _run_rescaled(
+        self, data: TrainingData, spec: FitSpec, goes_on: bool, task: FitTask | None
+    ) -> FitResult:
+        """Fit columns whose squares no float64 holds, in units of powers of two."""
+        free = spec.optimizer_class is None and not spec.alpha
+        if goes_on or not (spec.standardize or free):
+            raise ValueError(
+                "X or y has magnitudes beyond 1e-140 or 1e145, whose squares a float64 does not "
+                "hold. Only fit can rescale them, without a warm start, and with "
+                "standardize=True where there is an optimizer or a penalty. Multiply such columns "
+                "by a power of ten."
+            )
+        units = Units.of(data, scales_target=spec.loss.scales_target and not spec.loss.log_link)
+        result = self._run(units.rescale(data), spec, False, False, task)
+        if "_statistics" in vars(self):
+            self._statistics = None
+        return units.restore(result, standardize=spec.standardize)
+
     def _append_curves(self, result: FitResult) -> None:
         """Let curves and history go on, as MLPRegressor does."""
         result.loss_curve = self.loss_curve_ + result.loss_curve
@@ -281,6 +312,8 @@ class BaseTorchRegressor(
         self._net = result.net
         self._training_state = result.state
         self._moments = result.moments and tuple(dict(vars(m)) for m in result.moments)
+
+    _statistics: dict[str, Any] | None
 
     # -- what the subclasses say ----------------------------------------------------------------
 

@@ -26,6 +26,8 @@ DISTINCT_ENTRIES = 2_000_000
 # up to this many rows, whole weights counted, held-out rows do not depend on repetition
 COUNTED_ROWS = 1000
 FEW_UNITS = 50
+# largest weights whose sums neither overflow nor vanish
+LEAST_WEIGHT, MOST_WEIGHT = 1e-100, 1e100
 SPARSE_FORMATS = ["csr", "csc", "coo"]
 
 
@@ -107,6 +109,10 @@ def validate_rows(
         least = weight.min()
     if least <= 0:
         weight = check_sample_weight(weight, X, dtype=np.float64, ensure_non_negative=True)
+        least = weight.min()
+    if not LEAST_WEIGHT <= weight.max() <= MOST_WEIGHT and weight.max() > 0:
+        # only their ratios matter, and powers of two round nothing
+        weight = np.ldexp(weight, -int(np.frexp(weight.max())[1]))
         least = weight.min()
     if least == 0:
         if verify is not None:

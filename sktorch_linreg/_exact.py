@@ -27,6 +27,7 @@ from ._closed_form import (
     surely_independent,
 )
 from ._data import make_scaling
+from ._extreme import check_squares
 from ._gather import MAX_FACTOR_FEATURES, Gathered, gather
 from ._lsqr import solve_iteratively
 from ._quadratic import proximal_quadratic
@@ -234,9 +235,18 @@ def _path(g: Gathered, s: Solution, spec: FitSpec) -> str:
     return s.path or g.path
 
 
+def _check_scales(data: TrainingData, stats: Statistics) -> None:
+    """Raise ExtremeScales where squares of the columns overflow or vanish."""
+    R = stats.factor[:, : stats.n_features]
+    with np.errstate(over="ignore"):
+        check_squares(data, np.einsum("ij,ij->j", R, R), stats.target_squares)
+
+
 def _solve(g: Gathered, spec: FitSpec, data: TrainingData | None) -> tuple[FitResult, Statistics]:
     """The exact minimiser, refined on the rows of `data` where they are at hand."""
     stats = g.stats
+    if data is not None:
+        _check_scales(data, stats)
     s, penalty = _solution(g, spec)
     path, coef, squares = _path(g, s, spec), s.coef, s.squares
     refined, how = (None, "") if data is None else _refine(data, g, s, penalty)
@@ -278,6 +288,7 @@ def fit_path(data: TrainingData, specs: Sequence[FitSpec]) -> list[Layers]:
     with quiet_blas(data.n_samples, data.n_features):
         intercept = first.fit_intercept
         g = gather(data, intercept=intercept, device=first.device, limit=MERGEABLE)
+        _check_scales(data, g.stats)
         ridge = [i for i, s in enumerate(specs) if s.l2 and solver_name(s) == "lstsq"]
         if ridge:
             p = make_problem(g.stats, first)
@@ -303,6 +314,7 @@ def add_batch(
             limit=MERGEABLE,
             least_rest=MERGEABLE_REST,
         )
+        _check_scales(data, g.stats)
         if previous is not None:
             g = Gathered(previous.merge(g.stats), "qr of merged statistics")
         return _solve(g, spec, None)

@@ -20,7 +20,7 @@ from scipy.linalg import lapack
 from ._data import as_tensor, column_scale
 from ._statistics import EPS, Statistics, condition, split, triangle
 from ._threads import n_spans, over_spans
-from ._types import FloatArray, Mask, Moments, TrainingData
+from ._types import ExtremeScales, FloatArray, Mask, Moments, TrainingData
 
 # entries of float64 work space per thread; they have to stay in the cache of a core
 BLOCK_ENTRIES = 2**17
@@ -374,12 +374,14 @@ def gather(
     d = data.n_features
     # there is no float64 on that device
     device = torch.device("cpu") if device.type == "mps" else device
-    shift = _sampled_shift(data, intercept)
+    with np.errstate(invalid="ignore", over="ignore"):
+        shift = _sampled_shift(data, intercept)
+    finite = True
     if data.n_samples >= d + intercept:
         for last in (False, True):
             with np.errstate(invalid="ignore", over="ignore"):
                 G = _gram(data, shift, device)
-                finite = np.isfinite(G.sum())
+                finite = bool(np.isfinite(G.sum()))
             if not finite:
                 break
             c = _centre(G, shift, d, intercept)
@@ -395,6 +397,9 @@ def gather(
             break
     if data.verify is not None:
         data.verify()
+    if not (finite and np.isfinite(shift).all()):
+        # sums of finite numbers overflow
+        raise ExtremeScales
     if data.n_samples < d + intercept:
         return Gathered(_from_rows(data, shift, intercept), "qr")
     return Gathered(_from_qr(data, shift, intercept, device), "qr")

@@ -58,8 +58,9 @@ class ExactResults:
                 "loss='squared_error' and l1_ratio=0, and fit again."
             )
         return (
-            "X was sparse with many columns, or had fewer rows than columns and the model was "
-            "pickled since. Fit again here, with fewer columns or a dense X."
+            "X was sparse with many columns, had magnitudes beyond 1e-140 or 1e145, or had fewer "
+            "rows than columns and the model was pickled since. Fit again here, with fewer "
+            "columns, a dense X or other units."
         )
 
     @property

@@ -92,7 +92,13 @@ class BaseLinear(ExactResults, BaseTorchRegressor):
     def _adopt(self, result: FitResult, data: TrainingData, spec: FitSpec, n_dim: int) -> None:
         super()._adopt(result, data, spec, n_dim)
         dtype = data.X.dtype
-        self.coef_, self.intercept_ = self._as_public(result.layers, dtype)
+        with np.errstate(over="ignore"):
+            self.coef_, self.intercept_ = self._as_public(result.layers, dtype)
+        if dtype == np.float32 and not np.isfinite([self.coef_.min(), self.coef_.max()]).all():
+            raise ValueError(
+                "Coefficients exceed what a float32 holds. Pass X in float64, or multiply its "
+                "columns by a power of ten."
+            )
         for name in ("rank_", "solver_path_", "coef_path_", "intercept_path_", "_singular"):
             self.__dict__.pop(name, None)
         self._penalised = spec.alpha > 0

@@ -9,6 +9,7 @@ import numpy as np
 from scipy.sparse.linalg import LinearOperator, lsqr
 
 from ._data import column_scale, make_scaling
+from ._extreme import check_moments
 from ._standardize import moments
 from ._types import Array, FitSpec, FloatArray, Scaling, TrainingData, reciprocal
 
@@ -56,6 +57,7 @@ def solve_iteratively(data: TrainingData, spec: FitSpec) -> Iterated:
     """Least squares of a wide sparse X: LSQR on scaled columns that are never centred in memory."""
     X, y = data.X.astype(np.float64), data.y.astype(np.float64)
     mx, my = moments(X, data.weight), moments(y, data.weight)
+    check_moments(data, mx, my)
     intercept = spec.fit_intercept
     scaling = make_scaling(mx, my, spec)
     mean = np.concatenate([mx.mean, my.mean]) * intercept

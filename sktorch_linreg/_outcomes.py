@@ -26,7 +26,7 @@ from ._lanes import LaneParameters
 from ._plan import Stack
 from ._scoring import LEAST_ROWS, Score, known_scores, score_all
 from ._trained import Trained
-from ._types import Array, FitSpec, TrainingDivergedError
+from ._types import Array, FitSpec
 
 Outcome = dict[str, Any]
 
@@ -44,7 +44,7 @@ class Scoring:
     return_train_score: bool
 
 
-def _failed(error: TrainingDivergedError, s: Scoring) -> Outcome:
+def _failed(error: Exception, s: Scoring) -> Outcome:
     """The outcome of a fit that raised, as scikit-learn keeps it."""
     if s.error_score == "raise":
         raise error
@@ -127,6 +127,34 @@ def score_stack(stack: Stack, trained: Trained, seconds: float, s: Scoring) -> l
         out += _score_group(stack, g, trained, s, known)
     for outcome in out:
         outcome["fit_time"] = seconds / stack.n_fits
+    return out
+
+
+def fit_one_by_one(stack: Stack, s: Scoring) -> list[Outcome]:
+    """Outcomes of all fits of a stack, each of which is fitted by itself after all."""
+    out: list[Outcome] = []
+    for cell, row in zip(stack.cells, stack.lanes, strict=True):
+        for c in row:
+            begin = time.perf_counter()
+            try:
+                last = clone(c.last).fit(cell.inner_train, cell.y_train, cell.weight)
+            except Exception as error:
+                outcome = _failed(error, s)
+                outcome["score_time"], scored = 0.0, time.perf_counter()
+            else:
+                model, scored = _whole(c, cell, last), time.perf_counter()
+                sides = {"test_scores": (cell.X_test, cell.y_test, 1)}
+                if s.return_train_score:
+                    sides["train_scores"] = cell.X_train, cell.y_train, 0
+                outcome = {"fit_error": None}
+                for name, (X, y, side) in sides.items():
+                    params = cell.score_params[side]
+                    scores = score_estimator(model, X, y, s.scorer, params, s.error_score)
+                    outcome[name] = scores
+                outcome["score_time"] = time.perf_counter() - scored
+            outcome["fit_time"] = scored - begin
+            outcome["n_test_samples"] = len(cell.y_test)
+            out.append(outcome)
     return out
 
 

@@ -14,6 +14,7 @@ from ._data import (
     make_scaling,
     split_rows,
 )
+from ._extreme import check_moments
 from ._standardize import moments
 from ._statistics import Statistics
 from ._types import FitSpec, Moments, Scaling, TrainingData
@@ -78,6 +79,7 @@ def prepare(
         x, y = stats.moments()
     else:
         x, y = moments(rows.X, rows.weight), moments(rows.y, rows.weight)
+    check_moments(rows, x, y)
     if before is not None:
         x, y = before[0].merge(x), before[1].merge(y)
     return Prepared(rows, held_out, stats, (x, y), make_scaling(x, y, spec))

@@ -6,6 +6,7 @@ import time
 import warnings
 from collections import defaultdict
 from collections.abc import Mapping
+from contextlib import suppress
 from functools import partial
 from typing import Any
 
@@ -20,11 +21,12 @@ from ._compat import (
     insert_error_scores,
     tell_fit_failures,
 )
-from ._outcomes import Outcome, Scoring, score_stack, train_stack
+from ._outcomes import Outcome, Scoring, fit_one_by_one, score_stack, train_stack
 from ._plan import Plan, Stack, make_plans
 from ._scoring import known_scores
 from ._threads import in_threads
 from ._trained import Trained
+from ._types import ExtremeScales
 
 # multiplications of a step from which stacks gain by threads of their own
 THREADED_STACK = 10_000_000
@@ -166,7 +168,7 @@ class Evaluation:
             for stack, context in zip(stacks, contexts, strict=True)
         ]
         for i, (trained, seconds) in enumerate(in_threads(work, threads)):
-            take(i, score_stack(stacks[i], trained, seconds, self.scoring), trained.n_unfinished)
+            take(i, *_scored(stacks[i], trained, seconds, self.scoring))
         return n_unfinished
 
     def _run_alone(
@@ -219,8 +221,13 @@ def _gains_by_threads(stacks: list[Stack]) -> bool:
     return all(s.work_per_step >= THREADED_STACK for s in stacks)
 
 
-def _train_told(stack: Stack, known: bool, search: Any, context: Any) -> tuple[Trained, float]:
-    """Train a stack, and let callbacks hear of its epochs; also returns the seconds it took."""
+def _train_told(
+    stack: Stack, known: bool, search: Any, context: Any
+) -> tuple[Trained | None, float]:
+    """Train a stack, and let callbacks hear of its epochs; also returns the seconds it took.
+
+    None stands for rows that single fits have to rescale.
+    """
     context.call_on_fit_task_begin(estimator=search)
 
     def tell(epoch: int) -> None:
@@ -229,8 +236,10 @@ def _train_told(stack: Stack, known: bool, search: Any, context: Any) -> tuple[T
         part.call_on_fit_task_end(estimator=search)
 
     begin = time.perf_counter()
+    trained = None
     try:
-        trained = train_stack(stack, known, tell if context._callbacks else None)
+        with suppress(ExtremeScales):
+            trained = train_stack(stack, known, tell if context._callbacks else None)
     finally:
         context.call_on_fit_task_end(estimator=search)
     seconds = time.perf_counter() - begin
@@ -244,4 +253,12 @@ def _run_stack(
 ) -> tuple[list[Outcome], int]:
     """Train and score a stack in a worker; also returns how many fits had not settled."""
     trained, seconds = _train_told(stack, known, search, context)
+    return _scored(stack, trained, seconds, scoring)
+
+
+def _scored(
+    stack: Stack, trained: Trained | None, seconds: float, scoring: Scoring
+) -> tuple[list[Outcome], int]:
+    if trained is None:
+        return fit_one_by_one(stack, scoring), 0
     return score_stack(stack, trained, seconds, scoring), trained.n_unfinished

@@ -29,7 +29,9 @@ def _in_blocks(X: Array, work: Callable[[slice, FloatArray], Any]) -> list[Any]:
     def span(start: int, stop: int) -> list[Any]:
         room = np.empty((min(step, stop - start), n_columns))
         parts = [slice(i, min(i + step, stop)) for i in range(start, stop, step)]
-        return [work(part, room[: part.stop - part.start]) for part in parts]
+        # threads do not inherit this from their caller
+        with np.errstate(over="ignore", invalid="ignore"):
+            return [work(part, room[: part.stop - part.start]) for part in parts]
 
     spans = n_spans(n_rows, WORK * n_columns, step)
     return [result for part in over_spans(span, n_rows, spans) for result in part]
@@ -54,10 +56,14 @@ def _sparse_moments(X: Any, weight: FloatArray, total: float) -> Moments:
 
 
 def moments(X: Any, weight: FloatArray | None) -> Moments:
-    """Weighted mean and squared deviations of each column, in one pass of float64 blocks."""
+    """Weighted mean and squared deviations of each column, in one pass of float64 blocks.
+
+    Where squares overflow they are not finite, which the callers look at.
+    """
     if sp.issparse(X):
         weight = np.ones(X.shape[0]) if weight is None else weight
-        return _sparse_moments(X, weight, float(weight.sum()))
+        with np.errstate(over="ignore", invalid="ignore"):
+            return _sparse_moments(X, weight, float(weight.sum()))
 
     def of_block(rows: slice, room: FloatArray) -> Moments:
         w = None if weight is None else weight[rows, None]
@@ -77,7 +83,8 @@ def moments(X: Any, weight: FloatArray | None) -> Moments:
         return Moments(total, mean + rest, deviation)
 
     blocks: list[Moments] = _in_blocks(X, of_block)
-    return reduce(Moments.merge, blocks)
+    with np.errstate(over="ignore", invalid="ignore"):
+        return reduce(Moments.merge, blocks)
 
 
 def scaled(X: Array, offset: FloatArray, factor: FloatArray, dtype: Any) -> Array:

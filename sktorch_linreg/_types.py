@@ -58,6 +58,10 @@ class TrainingDivergedError(ValueError):
         return type(self), (self.epoch, self.lr)
 
 
+class ExtremeScales(Exception):
+    """The squares of a column overflow or vanish, so that it has to be rescaled first."""
+
+
 @dataclass(frozen=True)
 class TrainingData:
     """Validated rows: `X` dense or CSR, `y` of shape (n_samples, n_targets), no zero weights.

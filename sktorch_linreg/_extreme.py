@@ -1,0 +1,140 @@
+"""Columns whose squares no float64 holds, brought back by powers of two, which round nothing."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+import scipy.sparse as sp
+
+from ._types import (
+    Array,
+    ExtremeScales,
+    FitResult,
+    FloatArray,
+    Layers,
+    Moments,
+    Scaling,
+    TrainingData,
+)
+
+# squares are as exact as other numbers between these
+SMALLEST_SQUARES, LARGEST_SQUARES = 1e-280, 1e300
+# and so are those of numbers between these
+SMALLEST, LARGEST = 1e-140, 1e145
+
+
+def largest_size(X: Any, columns: Array) -> FloatArray:
+    """The largest absolute value in each of some columns."""
+    if sp.issparse(X):
+        csc = X.tocsc()
+        found = [np.abs(csc.data[csc.indptr[j] : csc.indptr[j + 1]]) for j in columns]
+        return np.array([float(a.max(initial=0.0)) for a in found])
+    return np.array([max(float(X[:, j].max()), -float(X[:, j].min())) for j in columns])
+
+
+def _is_extreme(X: Any, squares: FloatArray) -> bool:
+    if not (squares <= LARGEST_SQUARES).all():
+        return True
+    small = np.flatnonzero(squares < SMALLEST_SQUARES)
+    if not len(small):
+        return False
+    # zeros and constants have no squares either
+    size = largest_size(X, small)
+    return bool(((size > 0) & (size < SMALLEST)).any())
+
+
+def check_squares(data: TrainingData, x_squares: FloatArray, y_squares: FloatArray) -> None:
+    """Raise ExtremeScales where the squares of a column overflow or vanish."""
+    if _is_extreme(data.X, x_squares) or _is_extreme(data.y, y_squares):
+        raise ExtremeScales
+
+
+def check_moments(data: TrainingData, x: Moments, y: Moments) -> None:
+    """As `check_squares`, from the moments of the columns."""
+    check_squares(data, x.deviation, y.deviation)
+
+
+def _exponents(X: Any) -> Array:
+    """Powers of two that bring each column to about one; one and the same where that will do."""
+    size = largest_size(X, np.arange(X.shape[1]))
+    exponent = np.frexp(size)[1]
+    live = size > 0
+    if not live.any():
+        return np.zeros(len(size), dtype=np.int64)
+    out = np.full(len(size), exponent[live].max(), dtype=np.int64)
+    if (exponent[live].min() - out[0]) < np.frexp(SMALLEST)[1]:
+        out = np.where(live, exponent, 0).astype(np.int64)
+    return out
+
+
+@dataclass(frozen=True)
+class Units:
+    """What columns were divided by: two to the power of integers."""
+
+    x: Array
+    y: Array
+
+    @classmethod
+    def of(cls, data: TrainingData, *, scales_target: bool) -> Units:
+        """Units in which the columns are about one; targets as they are where the loss asks so."""
+        y = _exponents(data.y) if scales_target else np.zeros(data.n_targets, dtype=np.int64)
+        return cls(_exponents(data.X), y)
+
+    def rescale(self, data: TrainingData) -> TrainingData:
+        """The rows in these units, in float64."""
+        X: Any
+        if sp.issparse(data.X):
+            X = data.X.astype(np.float64, copy=True)
+            X.data = np.ldexp(X.data, -self.x[X.indices])
+        else:
+            X = np.ldexp(np.asarray(data.X, dtype=np.float64), -self.x)
+        y = np.ldexp(np.asarray(data.y, dtype=np.float64), -self.y)
+        return TrainingData(X, y, data.weight, data.verify)
+
+    def _layers(self, layers: Layers) -> Layers:
+        out = list(layers)
+        weight, bias = out[0]
+        out[0] = np.ldexp(weight, -self.x), bias
+        weight, bias = out[-1]
+        out[-1] = (
+            np.ldexp(weight, self.y[:, None]),
+            None if bias is None else np.ldexp(bias, self.y),
+        )
+        return out
+
+    def _scaling(self, s: Scaling) -> Scaling:
+        return replace(
+            s,
+            x_offset=np.ldexp(s.x_offset, self.x),
+            x_scale=np.ldexp(s.x_scale, self.x),
+            y_offset=s.y_offset if s.log_link else np.ldexp(s.y_offset, self.y),
+            y_scale=np.ldexp(s.y_scale, self.y),
+        )
+
+    def restore(self, result: FitResult, *, standardize: bool) -> FitResult:
+        """The result of a fit in these units, in those of the user.
+
+        Raises
+        ------
+        ValueError
+            If a coefficient is too large for a float64.
+        """
+        with np.errstate(over="ignore", under="ignore"):
+            layers = self._layers(result.layers)
+            path = [self._layers(entry) for entry in result.path]
+            scaling = None if result.scaling is None else self._scaling(result.scaling)
+        if not all(np.isfinite(a).all() for layer in layers for a in layer if a is not None):
+            raise ValueError(
+                "The magnitudes of X and y are so far apart that coefficients exceed what a "
+                "float64 holds. Multiply the columns of X, or divide y, by a power of ten."
+            )
+        out = replace(result, layers=layers, path=path, scaling=scaling)
+        # what goes on from a fit, and its net, do not know of the units
+        out.state = out.moments = out.net = None
+        if not standardize and (self.y == self.y[0]).all():
+            out.loss = out.best_loss = float(np.ldexp(result.loss, 2 * int(self.y[0])))
+            out.loss_curve = [out.loss]
+            out.history = [{"epoch": 1, "train_loss": out.loss}]
+        return out
