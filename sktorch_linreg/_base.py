@@ -170,7 +170,14 @@ class BaseTorchRegressor(
         return replace(spec, checkpoint=found, seed=found.seed)
 
     def _check_targets(self, data: TrainingData, spec: FitSpec) -> None:
-        """Raise where the loss cannot take these targets or weights."""
+        """Raise where the loss, or the precision of predictions, cannot take these targets."""
+        if data.X.dtype == np.float32 and data.y.dtype == np.float64:
+            size = max(float(data.y.max()), -float(data.y.min()))
+            if np.finfo(np.float32).max < size < np.inf:
+                raise ValueError(
+                    f"Targets of up to {size:.3g} exceed what a float32 holds, in which X, and so "
+                    "predictions, are. Pass X in float64, or divide y by a power of ten."
+                )
         minimum = spec.loss.minimum_target
         if minimum is not None and float(data.y.min()) < minimum:
             raise ValueError(
@@ -274,16 +281,20 @@ class BaseTorchRegressor(
         self, data: TrainingData, spec: FitSpec, goes_on: bool, task: FitTask | None
     ) -> FitResult:
         """Fit columns whose squares no float64 holds, in units of powers of two."""
+        refusal = ValueError(
+            "X or y has magnitudes beyond 1e-140 or 1e145, whose squares a float64 does not hold. "
+            "Only fit can rescale them, without a warm start, and with standardize=True where "
+            "there is an optimizer or a penalty. Multiply such columns by a power of ten."
+        )
         free = spec.optimizer_class is None and not spec.alpha
         if goes_on or not (spec.standardize or free):
-            raise ValueError(
-                "X or y has magnitudes beyond 1e-140 or 1e145, whose squares a float64 does not "
-                "hold. Only fit can rescale them, without a warm start, and with "
-                "standardize=True where there is an optimizer or a penalty. Multiply such columns "
-                "by a power of ten."
-            )
-        units = Units.of(data, scales_target=spec.loss.scales_target and not spec.loss.log_link)
-        result = self._run(units.rescale(data), spec, False, False, task)
+            raise refusal
+        units = Units.of(data, scales_target=spec.loss.scales_target)
+        try:
+            result = self._run(units.rescale(data), spec, False, False, task)
+        except ExtremeScales:
+            # numbers in one and the same column may be as far apart
+            raise refusal from None
         if "_statistics" in vars(self):
             self._statistics = None
         return units.restore(result, standardize=spec.standardize)
@@ -341,7 +352,8 @@ class BaseTorchRegressor(
             adopt_names(self, X, reset=False)
             X = np.asarray(X)
             return X, partial(verify_finite, self, X=X)
-        return as_float(validate_data(self, X, reset=False, accept_sparse=SPARSE_FORMATS)), None
+        with np.errstate(over="ignore", invalid="ignore"):
+            return as_float(validate_data(self, X, reset=False, accept_sparse=SPARSE_FORMATS)), None
 
     def _build_module(self, dtype: torch.dtype, device: torch.device) -> MLPModule:
         layers, scaling = self._trained_layers()

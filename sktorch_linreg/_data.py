@@ -46,8 +46,10 @@ def as_float(X: Any) -> Any:
 
 def verify_finite(estimator: BaseEstimator, **arrays: Array) -> None:
     """Raise scikit-learn's error for the first of the named arrays that is not finite."""
-    for name, a in arrays.items():
-        assert_all_finite(a, input_name=name, estimator_name=type(estimator).__name__)
+    # sums of large numbers that overflow are looked into there
+    with np.errstate(over="ignore", invalid="ignore"):
+        for name, a in arrays.items():
+            assert_all_finite(a, input_name=name, estimator_name=type(estimator).__name__)
 
 
 def is_plain(a: Any, dimensions: tuple[int, ...]) -> bool:
@@ -84,15 +86,16 @@ def validate_rows(
         X, y = np.asarray(X), np.asarray(y)
         verify = partial(verify_finite, estimator, X=X, y=y)
     else:
-        X, y = validate_data(
-            estimator,
-            X,
-            y,
-            reset=reset,
-            accept_sparse=SPARSE_FORMATS,
-            multi_output=True,
-            y_numeric=True,
-        )
+        with np.errstate(over="ignore", invalid="ignore"):
+            X, y = validate_data(
+                estimator,
+                X,
+                y,
+                reset=reset,
+                accept_sparse=SPARSE_FORMATS,
+                multi_output=True,
+                y_numeric=True,
+            )
     if sp.issparse(y):
         raise TypeError("y is sparse, but dense targets are required. Pass y.toarray().")
     X, y = as_float(X), np.asarray(y)

@@ -179,7 +179,7 @@ def _loss(spec: FitSpec, stats: Statistics, squares: FloatArray, coef: FloatArra
         if spec.standardize:
             variance = stats.target_squares / stats.weight
             level = 4 * EPS * np.abs(stats.mean[stats.n_features :]) * stats.intercept
-            variance = np.where(variance > level**2, variance, 1.0)
+            variance = np.where(np.sqrt(variance) > level, variance, 1.0)
         return float(np.add.reduce(squares / variance)) / len(squares) / stats.weight
     return objective(spec, make_scaling(*stats.moments(), spec), squares, stats.weight, coef)
 

@@ -45,15 +45,20 @@ def _is_extreme(X: Any, squares: FloatArray) -> bool:
     return bool(((size > 0) & (size < SMALLEST)).any())
 
 
-def check_squares(data: TrainingData, x_squares: FloatArray, y_squares: FloatArray) -> None:
-    """Raise ExtremeScales where the squares of a column overflow or vanish."""
-    if _is_extreme(data.X, x_squares) or _is_extreme(data.y, y_squares):
+def check_squares(data: TrainingData, x_squares: FloatArray, y_squares: FloatArray | None) -> None:
+    """Raise ExtremeScales where the squares of a column overflow or vanish.
+
+    Those of targets are None where nothing is scaled by them.
+    """
+    if _is_extreme(data.X, x_squares):
+        raise ExtremeScales
+    if y_squares is not None and _is_extreme(data.y, y_squares):
         raise ExtremeScales
 
 
-def check_moments(data: TrainingData, x: Moments, y: Moments) -> None:
+def check_moments(data: TrainingData, x: Moments, y: Moments | None) -> None:
     """As `check_squares`, from the moments of the columns."""
-    check_squares(data, x.deviation, y.deviation)
+    check_squares(data, x.deviation, None if y is None else y.deviation)
 
 
 def _exponents(X: Any) -> Array:

@@ -205,7 +205,7 @@ def _centre(G: FloatArray, shift: FloatArray, n_features: int, intercept: bool) 
         squares, cancellation = np.maximum(squares, 0.0), np.inf
     if cancellation > LARGE_CANCELLATION:
         # what is rounding about a constant column's value is not looked at
-        told = raw > weight * (4 * EPS * shift) ** 2
+        told = np.sqrt(raw / weight) > 4 * EPS * np.abs(shift)
         lost = raw[told] / np.maximum(squares[told], EPS**2 * raw[told])
         cancellation = float(lost.max(initial=1.0))
     return _Centred(squares, products, offset, weight, cancellation)

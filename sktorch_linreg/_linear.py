@@ -94,7 +94,8 @@ class BaseLinear(ExactResults, BaseTorchRegressor):
         dtype = data.X.dtype
         with np.errstate(over="ignore"):
             self.coef_, self.intercept_ = self._as_public(result.layers, dtype)
-        if dtype == np.float32 and not np.isfinite([self.coef_.min(), self.coef_.max()]).all():
+        fitted = np.isfinite(self.coef_).all() and np.isfinite(self.intercept_).all()
+        if dtype == np.float32 and not fitted:
             raise ValueError(
                 "Coefficients exceed what a float32 holds. Pass X in float64, or multiply its "
                 "columns by a power of ten."

@@ -85,10 +85,12 @@ def construct(kind: str, cls: Callable[..., Any], target: Any, options: Mapping[
     """Make an optimizer or a schedule; raises ValueError where it does not take the options."""
     try:
         return cls(target, **options)
-    except (ArithmeticError, AttributeError, TypeError, ValueError) as error:
+    except Exception as error:
+        # what constructors do with wrong options is theirs
         given = ", ".join(f"{k}={v!r}" for k, v in options.items())
         raise ValueError(
-            f"The {kind} does not take the options {given}: {error} Change {kind}__* accordingly."
+            f"The {kind} does not take the options {given}: {error!r}. Change {kind}__* "
+            "accordingly."
         ) from error
 
 

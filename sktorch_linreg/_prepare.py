@@ -79,7 +79,7 @@ def prepare(
         x, y = stats.moments()
     else:
         x, y = moments(rows.X, rows.weight), moments(rows.y, rows.weight)
-    check_moments(rows, x, y)
+    check_moments(rows, x, y if spec.loss.scales_target else None)
     if before is not None:
         x, y = before[0].merge(x), before[1].merge(y)
     return Prepared(rows, held_out, stats, (x, y), make_scaling(x, y, spec))

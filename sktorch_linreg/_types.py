@@ -136,6 +136,12 @@ class Scaling:
         return self.y_offset, 1.0 / self.y_scale
 
     @property
+    def fits_single(self) -> bool:
+        """Whether float32 holds all of it with room to compute in."""
+        sizes = np.abs(np.concatenate([self.x_offset, self.x_factor, self.y_offset, self.y_scale]))
+        return bool(sizes.max(initial=0.0) < 1e30)
+
+    @property
     def x_factor(self) -> FloatArray:
         """What a centred column is multiplied by: 1 / `x_scale`, and 0 for a constant column."""
         return reciprocal(self.x_scale)

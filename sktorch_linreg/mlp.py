@@ -318,7 +318,8 @@ class TorchMLPRegressor(BaseTorchRegressor):
         X, unverified = self._validate_predict(X)
         if unverified is not None:
             unverified()
-        dtype = torch.float32 if X.dtype == np.float32 else torch.float64
+        single = X.dtype == np.float32 and self._trained_layers()[1].fits_single
+        dtype = torch.float32 if single else torch.float64
         device = self._fitted_device()
         if device.type == "mps" and dtype == torch.float64:
             device = torch.device("cpu")
@@ -328,7 +329,7 @@ class TorchMLPRegressor(BaseTorchRegressor):
         with own_torch_settings(device, grad=False):
             for part in chunks(X.shape[0], widest, CHUNK_BYTES):
                 rows = X[part].toarray() if sp.issparse(X) else X[part]
-                block = torch.from_numpy(np.array(rows)).to(device)
+                block = torch.from_numpy(np.array(rows)).to(device, dtype)
                 out[part] = module(block).cpu().numpy()
         return out[:, 0] if self._squeeze else out
 
