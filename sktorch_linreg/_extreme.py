@@ -130,7 +130,10 @@ class Units:
             layers = self._layers(result.layers)
             path = [self._layers(entry) for entry in result.path]
             scaling = None if result.scaling is None else self._scaling(result.scaling)
-        if not all(np.isfinite(a).all() for layer in layers for a in layer if a is not None):
+            # what predictions near the rows add up
+            terms = np.abs(layers[0][0]) @ np.ldexp(1.0, self.x) if len(layers) == 1 else 0.0
+        arrays = [terms, *(a for layer in layers for a in layer if a is not None)]
+        if not all(np.isfinite(a).all() for a in arrays):
             raise ValueError(
                 "The magnitudes of X and y are so far apart that coefficients exceed what a "
                 "float64 holds. Multiply the columns of X, or divide y, by a power of ten."

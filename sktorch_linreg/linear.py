@@ -7,7 +7,9 @@ from typing import Any, ClassVar, Self
 
 import numpy as np
 from sklearn.utils.extmath import safe_sparse_dot
+from sklearn.utils.validation import check_is_fitted
 
+from ._as_sklearn import as_linear_regression
 from ._base import BaseTorchRegressor, can_partial_fit
 from ._compat import available_if, fit_context
 from ._linear import BaseLinear
@@ -371,3 +373,28 @@ class TorchLinearRegressor(BaseLinear):
         if getattr(self, "_log_link", self.loss == "poisson"):
             np.exp(out, out=out)
         return (out, spread) if return_std else out
+
+    def to_sklearn(self) -> Any:
+        """A fitted `LinearRegression` that predicts the same, for servers without torch.
+
+        Returns
+        -------
+        LinearRegression
+            Its pickle needs scikit-learn alone.
+
+        Raises
+        ------
+        NotFittedError
+            If `fit` was not called yet.
+        ValueError
+            Under ``loss="poisson"``, whose predictions are no linear function.
+
+        Examples
+        --------
+        >>> from sktorch_linreg import TorchLinearRegressor
+        >>> model = TorchLinearRegressor().fit([[0.0], [1.0]], [1.0, 3.0])
+        >>> model.to_sklearn().predict([[2.0]]).round(6)
+        array([5.])
+        """
+        check_is_fitted(self)
+        return as_linear_regression(self)

@@ -11,6 +11,7 @@ import scipy.sparse as sp
 import torch
 from sklearn.utils.validation import check_is_fitted
 
+from ._as_sklearn import as_mlp_regressor
 from ._base import BaseTorchRegressor, can_partial_fit
 from ._compat import Interval, InvalidParameterError, available_if, fit_context
 from ._data import CHUNK_BYTES, chunks, own_torch_settings, to_user_units
@@ -332,6 +333,32 @@ class TorchMLPRegressor(BaseTorchRegressor):
                 block = torch.from_numpy(np.array(rows)).to(device, dtype)
                 out[part] = module(block).cpu().numpy()
         return out[:, 0] if self._squeeze else out
+
+    def to_sklearn(self) -> Any:
+        """A fitted `MLPRegressor` that predicts the same, for servers without torch.
+
+        Returns
+        -------
+        MLPRegressor
+            Its pickle needs scikit-learn alone.
+            It has no (n, 1): where `y` was of that shape, its predictions have the shape (n,).
+
+        Raises
+        ------
+        NotFittedError
+            If `fit` was not called yet.
+        ValueError
+            For activations that `MLPRegressor` does not have.
+
+        Examples
+        --------
+        >>> from sktorch_linreg import TorchMLPRegressor
+        >>> model = TorchMLPRegressor(max_epochs=1, tol=None).fit([[0.0], [1.0]], [1.0, 3.0])
+        >>> model.to_sklearn().predict([[2.0]]).shape
+        (1,)
+        """
+        check_is_fitted(self)
+        return as_mlp_regressor(self, self._user_layers(), self._fitted_activation)
 
     # -- fitted attributes ----------------------------------------------------------------------
 

@@ -1,0 +1,69 @@
+"""Fitted estimators of scikit-learn that predict as a fitted model does, for where torch is not."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+
+from ._types import Layers
+
+# what MLPRegressor has as well, under the same names
+SHARED_ACTIVATIONS = ("identity", "logistic", "tanh", "relu")
+# fitted attributes that both have
+SHARED = (
+    "n_features_in_", "feature_names_in_", "rank_", "n_iter_", "loss_", "best_loss_",
+    "loss_curve_", "n_layers_", "n_outputs_", "out_activation_",
+)  # fmt: skip
+
+
+def _take_over(model: Any, estimator: Any) -> Any:
+    for name in SHARED:
+        if name in vars(estimator):
+            setattr(model, name, vars(estimator)[name])
+    return model
+
+
+def as_linear_regression(estimator: Any) -> Any:
+    """A fitted LinearRegression with the coefficients; raises ValueError under a log link."""
+    if getattr(estimator, "_log_link", estimator.loss == "poisson"):
+        raise ValueError(
+            "LinearRegression predicts no counts: under loss='poisson' predictions are the "
+            "exponential of a linear function. Keep the model with save_model, or export it with "
+            "to_onnx."
+        )
+    # which takes time that most users need not spend
+    from sklearn.linear_model import LinearRegression
+
+    names = ("fit_intercept", "copy_X", "n_jobs", "positive")
+    model = LinearRegression(**{name: getattr(estimator, name) for name in names})
+    model.coef_ = np.array(estimator.coef_)
+    model.intercept_ = np.copy(estimator.intercept_)[()]
+    if hasattr(estimator, "singular_"):
+        model.singular_ = estimator.singular_
+    return _take_over(model, estimator)
+
+
+def as_mlp_regressor(estimator: Any, layers: Layers, activation: str) -> Any:
+    """A fitted MLPRegressor with the layers; raises ValueError for other activations than its."""
+    if activation not in SHARED_ACTIVATIONS and len(layers) > 1:
+        raise ValueError(
+            f"MLPRegressor has no activation {activation!r}, only "
+            f"{', '.join(map(repr, SHARED_ACTIVATIONS))}. Train with one of these, keep the model "
+            "with save_model, or export it with to_onnx."
+        )
+    from sklearn.neural_network import MLPRegressor
+
+    hidden = tuple(len(weight) for weight, _ in layers[:-1])
+    model = MLPRegressor(
+        loss="poisson" if estimator.out_activation_ == "exp" else "squared_error",
+        hidden_layer_sizes=hidden,
+        activation=activation if len(layers) > 1 else "identity",
+        alpha=estimator.alpha,
+        random_state=estimator.random_state,
+    )
+    model.coefs_ = [weight.T.copy() for weight, _ in layers]
+    model.intercepts_ = [np.zeros(len(w)) if b is None else b.copy() for w, b in layers]
+    model.t_ = 0
+    model._no_improvement_count = 0
+    return _take_over(model, estimator)
