@@ -28,6 +28,7 @@ from ._data import (
     resolve_device,
     resolve_dtype,
     resolve_seed,
+    to_host,
     validate_rows,
     verify_finite,
 )
@@ -348,6 +349,7 @@ class BaseTorchRegressor(
         return self._validate_predict_rows(X)
 
     def _validate_predict_rows(self, X: Any) -> tuple[Any, Callable[[], object] | None]:
+        X = to_host(X)
         if is_plain(X, (2,)):
             adopt_names(self, X, reset=False)
             X = np.asarray(X)

@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 import scipy.sparse as sp
 import torch
+from sklearn import get_config
 from sklearn.base import BaseEstimator
 from sklearn.utils import assert_all_finite, check_random_state
 from sklearn.utils.validation import validate_data
@@ -29,6 +30,21 @@ FEW_UNITS = 50
 # largest weights whose sums neither overflow nor vanish
 LEAST_WEIGHT, MOST_WEIGHT = 1e-100, 1e100
 SPARSE_FORMATS = ["csr", "csc", "coo"]
+
+
+def to_host(a: Any) -> Any:
+    """A tensor, on any device, as an array; anything else as it is."""
+    if not isinstance(a, torch.Tensor):
+        return a
+    a = a.detach().cpu()
+    return (a.float() if a.dtype == torch.bfloat16 else a).numpy()
+
+
+def like_input(out: Array, X: Any) -> Any:
+    """Results as a tensor beside `X`, where scikit-learn is set to work on what it is given."""
+    if isinstance(X, torch.Tensor) and get_config()["array_api_dispatch"]:
+        return torch.from_numpy(out).to(X.device)
+    return out
 
 
 def as_float(X: Any) -> Any:
@@ -80,6 +96,7 @@ def validate_rows(
     Whether plain float arrays are finite is not checked, since that takes a pass over them: who
     uses the rows has to look at their sums, or to call `verify`.
     """
+    X, y, sample_weight = to_host(X), to_host(y), to_host(sample_weight)
     verify: Callable[[], object] | None = None
     if is_plain(X, (2,)) and is_plain(y, (1, 2)) and len(X) == len(y):
         adopt_names(estimator, X, reset)

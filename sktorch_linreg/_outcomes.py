@@ -21,7 +21,7 @@ from ._compat import (
     MultimetricScorer,
     score_estimator,
 )
-from ._data import identity_scaling, own_torch_settings
+from ._data import identity_scaling, own_torch_settings, to_host
 from ._lanes import LaneParameters
 from ._plan import Stack
 from ._scoring import LEAST_ROWS, Score, known_scores, score_all
@@ -227,7 +227,7 @@ def _all_at_once(
     """Scores of all lanes, and which of them hold; None where scikit-learn has to be asked."""
     cell = stack.cells[g]
     X = cell.inner_train if train else cell.inner_test
-    y = np.asarray(cell.y_train if train else cell.y_test)
+    y = np.asarray(to_host(cell.y_train if train else cell.y_test))
     try:
         rows, verify = cell.template._validate_predict_rows(X)
         if verify is not None:
@@ -236,7 +236,7 @@ def _all_at_once(
         return None
     if len(y) < LEAST_ROWS or y.dtype.kind not in "fiu" or not np.isfinite(y).all():
         return None
-    weight = params.get("sample_weight")
+    weight = to_host(params.get("sample_weight"))
     if weight is not None:
         weight = np.asarray(weight, dtype=np.float64)
         if weight.shape != (len(y),) or not (np.isfinite(weight).all() and weight.sum() > 0):

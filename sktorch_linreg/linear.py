@@ -12,6 +12,7 @@ from sklearn.utils.validation import check_is_fitted
 from ._as_sklearn import as_linear_regression
 from ._base import BaseTorchRegressor, can_partial_fit
 from ._compat import available_if, fit_context
+from ._data import like_input
 from ._linear import BaseLinear
 from ._types import Array
 
@@ -361,6 +362,7 @@ class TorchLinearRegressor(BaseLinear):
         >>> mean.round(3), error.round(3)
         (array([4.333]), array([0.624]))
         """
+        given = X
         X, unverified = self._validate_predict(X)
         spread = self._prediction_std(X) if return_std else None
         coef = np.asarray(self.coef_, dtype=X.dtype)
@@ -372,7 +374,9 @@ class TorchLinearRegressor(BaseLinear):
             unverified()
         if getattr(self, "_log_link", self.loss == "poisson"):
             np.exp(out, out=out)
-        return (out, spread) if return_std else out
+        if spread is not None:
+            return like_input(out, given), like_input(spread, given)
+        return like_input(out, given)
 
     def to_sklearn(self) -> Any:
         """A fitted `LinearRegression` that predicts the same, for servers without torch.

@@ -14,7 +14,7 @@ from sklearn.utils.validation import check_is_fitted
 from ._as_sklearn import as_mlp_regressor
 from ._base import BaseTorchRegressor, can_partial_fit
 from ._compat import Interval, InvalidParameterError, available_if, fit_context
-from ._data import CHUNK_BYTES, chunks, own_torch_settings, to_user_units
+from ._data import CHUNK_BYTES, chunks, like_input, own_torch_settings, to_user_units
 from ._modules import ACTIVATIONS
 from ._names import unknown_name
 from ._types import Array, FitResult, FitSpec, Layers, Scaling, TrainingData
@@ -291,7 +291,7 @@ class TorchMLPRegressor(BaseTorchRegressor):
         """
         return self._fit(X, y, sample_weight, incremental=True)
 
-    def predict(self, X: Any) -> Array:
+    def predict(self, X: Any) -> Any:
         """Predict targets, in the precision of `X`, in blocks of rows.
 
         Parameters
@@ -316,6 +316,7 @@ class TorchMLPRegressor(BaseTorchRegressor):
         >>> model.predict([[0.5]]).shape
         (1, 1)
         """
+        given = X
         X, unverified = self._validate_predict(X)
         if unverified is not None:
             unverified()
@@ -332,7 +333,7 @@ class TorchMLPRegressor(BaseTorchRegressor):
                 rows = X[part].toarray() if sp.issparse(X) else X[part]
                 block = torch.from_numpy(np.array(rows)).to(device, dtype)
                 out[part] = module(block).cpu().numpy()
-        return out[:, 0] if self._squeeze else out
+        return like_input(out[:, 0] if self._squeeze else out, given)
 
     def to_sklearn(self) -> Any:
         """A fitted `MLPRegressor` that predicts the same, for servers without torch.
