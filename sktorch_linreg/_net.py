@@ -21,6 +21,8 @@ from ._state import load_schedule_state
 from ._types import FitSpec, Loss
 from ._updates import RuleUpdates, TorchUpdates, has_rule
 
+__all__ = ["Callback", "NetDataset", "RegressionNet", "check_callbacks", "make_net", "wrap"]
+
 # what a callback is only told of where it listens
 METHODS = ("on_batch_begin", "on_batch_end", "on_grad_computed")
 

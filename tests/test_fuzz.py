@@ -4,6 +4,7 @@
 """
 
 import copy
+import itertools
 import os
 import warnings
 
@@ -78,7 +79,8 @@ def layouts(draw, a):
         a = a.copy()
         a.flags.writeable = False
     if way == "memmap" and a.dtype != object and a.size:
-        path = os.path.join(MAPPED, "rows")
+        # X and y are two files
+        path = os.path.join(MAPPED, f"rows {next(NUMBER) % 4}")
         mapped = np.memmap(path, dtype=a.dtype, mode="w+", shape=a.shape)
         mapped[...] = a
         mapped.flush()
@@ -91,7 +93,7 @@ def layouts(draw, a):
     return a
 
 
-MAPPED = ""
+MAPPED, NUMBER = "", itertools.count()
 
 
 @pytest.fixture(scope="module", autouse=True)

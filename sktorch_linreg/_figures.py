@@ -1,0 +1,24 @@
+"""What all pictures need: axes to draw in, and the estimator that is meant."""
+
+from __future__ import annotations
+
+from typing import Any
+
+
+def new_axes(ax: Any, **kwargs: Any) -> Any:
+    """The axes to draw in, new ones if there are none."""
+    try:
+        import matplotlib.pyplot as plt
+    except ImportError as error:
+        raise ImportError(
+            "Pictures need matplotlib, which is not installed. Install the extra that brings it: "
+            "pip install 'sktorch_linreg[plot]'."
+        ) from error
+    return plt.subplots(layout="constrained", **kwargs)[1] if ax is None else ax
+
+
+def fitted_step(estimator: Any) -> Any:
+    """The estimator of this package in a search or a pipeline, or the one given."""
+    found = getattr(estimator, "best_estimator_", estimator)
+    steps = getattr(found, "steps", None)
+    return found if steps is None else steps[-1][1]

@@ -1,0 +1,227 @@
+"""A learning-rate range test: training for a moment at ever larger rates."""
+
+from __future__ import annotations
+
+import math
+from contextlib import suppress
+from typing import Any, Self
+
+import numpy as np
+from sklearn.base import clone
+
+from ._base import BaseTorchRegressor
+from ._figures import fitted_step, new_axes
+from ._net import Callback
+from ._types import FloatArray, TrainingDivergedError
+
+# a loss this many times the best one ends the test
+HOPELESS = 4.0
+# how far below the rate of the lowest loss training is safe
+BELOW = 10.0
+# what the mean over earlier batches keeps of itself in each
+MEMORY = 0.9
+
+
+class _Over(Exception):
+    """The test has seen enough."""
+
+
+class _Sweep(Callback):  # type: ignore[misc]
+    """Sets the rate before each batch, and writes down the loss after it."""
+
+    def __init__(self, rates: FloatArray) -> None:
+        self.rates, self.losses = rates, list[float]()
+        self.mean = _RunningMean()
+        self.best = math.inf
+
+    def on_batch_begin(self, net: Any, batch: Any = None, training: bool = False, **_: Any) -> None:
+        if not training:
+            return
+        for group in net.optimizer_.param_groups:
+            group["lr"] = float(self.rates[len(self.losses)])
+
+    def on_batch_end(
+        self, net: Any, batch: Any = None, training: bool = False, loss: Any = None, **_: Any
+    ) -> None:
+        if not training:
+            return
+        self.losses.append(float(loss))
+        mean = self.mean.add(self.losses[-1])
+        self.best = min(self.best, mean)
+        enough = len(self.losses) == len(self.rates)
+        if enough or not math.isfinite(mean) or mean > HOPELESS * self.best:
+            raise _Over
+
+
+class _RunningMean:
+    """The mean of numbers so far, later ones counting more; weights add up to one throughout."""
+
+    def __init__(self) -> None:
+        self.total = self.count = 0.0
+
+    def add(self, value: float) -> float:
+        """Take in a number, and return the mean."""
+        self.total, self.count = MEMORY * self.total + value, MEMORY * self.count + 1.0
+        return self.total / self.count
+
+
+def lr_range_test(
+    estimator: Any,
+    X: Any,
+    y: Any,
+    *,
+    sample_weight: Any = None,
+    lr_min: float = 1e-6,
+    lr_max: float = 10.0,
+    n_steps: int = 200,
+) -> LRRangeTestDisplay:
+    """Train for one batch after the other, at learning rates that grow from one to the next.
+
+    The loss first stays, then falls, and at last rises or is no number any more (Smith, 2017,
+    "Cyclical learning rates for training neural networks"). A tenth of the rate at which it was
+    lowest trains well. The estimator is left as it is.
+
+    Parameters
+    ----------
+    estimator : TorchLinearRegressor or TorchMLPRegressor
+        Which optimizer, batches and loss to try; or a pipeline that ends in one, whose earlier
+        steps are fitted to the rows.
+    X : array-like of shape (n_samples, n_features)
+        Features.
+    y : array-like of shape (n_samples,) or (n_samples, n_targets)
+        Targets.
+    sample_weight : array-like of shape (n_samples,), default=None
+        Weights of the rows.
+    lr_min, lr_max : float, default=1e-6 and 10.0
+        The first and the last rate.
+    n_steps : int, default=200
+        Updates, one per rate.
+
+    Returns
+    -------
+    display : LRRangeTestDisplay
+        Rates and losses, and the rate suggested.
+
+    Raises
+    ------
+    ValueError
+        If the rates are not in ascending order, or the optimizer does not train by batches.
+
+    Examples
+    --------
+    >>> from sklearn.datasets import load_diabetes
+    >>> from sktorch_linreg import TorchMLPRegressor, lr_range_test
+    >>> X, y = load_diabetes(return_X_y=True)
+    >>> found = lr_range_test(TorchMLPRegressor(random_state=0), X, y)
+    >>> bool(1e-3 < found.suggested_lr < 10.0)
+    True
+    """
+    if not 0 < lr_min < lr_max or n_steps < 2:
+        raise ValueError(
+            f"lr_min has to be above 0 and below lr_max, with two steps at least; got "
+            f"lr_min={lr_min}, lr_max={lr_max}, n_steps={n_steps}."
+        )
+    model = fitted_step(clone(estimator))
+    if not isinstance(model, BaseTorchRegressor):
+        raise ValueError(
+            f"A range test needs an estimator of this package; got {type(model).__name__}."
+        )
+    if estimator is not model and hasattr(estimator, "steps") and len(estimator.steps) > 1:
+        X = clone(estimator)[:-1].fit_transform(X, y)
+    optimizer = model.optimizer
+    sweep = _Sweep(np.geomspace(lr_min, lr_max, n_steps))
+    settings: dict[str, Any] = {
+        "optimizer": "adam" if optimizer == "auto" else optimizer,
+        "callbacks": [sweep],
+        "lr": lr_min,
+        "max_epochs": n_steps,
+        "lr_schedule": None,
+        "tol": None,
+        "early_stopping": False,
+        "verbose": 0,
+        "warm_start": False,
+        "checkpoint_dir": None,
+    }
+    model.set_params(**settings)
+    if not hasattr(model, "partial_fit") or optimizer == "lstsq":
+        raise ValueError(
+            f"optimizer={optimizer!r} does not train by batches at a learning rate. Try "
+            "optimizer='adam' or 'sgd'."
+        )
+    with suppress(_Over, TrainingDivergedError):
+        model.fit(X, y, sample_weight=sample_weight)
+    losses = np.array(sweep.losses)
+    return LRRangeTestDisplay(sweep.rates[: len(losses)], losses)
+
+
+class LRRangeTestDisplay:
+    """Losses of a learning-rate range test; `lr_range_test` makes one.
+
+    Parameters
+    ----------
+    lr : array-like of shape (n_steps,)
+        Learning rates.
+    loss : array-like of shape (n_steps,)
+        Loss of each batch.
+
+    Attributes
+    ----------
+    smoothed_loss : ndarray of shape (n_steps,)
+        Mean of the losses so far, later ones counting more.
+    suggested_lr : float
+        A tenth of the rate at which the smoothed loss was lowest.
+    ax_ : matplotlib Axes
+        Axes with the curve, after `plot`.
+    figure_ : matplotlib Figure
+        Figure of the axes.
+    line_ : matplotlib Line2D
+        Smoothed losses.
+    points_ : matplotlib Line2D
+        Losses of single batches.
+    suggestion_ : matplotlib Line2D
+        A vertical line at the rate suggested.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from sktorch_linreg import LRRangeTestDisplay
+    >>> lr = np.geomspace(1e-4, 1.0, 41)
+    >>> round(LRRangeTestDisplay(lr, (np.log10(lr) + 1) ** 2).suggested_lr, 3)
+    0.063
+    """
+
+    def __init__(self, lr: Any, loss: Any) -> None:
+        self.lr, self.loss = np.asarray(lr, dtype=float), np.asarray(loss, dtype=float)
+        mean = _RunningMean()
+        self.smoothed_loss = np.array([mean.add(value) for value in self.loss])
+        finite = np.where(np.isfinite(self.smoothed_loss), self.smoothed_loss, np.inf)
+        self.suggested_lr = float(self.lr[int(np.argmin(finite))]) / BELOW
+
+    def plot(self, ax: Any = None, **kwargs: Any) -> Self:
+        """Draw losses over rates.
+
+        Parameters
+        ----------
+        ax : matplotlib Axes, default=None
+            Axes to draw in; new ones by default.
+        **kwargs : dict
+            Handed to matplotlib for the line.
+
+        Returns
+        -------
+        display : LRRangeTestDisplay
+            The display.
+        """
+        self.ax_ = ax = new_axes(ax)
+        self.figure_ = ax.figure
+        (self.points_,) = ax.plot(self.lr, self.loss, ".", color="0.7", markersize=3)
+        (self.line_,) = ax.plot(self.lr, self.smoothed_loss, **kwargs)
+        self.suggestion_ = ax.axvline(
+            self.suggested_lr,
+            color="tab:red",
+            linestyle="--",
+            label=f"lr = {self.suggested_lr:.2g}",
+        )
+        ax.set(xscale="log", xlabel="learning rate", ylabel="loss of a batch")
+        ax.legend()
+        return self

@@ -1,0 +1,280 @@
+"""The loss of a linear model over two of its parameters, and the path of training on it."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any, Self
+
+import numpy as np
+import torch
+from sklearn.utils.validation import check_is_fitted
+
+from ._data import chunks
+from ._figures import fitted_step, new_axes
+from ._losses import resolve_loss
+from ._types import FloatArray
+from .linear import TorchLinearRegressor
+
+
+class LossSurfaceDisplay:
+    """The loss of a linear model over two of its parameters, and the path of training on it.
+
+    It is advised to use `from_estimator`.
+
+    Parameters
+    ----------
+    x_values, y_values : array-like of shape (n_x,) and (n_y,)
+        Values of the parameters.
+    log_loss : array-like of shape (n_y, n_x)
+        Logarithm to base 10 of the mean loss.
+    path : array-like of shape (n_epochs + 1, 2), default=None
+        Both parameters before training and after each epoch.
+    path_log_loss : array-like of shape (n_epochs + 1,), default=None
+        Logarithm to base 10 of the loss along the path.
+    names : tuple of str, default=("x", "y")
+        Names of the parameters.
+
+    Attributes
+    ----------
+    ax_ : matplotlib Axes
+        Axes with the surface.
+    figure_ : matplotlib Figure
+        Figure of the axes.
+    surface_ : matplotlib artist
+        Filled contours, or a surface in three dimensions.
+    path_ : list of matplotlib artists
+        The path.
+
+    Examples
+    --------
+    >>> from sktorch_linreg import LossSurfaceDisplay, TorchLinearRegressor
+    >>> X, y = [[0.0], [1.0], [2.0]], [1.0, 3.0, 5.0]
+    >>> model = TorchLinearRegressor(optimizer="sgd", lr=0.1, max_epochs=20, record_path=True)
+    >>> display = LossSurfaceDisplay.from_estimator(model.fit(X, y), X, y)
+    >>> display.log_loss.shape, display.path.shape
+    ((100, 100), (21, 2))
+    """
+
+    def __init__(
+        self,
+        x_values: Any,
+        y_values: Any,
+        log_loss: Any,
+        *,
+        path: Any = None,
+        path_log_loss: Any = None,
+        names: tuple[str, str] = ("x", "y"),
+    ) -> None:
+        self.x_values, self.y_values, self.log_loss = x_values, y_values, log_loss
+        self.path, self.path_log_loss, self.names = path, path_log_loss, names
+
+    @classmethod
+    def from_estimator(
+        cls,
+        estimator: TorchLinearRegressor,
+        X: Any,
+        y: Any,
+        *,
+        params: Sequence[tuple[str, Any]] = (("intercept", 0), ("coef", 0)),
+        limits: Sequence[tuple[float, float]] | None = None,
+        sample_weight: Any = None,
+        resolution: int = 100,
+        ax: Any = None,
+        **kwargs: Any,
+    ) -> Self:
+        """Work out and draw the loss of a fitted linear model over two parameters.
+
+        All other parameters stay what they are. The loss is that of the estimator, without its
+        penalty, on the data in the user's units.
+
+        Parameters
+        ----------
+        estimator : TorchLinearRegressor
+            A fitted model; with ``record_path=True`` its path is drawn as well.
+        X : array-like of shape (n_samples, n_features)
+            Features.
+        y : array-like of shape (n_samples,) or (n_samples, n_targets)
+            Targets.
+        params : pair of (str, int) or (str, (int, int)), default=(("intercept", 0), ("coef", 0))
+            What the axes are: ``("intercept", target)``, ``("coef", feature)`` or
+            ``("coef", (target, feature))``.
+        limits : pair of (low, high), default=None
+            Ranges of both; by default round the fitted values and the path.
+        sample_weight : array-like of shape (n_samples,), default=None
+            Weights of the rows.
+        resolution : int, default=100
+            Values along each axis.
+        ax : matplotlib Axes, default=None
+            Axes to draw in, three-dimensional for ``kind="3d"``; new ones by default.
+        **kwargs : dict
+            Handed to `plot`.
+
+        Returns
+        -------
+        display : LossSurfaceDisplay
+            The display.
+
+        Raises
+        ------
+        TypeError
+            If the estimator is not linear.
+        ValueError
+            If a parameter is not there.
+        """
+        model = fitted_step(estimator)
+        if not isinstance(model, TorchLinearRegressor):
+            raise TypeError(
+                f"A loss surface is that of a TorchLinearRegressor; got {type(model).__name__}."
+            )
+        check_is_fitted(model)
+        if len(params) != 2:
+            raise ValueError(f"A surface has two parameters; got {params!r}.")
+        surface = _Surface(model, X, y, sample_weight, [_place(model, p) for p in params])
+        path = surface.path()
+        ranges = limits or [_around(values) for values in path.T]
+        across, up = (np.linspace(low, high, resolution) for low, high in ranges)
+        points = np.stack([a.ravel() for a in np.meshgrid(across, up)])
+        loss = surface.losses(points).reshape(resolution, resolution)
+        recorded = len(path) > 1
+        with np.errstate(divide="ignore"):
+            return cls(
+                across,
+                up,
+                np.log10(loss),
+                path=path if recorded else None,
+                path_log_loss=np.log10(surface.losses(path.T)) if recorded else None,
+                names=(_label(params[0]), _label(params[1])),
+            ).plot(ax, **kwargs)
+
+    def plot(
+        self,
+        ax: Any = None,
+        *,
+        kind: str = "contour",
+        levels: int = 30,
+        cmap: str = "viridis",
+        colorbar: bool = True,
+        path_kw: Mapping[str, Any] | None = None,
+    ) -> Self:
+        """Draw the surface and the path.
+
+        Parameters
+        ----------
+        ax : matplotlib Axes, default=None
+            Axes to draw in; new ones by default.
+        kind : {"contour", "3d"}, default="contour"
+            Filled contours, or a surface in three dimensions.
+        levels : int, default=30
+            Number of contours.
+        cmap : str, default="viridis"
+            Colours of the loss.
+        colorbar : bool, default=True
+            Whether a bar tells what the colours mean.
+        path_kw : dict, default=None
+            Handed to matplotlib for the path.
+
+        Returns
+        -------
+        display : LossSurfaceDisplay
+            The display.
+
+        Raises
+        ------
+        ValueError
+            If `kind` is another.
+        """
+        if kind not in ("contour", "3d"):
+            raise ValueError(f"kind has to be 'contour' or '3d', not {kind!r}.")
+        space = kind == "3d"
+        self.ax_ = ax = new_axes(ax, subplot_kw={"projection": "3d"} if space else {})
+        self.figure_, self.path_ = ax.figure, []
+        grid = np.meshgrid(self.x_values, self.y_values)
+        if space:
+            self.surface_ = ax.plot_surface(*grid, self.log_loss, cmap=cmap, alpha=0.7)
+            ax.set_zlabel("log10 of the loss")
+        else:
+            self.surface_ = ax.contourf(*grid, self.log_loss, levels=levels, cmap=cmap)
+        if self.path is not None:
+            style = {"color": "tab:red", "marker": ".", "markersize": 3, "linewidth": 1}
+            columns = [self.path[:, 0], self.path[:, 1], *([self.path_log_loss] if space else [])]
+            self.path_ += ax.plot(*columns, label="path", **{**style, **(path_kw or {})})
+            ends = [column[-1:] for column in columns]
+            self.path_ += ax.plot(*ends, "*", color="white", markersize=10, label="end")
+        if colorbar:
+            self.figure_.colorbar(self.surface_, ax=ax, label="log10 of the loss")
+        ax.set(xlabel=self.names[0], ylabel=self.names[1])
+        return self
+
+
+def _label(param: tuple[str, Any]) -> str:
+    return f"{param[0]} {param[1]}"
+
+
+def _place(model: TorchLinearRegressor, param: tuple[str, Any]) -> tuple[int, int]:
+    """The target and the feature of a parameter; the feature is -1 for an intercept."""
+    coef = np.atleast_2d(model.coef_)
+    kind, at = param
+    if kind == "coef":
+        target, feature = at if isinstance(at, tuple) else (0, at)
+        if 0 <= target < coef.shape[0] and 0 <= feature < coef.shape[1]:
+            return int(target), int(feature)
+    elif kind == "intercept" and 0 <= at < coef.shape[0]:
+        return int(at), -1
+    raise ValueError(
+        f"There is no parameter {param!r}. There are ('intercept', target) and ('coef', (target, "
+        f"feature)) with targets below {coef.shape[0]} and features below {coef.shape[1]}."
+    )
+
+
+def _around(values: FloatArray) -> tuple[float, float]:
+    """A range that shows all values, and as much beside them."""
+    low, high = float(values.min()), float(values.max())
+    margin = 0.5 * (high - low) or 0.5 * abs(low) or 1.0
+    return low - margin, high + margin
+
+
+class _Surface:
+    """The loss of a linear model as a function of two of its parameters."""
+
+    def __init__(
+        self,
+        model: TorchLinearRegressor,
+        X: Any,
+        y: Any,
+        sample_weight: Any,
+        places: list[tuple[int, int]],
+    ) -> None:
+        self.model, self.places = model, places
+        self.X = np.asarray(X, dtype=np.float64)
+        self.y = np.asarray(y, dtype=np.float64).reshape(len(self.X), -1)
+        weight = np.ones(len(self.X)) if sample_weight is None else np.asarray(sample_weight)
+        self.share = torch.from_numpy(weight / weight.sum())
+        self.loss = resolve_loss(model.loss, model._options_of("loss__"))
+
+    def path(self) -> FloatArray:
+        """Both parameters along the recorded path, or where they are, of shape (n, 2)."""
+        coef = getattr(self.model, "coef_path_", np.asarray(self.model.coef_)[None])
+        intercept = getattr(self.model, "intercept_path_", np.asarray(self.model.intercept_)[None])
+        coef = coef.reshape(len(coef), -1, self.X.shape[1])
+        intercept = intercept.reshape(len(intercept), -1)
+        columns = [intercept[:, t] if j < 0 else coef[:, t, j] for t, j in self.places]
+        return np.stack(columns, axis=1).astype(np.float64)
+
+    def losses(self, points: FloatArray) -> FloatArray:
+        """Mean losses at points of shape (2, n_points), by one product of rows and points."""
+        coef = np.atleast_2d(np.asarray(self.model.coef_, dtype=np.float64))
+        base = self.X @ coef.T + self.model.intercept_
+        now = self.path()[-1]
+        out = np.empty(points.shape[1])
+        # a row for each parameter: by how much outputs change with it
+        columns = [np.ones(len(self.X)) if j < 0 else self.X[:, j] for _, j in self.places]
+        target = torch.from_numpy(self.y)
+        for part in chunks(points.shape[1], 2 * base.size):
+            steps = points[:, part] - now[:, None]
+            f = np.repeat(base[:, None], steps.shape[1], axis=1)
+            for (t, _), column, step in zip(self.places, columns, steps, strict=True):
+                f[:, :, t] += np.outer(column, step)
+            wanted = target[:, None].expand(*f.shape)
+            values = self.loss.pointwise(torch.from_numpy(f), wanted).mean(-1)
+            out[part] = (self.share @ values).numpy()
+        return out

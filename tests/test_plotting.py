@@ -1,0 +1,272 @@
+"""Displays: what they hold, what they draw, and that the surface is the loss."""
+
+import sys
+import warnings
+
+import numpy as np
+import pytest
+from sklearn.base import clone
+from sklearn.datasets import load_diabetes
+from sklearn.exceptions import NotFittedError
+from sklearn.linear_model import LinearRegression
+from sklearn.model_selection import GridSearchCV
+from sklearn.pipeline import make_pipeline
+from sklearn.preprocessing import StandardScaler
+
+matplotlib = pytest.importorskip("matplotlib")
+matplotlib.use("Agg")
+import matplotlib.pyplot as plt  # noqa: E402
+
+from sktorch_linreg import (  # noqa: E402
+    BatchedGridSearchCV,
+    FittedLineDisplay,
+    LearningRateDisplay,
+    LossCurveDisplay,
+    LossSurfaceDisplay,
+    LRRangeTestDisplay,
+    TorchLinearRegressor,
+    TorchMLPRegressor,
+    lr_range_test,
+)
+
+X, y = load_diabetes(return_X_y=True)
+LINEAR = TorchLinearRegressor(
+    optimizer="adam", lr=0.05, max_epochs=30, record_path=True, random_state=0
+)
+
+
+@pytest.fixture(autouse=True)
+def close():
+    yield
+    plt.close("all")
+
+
+# -- loss curves ----------------------------------------------------------------------------------
+
+
+def test_one_curve():
+    model = clone(LINEAR).fit(X, y)
+    display = LossCurveDisplay.from_estimator(model)
+    (line,) = display.lines_
+    np.testing.assert_array_equal(line.get_ydata(), model.loss_curve_)
+    assert display.validation_lines_ == []
+    (best,) = display.best_points_
+    assert best.get_xdata()[0] == 1 + int(np.argmin(model.loss_curve_))
+    assert display.figure_ is display.ax_.figure
+    assert display.ax_.get_xlabel() == "epoch"
+
+
+def test_validation_curves_log_axis_and_names():
+    model = TorchMLPRegressor(
+        early_stopping=True, lr=0.01, max_epochs=40, tol=None, random_state=0
+    ).fit(X, y)
+    pipe = make_pipeline(StandardScaler(), clone(LINEAR)).fit(X, y)
+    search = BatchedGridSearchCV(clone(LINEAR), {"lr": [0.01, 0.1]}, cv=2).fit(X, y)
+    _, ax = plt.subplots()
+    display = LossCurveDisplay.from_estimator([model, pipe, search], ax=ax, mark_best=True)
+    assert display.ax_ is ax
+    assert list(display.loss_curves) == [
+        "TorchMLPRegressor 1", "TorchLinearRegressor 2", "TorchLinearRegressor 3",
+    ]  # fmt: skip
+    assert len(display.lines_) == len(display.best_points_) == 3
+    (line,) = display.validation_lines_
+    np.testing.assert_array_equal(line.get_ydata(), model.validation_loss_curve_)
+    best = display.best_points_[0].get_xdata()[0]
+    assert best == 1 + int(np.argmin(model.validation_loss_curve_))
+    assert LossCurveDisplay({"a": [100.0, 1.0]}).plot().ax_.get_yscale() == "log"
+    assert LossCurveDisplay({"a": [3.0, 1.0]}).plot().ax_.get_yscale() == "linear"
+    assert LossCurveDisplay({"a": [3.0, 1.0]}).plot(log=True).ax_.get_yscale() == "log"
+    assert LossCurveDisplay({"a": [3.0, 1.0]}).plot(mark_best=False).best_points_ == []
+    named = LossCurveDisplay.from_estimator([model, search], name=["one", "two"])
+    assert list(named.loss_curves) == ["one", "two"]
+
+
+def test_curves_of_what_was_not_fitted():
+    with pytest.raises(NotFittedError):
+        LossCurveDisplay.from_estimator(LINEAR)
+
+
+# -- surfaces -------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("loss", ["squared_error", "absolute_error", "huber", "quantile"])
+@pytest.mark.parametrize("weighted", [False, True])
+@pytest.mark.parametrize("many", [False, True])
+def test_the_surface_is_the_loss(loss, weighted, many):
+    Y = np.c_[y, 2 * y + X[:, 0]] if many else y
+    weight = np.linspace(0.5, 2.0, len(y)) if weighted else None
+    model = clone(LINEAR).set_params(loss=loss).fit(X, Y, sample_weight=weight)
+    t = int(many)
+    params = (("coef", (t, 2)), ("intercept", t))
+    display = LossSurfaceDisplay.from_estimator(
+        model, X, Y, params=params, sample_weight=weight, resolution=7, colorbar=False
+    )
+    assert display.log_loss.shape == (7, 7)
+    # one by one, from the predictions of a model with these parameters
+    for i, j in [(0, 0), (3, 5), (6, 1)]:
+        other = TorchLinearRegressor()
+        other.coef_ = np.array(model.coef_)
+        np.atleast_2d(other.coef_)[t, 2] = display.x_values[j]
+        other.intercept_ = np.array(model.intercept_)
+        other.intercept_[(t,) if many else ()] = display.y_values[i]
+        error = Y - other.predict(X)
+        values = {
+            "squared_error": error**2,
+            "absolute_error": np.abs(error),
+            "huber": np.where(np.abs(error) < 1, error**2 / 2, np.abs(error) - 0.5),
+            "quantile": np.abs(error) / 2,
+        }[loss].reshape(len(X), -1)
+        mean = np.average(values.mean(axis=1), weights=weight)
+        assert display.log_loss[i, j] == pytest.approx(np.log10(mean), rel=1e-9)
+    np.testing.assert_allclose(display.path[-1], [
+        np.atleast_2d(model.coef_)[t, 2], np.atleast_1d(model.intercept_)[t]
+    ])  # fmt: skip
+    assert len(display.path) == len(display.path_log_loss) == 31
+
+
+def test_the_path_lies_on_the_surface_of_one_feature():
+    rows = X[:, [2]]
+    model = clone(LINEAR).set_params(standardize=False).fit(rows, y)
+    display = LossSurfaceDisplay.from_estimator(model, rows, y, kind="3d")
+    # before an update its loss is that of the curve
+    np.testing.assert_allclose(10 ** display.path_log_loss[:-1], model.loss_curve_, rtol=1e-9)
+    assert display.ax_.name == "3d"
+    assert len(display.path_) == 2
+    assert display.log_loss.shape == (100, 100)
+
+
+def test_surfaces_without_a_path_and_with_limits():
+    model = TorchLinearRegressor().fit(X, y)
+    display = LossSurfaceDisplay.from_estimator(
+        model, X, y, params=(("coef", 0), ("coef", 1)), limits=((-5, 5), (0, 1)), resolution=5
+    )
+    assert display.path is None
+    assert display.path_ == []
+    np.testing.assert_array_equal(display.x_values, [-5, -2.5, 0, 2.5, 5])
+    assert display.ax_.get_xlabel() == "coef 0"
+
+
+@pytest.mark.parametrize(
+    ("params", "match"),
+    [
+        ((("coef", 10), ("intercept", 0)), "features below 10"),
+        ((("coef", 0), ("slope", 0)), "no parameter"),
+        ((("coef", 0), ("intercept", 1)), "targets below 1"),
+        ((("coef", 0),), "two parameters"),
+    ],
+)
+def test_parameters_that_are_not_there(params, match):
+    with pytest.raises(ValueError, match=match):
+        LossSurfaceDisplay.from_estimator(TorchLinearRegressor().fit(X, y), X, y, params=params)
+
+
+def test_surfaces_are_those_of_linear_models():
+    with pytest.raises(TypeError, match="TorchMLPRegressor"):
+        LossSurfaceDisplay.from_estimator(TorchMLPRegressor(), X, y)
+    with pytest.raises(NotFittedError):
+        LossSurfaceDisplay.from_estimator(TorchLinearRegressor(), X, y)
+    with pytest.raises(ValueError, match="'flat'"):
+        LossSurfaceDisplay([0, 1], [0, 1], np.zeros((2, 2))).plot(kind="flat")
+
+
+# -- learning rates -------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("cls", [BatchedGridSearchCV, GridSearchCV])
+@pytest.mark.parametrize("in_pipeline", [False, True])
+def test_scores_over_learning_rates(cls, in_pipeline):
+    model = TorchLinearRegressor(optimizer="adam", max_epochs=5, random_state=0)
+    grid = {"lr": [0.1, 1e-3], "alpha": [0.0, 1.0]}
+    if in_pipeline:
+        model = make_pipeline(StandardScaler(), model)
+        grid = {f"torchlinearregressor__{k}": v for k, v in grid.items()}
+    search = cls(model, grid, cv=4).fit(X, y)
+    display = LearningRateDisplay.from_search(search, name="adam")
+    np.testing.assert_array_equal(display.lr, [1e-3, 0.1])
+    results = search.cv_results_
+    rates = results["param_torchlinearregressor__lr" if in_pipeline else "param_lr"].astype(float)
+    for lr, score, error in zip(display.lr, display.mean_score, display.std_error, strict=True):
+        at = np.flatnonzero(rates == lr)
+        best = at[results["mean_test_score"][at].argmax()]
+        assert score == results["mean_test_score"][best]
+        assert error == results["std_test_score"][best] / 2
+    assert display.ax_.get_xscale() == "log"
+
+
+def test_searches_without_learning_rates():
+    search = BatchedGridSearchCV(TorchLinearRegressor(), {"alpha": [0.0]}).fit(X, y)
+    with pytest.raises(ValueError, match="it tried alpha"):
+        LearningRateDisplay.from_search(search)
+
+
+@pytest.mark.parametrize(
+    "model",
+    [
+        TorchMLPRegressor(random_state=0),
+        TorchLinearRegressor(optimizer="sgd", batch_size=32, random_state=0),
+        TorchLinearRegressor(random_state=0),
+        make_pipeline(StandardScaler(), TorchMLPRegressor(early_stopping=True, random_state=0)),
+    ],
+    ids=str,
+)
+def test_range_test(model):
+    before = repr(model.get_params())
+    found = lr_range_test(model, X, y, n_steps=150)
+    assert repr(model.get_params()) == before
+    with pytest.raises(NotFittedError):
+        model.predict(X)
+    assert 1e-4 <= found.suggested_lr <= 1
+    assert found.smoothed_loss.min() < found.loss[0]
+    display = found.plot()
+    assert display.suggestion_.get_xdata()[0] == found.suggested_lr
+    # training at that rate works
+    last = clone(model).set_params(
+        **{("torchmlpregressor__" if hasattr(model, "steps") else "") + "lr": found.suggested_lr}
+    )
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        assert last.fit(X, y).score(X, y) > 0.3
+
+
+def test_range_tests_that_cannot_be():
+    with pytest.raises(ValueError, match="'lbfgs'"):
+        lr_range_test(TorchMLPRegressor(optimizer="lbfgs"), X, y)
+    with pytest.raises(ValueError, match="'lstsq'"):
+        lr_range_test(TorchLinearRegressor(optimizer="lstsq"), X, y)
+    with pytest.raises(ValueError, match="lr_min"):
+        lr_range_test(TorchMLPRegressor(), X, y, lr_min=1.0, lr_max=0.1)
+    with pytest.raises(ValueError, match="LinearRegression"):
+        lr_range_test(LinearRegression(), X, y)
+
+
+def test_the_suggestion_is_a_tenth_of_the_best_rate():
+    lr = np.geomspace(1e-5, 10.0, 601)
+    loss = (np.log10(lr) + 1) ** 2
+    # smoothing lags behind
+    assert LRRangeTestDisplay(lr, loss).suggested_lr == pytest.approx(0.01, rel=0.5)
+    assert LRRangeTestDisplay(lr[:3], [1.0, np.nan, np.nan]).suggested_lr == lr[0] / 10
+
+
+# -- lines ----------------------------------------------------------------------------------------
+
+
+def test_fitted_line():
+    import pandas as pd
+
+    rows = X[:, [2]]
+    for model in (TorchLinearRegressor(), TorchMLPRegressor(max_epochs=2, tol=None)):
+        display = FittedLineDisplay.from_estimator(model.fit(rows, y), rows, y, name="fit")
+        np.testing.assert_allclose(display.y_line, model.predict(display.x_line[:, None]))
+        assert len(display.points_.get_offsets()) == len(y)
+    frame = pd.DataFrame({"bmi": X[:, 2]})
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        FittedLineDisplay.from_estimator(TorchLinearRegressor().fit(frame, y), frame, y)
+    with pytest.raises(ValueError, match="one feature"):
+        FittedLineDisplay.from_estimator(TorchLinearRegressor().fit(X, y), X, y)
+
+
+def test_without_matplotlib_the_error_names_the_extra(monkeypatch):
+    monkeypatch.setitem(sys.modules, "matplotlib.pyplot", None)
+    with pytest.raises(ImportError, match=r"sktorch_linreg\[plot\]"):
+        LossCurveDisplay({"a": [1.0]}).plot()
