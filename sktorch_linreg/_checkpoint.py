@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import hashlib
 import os
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
+from types import FunctionType
 from typing import Any
 
 import numpy as np
@@ -42,13 +44,45 @@ def _fingerprint(data: TrainingData, start: Layers | None) -> str:
             total.update(np.ascontiguousarray(a[i : i + step]).data)
 
     X = data.X
-    for a in (X.data, X.indices, X.indptr) if sp.issparse(X) else (X,):
+    parts: tuple[Any, ...] = (X,)
+    if sp.issparse(X):
+        parts = X.data, X.indices.astype(np.int64), X.indptr.astype(np.int64)
+    for a in parts:
         add(a)
     add(data.y)
     for extra in (data.weight, *(a for layer in start or [] for a in layer)):
         if extra is not None:
             add(extra)
     return total.hexdigest()
+
+
+class _OtherFit(ValueError):
+    """The checkpoint is that of another fit."""
+
+
+def _describe(value: Any) -> str:
+    """A parameter in words that are the same in another process."""
+    if isinstance(value, np.generic):
+        return repr(value.item())
+    if isinstance(value, list | tuple):
+        return f"({', '.join(map(_describe, value))})"
+    if isinstance(value, torch.device | torch.dtype):
+        return repr(str(value).removeprefix("torch."))
+    if isinstance(value, FunctionType):
+        code = hashlib.sha256(value.__code__.co_code + repr(value.__code__.co_consts).encode())
+        return f"{value.__module__}.{value.__qualname__} {code.hexdigest()[:8]}"
+    return repr(value)
+
+
+def _whole(training: Mapping[str, Any], max_epochs: int) -> Mapping[str, Any]:
+    """The state of a run; raises where it cannot be one."""
+    curves = [training["monitor"][name] for name in MONITORED[:2]]
+    rows = unpack_history(training["history"])
+    if not all(type(loss) is float for curve in curves for loss in curve):
+        raise ValueError("its losses are no numbers")
+    if not len(rows) == len(curves[0]) <= max_epochs or len(training["generators"]) != 2:
+        raise ValueError("its history is not as long as its losses")
+    return training
 
 
 class Checkpoint:
@@ -84,17 +118,22 @@ class Checkpoint:
         start: Layers | None,
         seed: int,
     ) -> None:
+        _serialize.require_safetensors()
         self.path, self.every = Path(folder) / FILE, every
-        about = {k: repr(v) for k, v in params.items() if k not in OF_NO_EFFECT}
-        if isinstance(params["random_state"], int | np.integer):
+        about = {k: _describe(v) for k, v in params.items() if k not in OF_NO_EFFECT}
+        if isinstance(params["random_state"], np.random.RandomState):
+            about["random_state"] = f"one that drew the seed {seed}"
+        elif params["random_state"] is not None:
             about["random_state"] = repr(int(params["random_state"]))
         self.about: dict[str, Any] = {"params": about, "data": _fingerprint(data, start)}
         self.seed = seed
         self.state: Mapping[str, Any] | None = None
         if self.path.exists():
             content = _serialize.read(self.path, KIND)
-            self._check(content["about"])
-            self.seed, self.state = content["seed"], content["training"]
+            with self._named():
+                about, self.seed = content["about"], int(content["seed"])
+                self.state = _whole(content["training"], int(params["max_epochs"]))
+                self._check(about)
         else:
             self.path.parent.mkdir(parents=True, exist_ok=True)
 
@@ -110,14 +149,27 @@ class Checkpoint:
             what = "of other rows, weights or starting coefficients"
         else:
             return
-        raise ValueError(
+        raise _OtherFit(
             f"{str(self.path)!r} is the checkpoint of another fit, {what}. Nothing was "
             "overwritten. Give checkpoint_dir another folder, or delete that file to begin anew."
         )
 
+    @contextmanager
+    def _named(self) -> Iterator[None]:
+        """Raise whatever comes of a damaged file as an error that names it."""
+        try:
+            yield
+        except _OtherFit:
+            raise
+        except (*_serialize.DAMAGE, RuntimeError) as error:
+            raise ValueError(
+                f"{str(self.path)!r} is no whole checkpoint ({error!r}). Nothing was overwritten. "
+                "Give checkpoint_dir another folder, or delete that file to begin anew."
+            ) from error
+
     # -- state of a run -------------------------------------------------------------------------
 
-    def save(self, net: Any) -> None:
+    def save(self, net: Any, ended: bool) -> None:
         """Write down where the training of a net stands, at the end of an epoch."""
         run, monitor, objective = net.run, net.run.monitor, net.objective_
         training = {
@@ -127,19 +179,23 @@ class Checkpoint:
             "generators": [g and to_arrays(g.get_state()) for g in _generators(net)],
             "monitor": {name: getattr(monitor, name) for name in MONITORED},
             "best_values": to_arrays(monitor.best_values),
+            "ended": ended,
             "minimised": run.minimised,
             "width": objective.width,
             "path": to_arrays(run.path),
-            "history": pack_history(net.plain_history()),
+            "history": pack_history(to_arrays(net.plain_history())),
         }
         content = {"about": self.about, "seed": self.seed, "training": training}
         _serialize.write(self.path, KIND, content)
 
     def resume(self, net: Any) -> None:
         """Let a net that is about to train go on from the checkpoint, if there is one."""
-        if self.state is None:
-            return
-        state, run, objective = self.state, net.run, net.objective_
+        if self.state is not None:
+            with self._named():
+                self._resume(net, self.state)
+
+    def _resume(self, net: Any, state: Mapping[str, Any]) -> None:
+        run, objective = net.run, net.objective_
         monitor = run.monitor
         objective.flat.values.copy_(torch.from_numpy(state["values"]))
         net.load_updates(state["updates"])
@@ -159,7 +215,7 @@ class Checkpoint:
             run.path[:] = [torch.from_numpy(values.copy()) for values in state["path"]]
         # whose batches are not kept
         net.history.extend({**row, "batches": []} for row in unpack_history(state["history"]))
-        run.n_kept = len(monitor.loss_curve)
+        run.n_kept, run.ended = len(monitor.loss_curve), state["ended"]
 
 
 def _generators(net: Any) -> tuple[torch.Generator | None, torch.Generator | None]:

@@ -316,5 +316,7 @@ def add_batch(
         )
         _check_scales(data, g.stats)
         if previous is not None:
-            g = Gathered(previous.merge(g.stats), "qr of merged statistics")
+            with np.errstate(over="ignore", invalid="ignore"):
+                g = Gathered(previous.merge(g.stats), "qr of merged statistics")
+            _check_scales(data, g.stats)
         return _solve(g, spec, None)

@@ -21,6 +21,8 @@ from ._types import (
 
 # squares are as exact as other numbers between these
 SMALLEST_SQUARES, LARGEST_SQUARES = 1e-280, 1e300
+# share of the largest term of a prediction that rounding hides
+NEGLIGIBLE = 1e-12
 # and so are those of numbers between these
 SMALLEST, LARGEST = 1e-140, 1e145
 
@@ -118,6 +120,17 @@ class Units:
             y_scale=np.ldexp(s.y_scale, self.y),
         )
 
+    @staticmethod
+    def _vanish(before: Layers, after: Layers) -> bool:
+        """Whether a coefficient that counts is too small for a float64."""
+        if len(before) > 1:
+            # a network predicts from its layers and its units
+            return False
+        scaled, restored = np.abs(before[0][0]), np.abs(after[0][0])
+        counts = scaled > NEGLIGIBLE * scaled.max(axis=1, keepdims=True)
+        # numbers below the smallest normal one lose digit after digit
+        return bool((counts & (restored < 1e-6 * np.finfo(np.float64).tiny)).any())
+
     def restore(self, result: FitResult, *, standardize: bool) -> FitResult:
         """The result of a fit in these units, in those of the user.
 
@@ -130,19 +143,20 @@ class Units:
             layers = self._layers(result.layers)
             path = [self._layers(entry) for entry in result.path]
             scaling = None if result.scaling is None else self._scaling(result.scaling)
+            loss = float(np.ldexp(result.loss, 2 * int(self.y[0])))
             # what predictions near the rows add up
             terms = np.abs(layers[0][0]) @ np.ldexp(1.0, self.x) if len(layers) == 1 else 0.0
         arrays = [terms, *(a for layer in layers for a in layer if a is not None)]
-        if not all(np.isfinite(a).all() for a in arrays):
+        if not all(np.isfinite(a).all() for a in arrays) or self._vanish(result.layers, layers):
             raise ValueError(
-                "The magnitudes of X and y are so far apart that coefficients exceed what a "
-                "float64 holds. Multiply the columns of X, or divide y, by a power of ten."
+                "The magnitudes of X and y are so far apart that no float64 holds the "
+                "coefficients. Multiply the columns of X, or y, by a power of ten."
             )
         out = replace(result, layers=layers, path=path, scaling=scaling)
         # what goes on from a fit, and its net, do not know of the units
         out.state = out.moments = out.net = None
         if not standardize and (self.y == self.y[0]).all():
-            out.loss = out.best_loss = float(np.ldexp(result.loss, 2 * int(self.y[0])))
+            out.loss = out.best_loss = loss
             out.loss_curve = [out.loss]
             out.history = [{"epoch": 1, "train_loss": out.loss}]
         return out

@@ -10,6 +10,7 @@ from sklearn.utils.validation import check_is_fitted
 from . import _exact
 from ._base import BaseTorchRegressor
 from ._data import identity_scaling
+from ._extreme import largest_size
 from ._inference import ExactResults
 from ._modules import MLPModule
 from ._names import check_options
@@ -94,12 +95,8 @@ class BaseLinear(ExactResults, BaseTorchRegressor):
         dtype = data.X.dtype
         with np.errstate(over="ignore"):
             self.coef_, self.intercept_ = self._as_public(result.layers, dtype)
-        fitted = np.isfinite(self.coef_).all() and np.isfinite(self.intercept_).all()
-        if dtype == np.float32 and not fitted:
-            raise ValueError(
-                "Coefficients exceed what a float32 holds. Pass X in float64, or multiply its "
-                "columns by a power of ten."
-            )
+        if dtype == np.float32:
+            self._check_single(result.layers[0][0], data)
         for name in ("rank_", "solver_path_", "coef_path_", "intercept_path_", "_singular"):
             self.__dict__.pop(name, None)
         self._penalised = spec.alpha > 0
@@ -111,6 +108,19 @@ class BaseLinear(ExactResults, BaseTorchRegressor):
             path = [self._as_public(layers, dtype) for layers in result.path]
             self.coef_path_ = np.stack([coef for coef, _ in path])
             self.intercept_path_ = np.stack([np.asarray(intercept) for _, intercept in path])
+
+    def _check_single(self, weight: Array, data: TrainingData) -> None:
+        """Raise where a float32 does not hold the coefficients."""
+        lost = np.abs(np.atleast_2d(self.coef_) - weight) > 1e-4 * np.abs(weight)
+        gone = False
+        if lost.any():
+            size = largest_size(data.X, np.arange(data.n_features))
+            gone = bool((lost & (np.abs(weight) * size > 1e-6 * np.abs(data.y).max())).any())
+        if gone or not (np.isfinite(self.coef_).all() and np.isfinite(self.intercept_).all()):
+            raise ValueError(
+                "No float32 holds the coefficients. Pass X in float64, or multiply its columns by "
+                "a power of ten."
+            )
 
     def __getstate__(self) -> dict[str, Any]:
         state = super().__getstate__()

@@ -46,6 +46,8 @@ class Run:
     so_far: Any = None
     # the file that the state is written to every few epochs
     checkpoint: Any = None
+    # whether training had come to its end before it was cut off
+    ended: bool = False
     # rows of the history from earlier runs that a callback has loaded
     n_earlier: int = 0
     # epochs whose parameters have been kept
@@ -96,23 +98,25 @@ class TrainingLoop:
         done: Tensor | None = self.objective_.flat.keep(None) if run.n_kept else None
         try:
             with torch.inference_mode(self._needs_no_autograd() and not told):
-                stop = run.monitor.stopped or run.monitor.settled
+                stop = run.ended
                 while not stop and run.n_kept < self.max_epochs:
                     self._one_epoch(batches, checks)
                     table.add(self._row())
                     done = self.objective_.flat.keep(done)
                     run.n_kept += 1
                     stop = self._told_to_stop()
-                    self._write_down(stop or run.n_kept == self.max_epochs)
+                    self._write_down(stop)
                 if not stop:
                     self._warn_unfinished()
         except (StopTraining, KeyboardInterrupt) as error:
             self._keep_finished_epochs(done)
             if isinstance(error, KeyboardInterrupt):
+                go_on = "Set warm_start=True and call fit again to go on from there."
+                if run.checkpoint is not None:
+                    go_on = "Call fit again to go on from the last checkpoint."
                 message = (
                     f"Training was interrupted; the estimator is fitted with the "
-                    f"{len(run.monitor.loss_curve)} epochs that were done. Set warm_start=True and "
-                    "call fit again to go on from there."
+                    f"{len(run.monitor.loss_curve)} epochs that were done. {go_on}"
                 )
                 run.warnings.append((message, UserWarning))
         finally:
@@ -133,11 +137,13 @@ class TrainingLoop:
             self.run_single_epoch(checks, False, "valid", self.validation_step)
         self._end_epoch(time.perf_counter() - begin)
 
-    def _write_down(self, last: bool) -> None:
+    def _write_down(self, stop: bool) -> None:
         """Keep the state of training in a file, where it is asked for and time."""
-        checkpoint = self.run.checkpoint
-        if checkpoint is not None and (last or self.run.n_kept % checkpoint.every == 0):
-            checkpoint.save(self)
+        checkpoint, n = self.run.checkpoint, self.run.n_kept
+        if checkpoint is None:
+            return
+        if stop or n == self.max_epochs or n % checkpoint.every == 0:
+            checkpoint.save(self, stop)
 
     def plain_history(self) -> list[dict[str, Any]]:
         """The rows of this run's epochs, without batches; an interrupt may have left one more."""

@@ -5,6 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TypeVar
 
+import numpy as np
+
 from ._batches import TabularDataset
 from ._condense import can_condense, condensed, gather_statistics
 from ._data import (
@@ -81,5 +83,7 @@ def prepare(
         x, y = moments(rows.X, rows.weight), moments(rows.y, rows.weight)
     check_moments(rows, x, y if spec.loss.scales_target else None)
     if before is not None:
-        x, y = before[0].merge(x), before[1].merge(y)
+        with np.errstate(over="ignore", invalid="ignore"):
+            x, y = before[0].merge(x), before[1].merge(y)
+        check_moments(rows, x, y if spec.loss.scales_target else None)
     return Prepared(rows, held_out, stats, (x, y), make_scaling(x, y, spec))

@@ -17,6 +17,13 @@ FORMAT, VERSION = "sktorch_linreg", 1
 HEADER = ("format", "version", "kind", "tree", "sha256")
 
 
+# what reading a damaged file comes to
+DAMAGE = (
+    ValueError, LookupError, TypeError, AttributeError, ArithmeticError, RecursionError,
+    MemoryError,
+)  # fmt: skip
+
+
 class NotStorable(ValueError):
     """A value that files do not keep; the message says which."""
 
@@ -26,8 +33,10 @@ class NotStorable(ValueError):
 
 def flatten(value: Any, arrays: dict[str, np.ndarray[Any, Any]], path: str = "") -> Any:
     """A tree as JSON values, whose arrays go into `arrays`; raises NotStorable for other things."""
-    if value is None or (isinstance(value, bool | int | str) and type(value) in (bool, int, str)):
+    if value is None or type(value) in (bool, int, str):
         return value
+    if isinstance(value, np.str_):
+        return str(value)
     if type(value) is float:
         return value if np.isfinite(value) else {"float": repr(value)}
     if type(value) is list:
@@ -37,7 +46,9 @@ def flatten(value: Any, arrays: dict[str, np.ndarray[Any, Any]], path: str = "")
     if type(value) is dict and all(type(k) in (str, int) for k in value):
         return {"dict": [[k, flatten(v, arrays, f"{path}.{k}")] for k, v in value.items()]}
     if isinstance(value, np.random.RandomState):
-        return {"random_state": flatten(value.get_state(legacy=True), arrays, path)}
+        state = value.get_state(legacy=True)
+        if isinstance(state, tuple):
+            return {"random_state": flatten(state, arrays, path)}
     if isinstance(value, np.generic) and value.dtype.kind in "biuf":
         return {"scalar": _add(np.array(value), arrays)}
     if type(value) is np.ndarray and value.dtype.kind in "biuf" and value.dtype.itemsize <= 8:
@@ -72,8 +83,12 @@ def unflatten(tree: Any, arrays: dict[str, np.ndarray[Any, Any]]) -> Any:
 
 
 def _random_state(value: Any, arrays: dict[str, np.ndarray[Any, Any]]) -> np.random.RandomState:
+    kind, key, position, has_gauss, gauss = unflatten(value, arrays)
+    # numpy reads beyond the key where the position is
+    if key.shape != (624,) or key.dtype != np.uint32 or not 0 <= position <= 624:
+        raise ValueError("it holds a random state that is none")
     out = np.random.RandomState(0)
-    out.set_state(unflatten(value, arrays))
+    out.set_state((kind, key, position, int(has_gauss), float(gauss)))
     return out
 
 
@@ -91,7 +106,7 @@ _READERS: dict[str, Any] = {
 # -- files ----------------------------------------------------------------------------------------
 
 
-def _require_safetensors() -> Any:
+def require_safetensors() -> Any:
     try:
         import safetensors.numpy
     except ImportError as error:
@@ -123,7 +138,7 @@ def write(path: str | os.PathLike[str], kind: str, content: Any) -> None:
     OSError
         If the file cannot be written; the old one then is as it was.
     """
-    library = _require_safetensors()
+    library = require_safetensors()
     arrays: dict[str, np.ndarray[Any, Any]] = {}
     tree = json.dumps(flatten(content, arrays), allow_nan=False)
     header = {"format": FORMAT, "version": str(VERSION), "kind": kind, "tree": tree}
@@ -166,7 +181,7 @@ def read(path: str | os.PathLike[str], kind: str) -> Any:
     ValueError
         If it is not a whole file of this kind; the message names it and what is wrong.
     """
-    library = _require_safetensors()
+    library = require_safetensors()
     file = Path(path)
     if not file.exists():
         raise FileNotFoundError(f"There is no file {str(path)!r}.")
@@ -185,7 +200,7 @@ def read(path: str | os.PathLike[str], kind: str) -> Any:
         content = unflatten(json.loads(header["tree"]), arrays)
         if arrays:
             raise ValueError("it holds arrays that belong to nothing")
-    except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+    except DAMAGE as error:
         raise ValueError(
             f"{str(path)!r} cannot be read as a {kind} of sktorch_linreg: {error}. Nothing was "
             "loaded; take another copy of the file, or make it anew."

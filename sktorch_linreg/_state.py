@@ -73,6 +73,8 @@ def unpack_history(packed: Any) -> list[dict[str, Any]]:
     if isinstance(packed, list):
         return packed
     n, columns = packed["n_rows"], packed["columns"]
+    if not all(len(v) == n for v in columns.values() if isinstance(v, np.ndarray)):
+        raise ValueError("the history has columns of different lengths")
 
     def as_list(value: Any) -> Any:
         if value is None:

@@ -72,8 +72,12 @@ class Statistics:
         """What `pack` was given."""
         out = dict(state)
         shape = out.pop("shape")
+        triangle, (n_rows, n_columns) = out.pop("triangle"), shape
+        full = n_rows * n_columns - n_rows * (n_rows - 1) // 2
+        if n_rows > n_columns or triangle.shape != (full,):
+            raise ValueError("the statistics have another shape than their triangle")
         out["factor"] = np.zeros(shape)
-        out["factor"][np.triu_indices(shape[0], m=shape[1])] = out.pop("triangle")
+        out["factor"][np.triu_indices(n_rows, m=n_columns)] = triangle
         return out
 
     def merge(self, other: Statistics) -> Statistics:

@@ -16,6 +16,9 @@ from ._data import like_input
 from ._linear import BaseLinear
 from ._types import Array
 
+# coefficients below are not exact in float32
+SMALL_SINGLE = 1e-30
+
 
 class TorchLinearRegressor(BaseLinear):
     """Linear regression in PyTorch, a drop-in for scikit-learn's ``LinearRegression``.
@@ -365,18 +368,31 @@ class TorchLinearRegressor(BaseLinear):
         given = X
         X, unverified = self._validate_predict(X)
         spread = self._prediction_std(X) if return_std else None
-        coef = np.asarray(self.coef_, dtype=X.dtype)
         with np.errstate(invalid="ignore", over="ignore"):
-            out: Array = safe_sparse_dot(X, coef.T, dense_output=True)
-            out += np.asarray(self.intercept_, dtype=X.dtype)
+            out: Array = self._linear(X, X.dtype)
+            if X.dtype == np.float32 and not self._fits_single(out):
+                out = self._linear(X.astype(np.float64), np.float64).astype(np.float32)
         # a value that is not finite shows in its row, unless a coefficient of 0 hides it
-        if unverified is not None and not (np.isfinite(out).all() and coef.all()):
+        if unverified is not None and not (np.isfinite(out).all() and np.all(self.coef_)):
             unverified()
         if getattr(self, "_log_link", self.loss == "poisson"):
-            np.exp(out, out=out)
+            with np.errstate(over="ignore"):
+                np.exp(out, out=out)
         if spread is not None:
             return like_input(out, given), like_input(spread, given)
         return like_input(out, given)
+
+    def _linear(self, X: Any, dtype: Any) -> Array:
+        out: Array = safe_sparse_dot(X, np.asarray(self.coef_, dtype=dtype).T, dense_output=True)
+        out += np.asarray(self.intercept_, dtype=dtype)
+        return out
+
+    def _fits_single(self, out: Array) -> bool:
+        """Whether coefficients of a float64 fit, and what came of them, fit into float32."""
+        if not np.isfinite(out).all():
+            return False
+        coef = np.asarray(self.coef_)
+        return coef.dtype == np.float32 or float(np.abs(coef).max(initial=0.0)) > SMALL_SINGLE
 
     def to_sklearn(self) -> Any:
         """A fitted `LinearRegression` that predicts the same, for servers without torch.

@@ -325,15 +325,22 @@ class TorchMLPRegressor(BaseTorchRegressor):
         device = self._fitted_device()
         if device.type == "mps" and dtype == torch.float64:
             device = torch.device("cpu")
+        out = self._predict_in(dtype, device, X)
+        if single and not np.isfinite(out).all():
+            out = self._predict_in(torch.float64, device, X)
+        return like_input(out[:, 0] if self._squeeze else out, given)
+
+    def _predict_in(self, dtype: torch.dtype, device: torch.device, X: Any) -> Array:
+        """Predictions worked out in a precision, in that of X."""
         module = self._build_module(dtype, device)
         widest = max(layer.out_features + layer.in_features for layer in module.linears)
-        out = np.empty((X.shape[0], self.n_outputs_), dtype=X.dtype)
-        with own_torch_settings(device, grad=False):
+        out: Array = np.empty((X.shape[0], self.n_outputs_), dtype=X.dtype)
+        with own_torch_settings(device, grad=False), np.errstate(over="ignore"):
             for part in chunks(X.shape[0], widest, CHUNK_BYTES):
                 rows = X[part].toarray() if sp.issparse(X) else X[part]
                 block = torch.from_numpy(np.array(rows)).to(device, dtype)
                 out[part] = module(block).cpu().numpy()
-        return like_input(out[:, 0] if self._squeeze else out, given)
+        return out
 
     def to_sklearn(self) -> Any:
         """A fitted `MLPRegressor` that predicts the same, for servers without torch.

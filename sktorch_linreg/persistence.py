@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import os
 from collections.abc import Mapping
 from typing import Any
@@ -13,11 +14,15 @@ from sklearn.utils.validation import check_is_fitted
 
 from . import _serialize
 from ._modules import ACTIVATIONS
+from ._statistics import Statistics
+from ._types import Array, Moments, Scaling
 from ._version import __version__
 from .linear import TorchLinearRegressor
 from .mlp import TorchMLPRegressor
 
 KIND = "model"
+DTYPES = ("float16", "bfloat16", "float32", "float64")
+TRAINING_STATE = {"fits", "rates", "optimizer", "schedule", "generator", "dropout"}
 CLASSES = {cls.__name__: cls for cls in (TorchLinearRegressor, TorchMLPRegressor)}
 # what a state holds besides parameters, and of which types
 FITTED: dict[str, tuple[type, ...]] = {
@@ -105,6 +110,12 @@ def save_model(estimator: TorchLinearRegressor | TorchMLPRegressor, path: Any) -
         )
     check_is_fitted(estimator)
     state = estimator.__getstate__()
+    for key in ("coef_", "intercept_"):
+        # which may have been set by hand, to anything that predict takes
+        if key in state and not hasattr(state[key], "dtype"):
+            state[key] = np.asarray(state[key], dtype=np.float64)[()]
+        elif key in state and state[key].dtype.kind != "f":
+            state[key] = state[key].astype(np.float64)
     params = estimator.get_params()
     for key in ("device", "dtype", "checkpoint_dir"):
         params[key] = state[key]
@@ -114,6 +125,12 @@ def save_model(estimator: TorchLinearRegressor | TorchMLPRegressor, path: Any) -
         "params": params,
         "fitted": {k: v for k, v in state.items() if k in FITTED},
     }
+    try:
+        _restore(copy.deepcopy(content))
+    except Exception as error:
+        raise ValueError(
+            f"The {name} is not one that load_model could read again: {error}. Nothing was written."
+        ) from error
     try:
         _serialize.write(path, KIND, content)
     except _serialize.NotStorable as error:
@@ -185,24 +202,88 @@ def _restore(content: Mapping[str, Any]) -> TorchLinearRegressor | TorchMLPRegre
     for key, value in fitted.items():
         if not isinstance(value, FITTED[key]):
             raise ValueError(f"{key} is of the type {type(value).__name__}")
-    estimator.__setstate__({**vars(estimator), **fitted})
-    trained = name == "TorchMLPRegressor"
-    layers = estimator._layers if trained else estimator._user_layers()
+    network = name == "TorchMLPRegressor"
+    layers = fitted["_layers"] if network else _linear_layers(fitted)
     n_features = fitted.get("n_features_in_", layers[0][0].shape[-1])
     _check_layers(layers, n_features)
-    if "feature_names_in_" in fitted and len(fitted["feature_names_in_"]) != n_features:
-        raise ValueError("feature_names_in_ does not go with n_features_in_")
     n_outputs = len(layers[-1][0])
-    squeeze = fitted.get("_squeeze", n_outputs == 1)
-    if (squeeze and n_outputs > 1) or fitted.get("n_outputs_", n_outputs) != n_outputs:
+    _check_curves(fitted)
+    _check_attributes(fitted, n_features, n_outputs)
+    if network:
+        _check_scaling(fitted, n_features, n_outputs)
+    estimator.__setstate__({**vars(estimator), **fitted})
+    squeeze = fitted.get("_squeeze", np.ndim(fitted.get("coef_")) == 1)
+    # whatever else does not fit together shows in a prediction
+    out = estimator.predict(np.zeros((1, n_features)))
+    if out.shape != ((1,) if squeeze else (1, n_outputs)) or np.isnan(out).any():
+        raise ValueError(f"its predictions are {out}, of the shape {out.shape}")
+    return estimator  # type: ignore[no-any-return]
+
+
+def _linear_layers(fitted: Mapping[str, Any]) -> list[tuple[Array, Array]]:
+    """Coefficients and intercepts as one layer; raises where these do not go together."""
+    coef, intercept = np.asarray(fitted["coef_"]), np.atleast_1d(fitted["intercept_"])
+    if coef.ndim not in (1, 2) or not coef.size:
+        raise ValueError(f"coef_ has the shape {coef.shape}")
+    coef = np.atleast_2d(coef)
+    if intercept.shape == (1,):
+        intercept = np.repeat(intercept, len(coef))
+    return [(coef, intercept)]
+
+
+def _check_curves(fitted: Mapping[str, Any]) -> None:
+    """Raise where curves and the history are not as long as each other."""
+    if "history_" not in fitted:
+        return
+    history, curve = fitted["history_"], fitted["loss_curve_"]
+    n_rows = len(history) if isinstance(history, list) else history["n_rows"]
+    if curve.ndim != 1 or n_rows != len(curve) or fitted["n_iter_"] < 0:
+        raise ValueError("the history is not as long as the loss curve")
+    if isinstance(history, list) and not all(isinstance(row, dict) for row in history):
+        raise ValueError("the history is none")
+
+
+def _check_attributes(fitted: Mapping[str, Any], n_features: int, n_outputs: int) -> None:
+    """Raise where attributes do not go with the layers."""
+    names = fitted.get("feature_names_in_")
+    if names is not None and names.shape != (n_features,):
+        raise ValueError("feature_names_in_ does not go with n_features_in_")
+    if (fitted.get("_squeeze") and n_outputs > 1) or fitted.get(
+        "n_outputs_", n_outputs
+    ) != n_outputs:
         raise ValueError(f"{n_outputs} outputs do not go with the targets it was fitted to")
     if fitted.get("_fitted_activation", "identity") not in ACTIVATIONS:
         raise ValueError("its activation is not known")
-    # whatever else does not fit together shows in a prediction
-    out = estimator.predict(np.zeros((1, n_features)))
-    if out.shape != ((1,) if squeeze else (1, n_outputs)):
-        raise ValueError(f"its predictions have the shape {out.shape}")
-    return estimator  # type: ignore[no-any-return]
+    if fitted.get("_trained_dtype", "float64") not in DTYPES:
+        raise ValueError("its precision is not known")
+    if not 0 <= fitted.get("rank_", 0) <= n_features:
+        raise ValueError("its rank is larger than the number of features")
+    stats = fitted.get("_statistics")
+    if stats is not None:
+        s = Statistics(**(Statistics.unpack(stats) if "triangle" in stats else stats))
+        shapes = s.factor.shape[1:], s.rest.shape, s.shift.shape, s.offset.shape
+        both = n_features + n_outputs
+        if shapes != ((both,), (n_outputs,), (both,), (both,)) or s.n_features != n_features:
+            raise ValueError("its statistics do not go with its coefficients")
+    moments = fitted.get("_moments")
+    if moments is not None:
+        for m, size in zip(moments, (n_features, n_outputs), strict=True):
+            if Moments(**m).mean.shape != (size,) or Moments(**m).deviation.shape != (size,):
+                raise ValueError("its moments do not go with its layers")
+    state = fitted.get("_training_state")
+    if state is not None and not state.keys() >= TRAINING_STATE:
+        raise ValueError("its training state is not whole")
+
+
+def _check_scaling(fitted: Mapping[str, Any], n_features: int, n_outputs: int) -> None:
+    """Raise where the units of a network are none."""
+    s = Scaling(**fitted["_scaling"])
+    shapes = [a.shape for a in (s.x_offset, s.x_scale, s.y_offset, s.y_scale)]
+    if shapes != [(n_features,)] * 2 + [(n_outputs,)] * 2 or s.log_link is not fitted["_log_link"]:
+        raise ValueError("its units do not go with its layers")
+    arrays = np.concatenate([s.x_offset, s.x_scale, s.y_offset, s.y_scale])
+    if not np.isfinite(arrays).all() or (s.x_scale < 0).any() or (s.y_scale <= 0).any():
+        raise ValueError("its units are no numbers")
 
 
 def _check_layers(layers: Any, n_in: int) -> None:

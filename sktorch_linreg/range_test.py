@@ -223,5 +223,8 @@ class LRRangeTestDisplay:
             label=f"lr = {self.suggested_lr:.2g}",
         )
         ax.set(xscale="log", xlabel="learning rate", ylabel="loss of a batch")
+        # what diverges at the end would hide the rest
+        highest = self.smoothed_loss[self.lr <= BELOW * self.suggested_lr].max()
+        ax.set_ylim(0.0, 1.5 * highest)
         ax.legend()
         return self

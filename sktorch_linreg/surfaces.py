@@ -203,6 +203,9 @@ class LossSurfaceDisplay:
         if colorbar:
             self.figure_.colorbar(self.surface_, ax=ax, label="log10 of the loss")
         ax.set(xlabel=self.names[0], ylabel=self.names[1])
+        if not space:
+            # a path that begins far away would make the surface small
+            ax.set(xlim=(grid[0].min(), grid[0].max()), ylim=(grid[1].min(), grid[1].max()))
         return self
 
 

@@ -54,8 +54,8 @@ def cut_after(monkeypatch, n_saves):
     """Let training end right after a checkpoint was written."""
     save, left = _checkpoint.Checkpoint.save, [n_saves]
 
-    def saved(self, net):
-        save(self, net)
+    def saved(self, net, ended):
+        save(self, net, ended)
         left[0] -= 1
         if not left[0]:
             raise Cut
@@ -175,6 +175,86 @@ def test_a_run_that_diverges_keeps_its_last_checkpoint(tmp_path):
         model.fit(X, y)
     with pytest.raises(ValueError, match=r"lr is 1e\+20 there"):
         model.set_params(lr=0.1).fit(X, y)
+
+
+@pytest.mark.parametrize(
+    "edit",
+    [
+        lambda c: c.pop("about"),
+        lambda c: c.pop("training"),
+        lambda c: c.update(training=None),
+        lambda c: c.update(seed="x"),
+        lambda c: c["training"].update(values=np.zeros(3)),
+        lambda c: c["training"].update(updates={}),
+        lambda c: c["training"].update(generators=[]),
+        lambda c: c["training"].update(history=[]),
+        lambda c: c["training"]["monitor"].update(loss_curve=["a"] * 20),
+        lambda c: c["training"]["monitor"].update(loss_curve=[1.0] * 50),
+    ],
+)
+def test_contents_that_no_run_gives(edit, tmp_path):
+    model = clone(LINEAR).set_params(checkpoint_dir=tmp_path).fit(X, y)
+    content = _checkpoint._serialize.read(tmp_path / FILE, "checkpoint")
+    edit(content)
+    _checkpoint._serialize.write(tmp_path / FILE, "checkpoint", content)
+    before = (tmp_path / FILE).read_bytes()
+    with pytest.raises(ValueError, match=FILE):
+        model.fit(X, y)
+    assert (tmp_path / FILE).read_bytes() == before
+
+
+def test_a_run_that_a_callback_ended_has_ended(tmp_path):
+    from skorch.callbacks import EarlyStopping
+
+    stop = EarlyStopping(monitor="train_loss", patience=2, threshold=10.0)
+    model = clone(LINEAR).set_params(
+        callbacks=[stop], checkpoint_dir=tmp_path, checkpoint_every=1, optimizer="adam"
+    )
+    first = model.fit(X, y)
+    n_iter, coef = first.n_iter_, first.coef_.copy()
+    assert n_iter < 20
+    for _ in range(2):
+        assert model.fit(X, y).n_iter_ == n_iter
+        np.testing.assert_array_equal(model.coef_, coef)
+
+
+def test_functions_and_equal_values_are_the_same_fit(tmp_path):
+    def halved(epoch):
+        return 0.5**epoch
+
+    model = clone(LINEAR).set_params(
+        lr_schedule=torch.optim.lr_scheduler.LambdaLR, lr_schedule__lr_lambda=halved, lr=0.01,
+        checkpoint_dir=tmp_path, device="cpu",
+    )  # fmt: skip
+    coef = clone(model).fit(X, y).coef_
+
+    def halved(epoch):
+        return 0.5**epoch
+
+    again = clone(model).set_params(
+        lr_schedule__lr_lambda=halved, lr=np.float64(0.01), device=torch.device("cpu"),
+        max_epochs=np.int64(20),
+    )  # fmt: skip
+    np.testing.assert_array_equal(again.fit(X, y).coef_, coef)
+    with pytest.raises(ValueError, match="lr_lambda"):
+        again.set_params(lr_schedule__lr_lambda=lambda epoch: 0.9**epoch).fit(X, y)
+
+
+def test_random_states_tell_fits_apart(tmp_path):
+    model = clone(LINEAR).set_params(checkpoint_dir=tmp_path)
+    coef = clone(model).set_params(random_state=np.random.RandomState(1)).fit(X, y).coef_
+    again = clone(model).set_params(random_state=np.random.RandomState(1)).fit(X, y).coef_
+    np.testing.assert_array_equal(again, coef)
+    with pytest.raises(ValueError, match="random_state is one that drew the seed"):
+        clone(model).set_params(random_state=np.random.RandomState(2)).fit(X, y)
+
+
+def test_a_missing_package_is_told_before_training(tmp_path, monkeypatch):
+    monkeypatch.setitem(sys.modules, "safetensors", None)
+    monkeypatch.setitem(sys.modules, "safetensors.numpy", None)
+    monkeypatch.setattr("sktorch_linreg._base.train", lambda *args: pytest.fail("it trained"))
+    with pytest.raises(ImportError, match=r"sktorch_linreg\[persist\]"):
+        clone(LINEAR).set_params(checkpoint_dir=tmp_path).fit(X, y)
 
 
 KILLED = """

@@ -89,17 +89,21 @@ def test_what_statistics_cannot_hold_says_so():
         TorchLinearRegressor().partial_fit(Z * 1e200, Y)
     with pytest.raises(ValueError, match="standardize=True"):
         TorchLinearRegressor(alpha=0.1, standardize=False).fit(Z * 1e200, Y)
-    with pytest.raises(ValueError, match="coefficients exceed"):
+    with pytest.raises(ValueError, match="no float64 holds"):
         TorchLinearRegressor().fit(Z * 1e-300, Y * 1e300)
     with pytest.raises(ValueError, match="float32"):
         TorchLinearRegressor().fit((Z * 1e-37).astype(np.float32), Y * 1e5)
+    with pytest.raises(ValueError, match="float32"):
+        TorchLinearRegressor().fit((Z * 1e30).astype(np.float32), (Y * 1e-20).astype(np.float32))
+    with pytest.raises(ValueError, match="no float64 holds"):
+        TorchLinearRegressor().fit(Z * 1e200, Y * 1e-150)
     assert TorchLinearRegressor(standardize=False).fit(Z * 1e200, Y).score(Z * 1e200, Y) == 1.0
 
 
 def test_a_failed_fit_leaves_the_earlier_one():
     model = TorchLinearRegressor().fit(Z, Y)
     before = dict(vars(model))
-    with pytest.raises(ValueError, match="coefficients exceed"):
+    with pytest.raises(ValueError, match="no float64 holds"):
         model.fit(Z * 1e-300, Y * 1e300)
     assert vars(model).keys() == before.keys()
     assert all(vars(model)[k] is v for k, v in before.items())
@@ -187,3 +191,43 @@ def test_all_weights_zero():
     for model in MODELS.values():
         with pytest.raises(ValueError, match=r"[Ww]eight"):
             fitted(model, Z, Y, np.zeros(80))
+
+
+@pytest.mark.parametrize("cls", [TorchLinearRegressor, TorchMLPRegressor])
+@pytest.mark.parametrize("params", [{}, {"optimizer": "adam"}, {"loss": "poisson", "lr": 0.01}])
+def test_batches_that_are_too_far_away(cls, params):
+    model = cls(random_state=0, **params).partial_fit(Z, np.abs(Y[:, 0]))
+    before = model.predict(Z)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        for X, y in [
+            (Z[:1] * [1e160, 1, 1], np.abs(Y[:1, 0])),
+            (Z[:1], np.abs(Y[:1, 0]) * 1e200),
+            (Z * 1e200, np.abs(Y[:, 0])),
+        ]:
+            try:
+                model.partial_fit(X, y)
+            except ValueError as error:
+                if "1e-140" not in str(error) and "finite" not in str(error):
+                    raise
+            else:
+                # counts are not scaled by their squares
+                assert model.loss == "poisson"
+                model = cls(random_state=0, **params).partial_fit(Z, np.abs(Y[:, 0]))
+            np.testing.assert_array_equal(model.predict(Z), before)
+
+
+def test_predictions_in_single_precision():
+    network = TorchMLPRegressor(max_epochs=3, random_state=0).fit(Z, Y[:, 0])
+    far = np.full((1, 3), 3e38)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error", RuntimeWarning)
+        np.testing.assert_allclose(
+            network.predict(far.astype(np.float32)), network.predict(far), rtol=1e-5
+        )
+        for x, t in [(1e-30, 1e20), (1e30, 1e-20), (1.0, 1.0)]:
+            model = TorchLinearRegressor().fit(Z * x, Y * t)
+            rows = (Z * x).astype(np.float32)
+            np.testing.assert_allclose(model.predict(rows) / t, Y, rtol=1e-4, atol=1e-4)
+        counts = TorchLinearRegressor(loss="poisson").fit(Z, np.abs(Y))
+        assert np.isinf(counts.predict(1e9 * np.abs(Z))).any()

@@ -373,6 +373,33 @@ def wrong_contents():
     yield "activation", change(lambda c: c["fitted"].update(_fitted_activation="eval"))
     yield "scaling", change(lambda c: c["fitted"]["_scaling"].update(x_offset=np.ones(3)))
     yield "squeeze", change(lambda c: c["fitted"].update(n_outputs_=2))
+    yield "NaN units", change(lambda c: c["fitted"]["_scaling"].update(x_offset=np.full(4, np.nan)))
+    yield (
+        "infinite units",
+        change(lambda c: c["fitted"]["_scaling"].update(x_scale=np.full(4, np.inf))),
+    )
+    yield "another link", change(lambda c: c["fitted"]["_scaling"].update(log_link=True))
+    yield "epochs", change(lambda c: c["fitted"].update(n_iter_=-5))
+    yield (
+        "long history",
+        change(
+            lambda c: c["fitted"].update(history_={"n_rows": 10**8, "columns": {"epoch": None}})
+        ),
+    )
+    yield "odd history", change(lambda c: c["fitted"].update(history_=[1] * 8))
+    yield "curve", change(lambda c: c["fitted"].update(loss_curve_=np.zeros((8, 2))))
+    yield "precision", change(lambda c: c["fitted"].update(_trained_dtype="int8"))
+    yield "statistics", change(lambda c: c["fitted"].update(_statistics={"a": 1}))
+    yield (
+        "large statistics",
+        change(
+            lambda c: c["fitted"].update(
+                _statistics={"shape": (12000, 12000), "triangle": np.array([1.0])}
+            )
+        ),
+    )
+    yield "moments", change(lambda c: c["fitted"].update(_moments=(1, 2)))
+    yield "training state", change(lambda c: c["fitted"].update(_training_state={"a": 1}))
     yield "a list", lambda content: [content]
     yield "names", change(lambda c: c["fitted"].update(feature_names_in_=np.array(["a"], object)))
 
@@ -384,6 +411,68 @@ def test_contents_that_no_fit_gives(whole, tmp_path, what, edit):
     _serialize.write(path, "model", content)
     with pytest.raises(ValueError, match=r"model\.safetensors"):
         load_model(path)
+
+
+@pytest.mark.parametrize("position", [10**9, -(10**9), 10**30, 625])
+def test_random_states_that_are_none(position, tmp_path):
+    path = tmp_path / "model"
+    save_model(TorchLinearRegressor(random_state=np.random.RandomState(0)).fit(X, y), path)
+    content = _serialize.read(path, "model")
+    kind, key, *_ = content["params"]["random_state"].get_state()
+    written = _serialize.flatten
+    state = {"tuple": [kind, {"array": "key"}, position, 0, 0.0]}
+
+    def flatten(value, arrays, path=""):
+        if isinstance(value, np.random.RandomState):
+            arrays["key"] = key
+            return {"random_state": state}
+        return written(value, arrays, path)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(_serialize, "flatten", flatten)
+        _serialize.write(path, "model", content)
+    with pytest.raises(ValueError, match="random state that is none"):
+        load_model(path)
+
+
+def test_linear_models_that_no_fit_gives(tmp_path):
+    path = tmp_path / "model"
+    save_model(TorchLinearRegressor(fit_intercept=False).fit(X, y), path)
+    for name, value in {
+        "intercept_": np.float64(np.nan),
+        "coef_": np.zeros((10**7, 0)),
+        "rank_": 77,
+        "loss_": "low",
+    }.items():
+        content = _serialize.read(path, "model")
+        content["fitted"][name] = value
+        _serialize.write(tmp_path / "changed", "model", content)
+        with pytest.raises(ValueError, match="changed"):
+            load_model(tmp_path / "changed")
+
+
+def test_what_could_not_be_read_again_is_not_written(tmp_path):
+    path = tmp_path / "model"
+    save_model(fitted("exact"), path)
+    before = path.read_bytes()
+    for model in (
+        fitted("exact").set_params(alpha=-1.0),
+        fitted("exact").set_params(random_state=np.random.RandomState(np.random.PCG64(1))),
+    ):
+        with pytest.raises(ValueError, match=r"Nothing was written|does not keep"):
+            save_model(model, path)
+    assert path.read_bytes() == before
+
+
+@pytest.mark.parametrize(
+    ("coef", "intercept"),
+    [([1.0, 2.0], 3), (np.array([1, 2]), 3.0), (np.array([[1.0, 2.0]]), np.array([3.0]))],
+)
+def test_odd_coefficients_set_by_hand(coef, intercept, tmp_path):
+    model = TorchLinearRegressor(loss=np.str_("huber"))
+    model.coef_, model.intercept_ = coef, intercept
+    copy = through_file(model, tmp_path / "model")
+    np.testing.assert_array_equal(copy.predict([[1.0, 1.0]]), model.predict([[1.0, 1.0]]))
 
 
 class Evil:
