@@ -77,7 +77,7 @@ class Cell:
     def n_bytes(self) -> int:
         """Memory of the rows, and of their copies in training."""
         kept = {id(X): X for X in (self.X_train, self.X_test, self.inner_train, self.inner_test)}
-        return sum(map(_n_bytes, kept.values())) + COPIES * _n_bytes(self.train.X)
+        return sum(map(n_bytes_of, kept.values())) + COPIES * n_bytes_of(self.train.X)
 
 
 def make_candidate(base: Any, index: int, params: Mapping[str, Any], seed: int) -> Candidate:
@@ -120,7 +120,7 @@ def _is_plain(value: Any) -> bool:
     return value is None or isinstance(value, PLAIN)
 
 
-def _n_bytes(rows: Any) -> int:
+def n_bytes_of(rows: Any) -> int:
     """Memory of an array or a sparse matrix, about that of a frame."""
     if hasattr(rows, "nbytes"):
         return int(rows.nbytes)
@@ -130,7 +130,8 @@ def _n_bytes(rows: Any) -> int:
 
 
 def _identity(value: Any) -> Any:
-    return (type(value).__name__, value) if _is_plain(value) else id(value)
+    # equal numbers of other types, or of other signs, are not the same to every step
+    return (type(value).__name__, repr(value)) if _is_plain(value) else id(value)
 
 
 def make_cell(
@@ -150,7 +151,10 @@ def make_cell(
     if c.before is not None:
         before = clone(c.before)
         inner_train = before.fit_transform(X_train, y_train)
-        inner_test = before.transform(X_test)
+        for _, step in before.steps:
+            # one by one, since the last of a pipeline may keep nothing that says it was fitted
+            if step is not None and step != "passthrough":
+                inner_test = step.transform(inner_test)
     weight = _weight_of(c, check_method_params(X, params=fit_params, indices=train))
     template = clone(c.last)
     data, n_dim = validate_rows(template, inner_train, y_train, weight, reset=True)

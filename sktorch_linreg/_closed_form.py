@@ -75,6 +75,19 @@ class Solution:
     path: str | None = None
 
 
+def is_of_full_rank(p: Problem, tol: float) -> bool:
+    """Whether columns, or rows where these are fewer, are independent at a relative cut-off.
+
+    Constant columns are not looked at.
+    """
+    unit, norms = unit_columns(p.A)
+    live = norms > 0
+    if not live.any():
+        return True
+    unit, _ = _triangular(unit, p.c, live)
+    return bool(_rank(unit, tol)[0] == min(unit.shape))
+
+
 def ridge_path(p: Problem, dampings: FloatArray) -> FloatArray:
     """Ridge for several penalties above 0, from one decomposition.
 

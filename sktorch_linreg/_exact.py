@@ -20,6 +20,7 @@ from ._closed_form import (
     Solution,
     closed_form,
     damped,
+    is_of_full_rank,
     make_problem,
     of_full_rank,
     rank_tolerance,
@@ -280,8 +281,8 @@ def fit(data: TrainingData, spec: FitSpec) -> tuple[FitResult, Statistics | None
 def fit_path(data: TrainingData, specs: Sequence[FitSpec]) -> list[Layers]:
     """Exact minimisers of objectives that differ in their penalty, from one pass over the rows.
 
-    All ridge penalties come from one decomposition; of least squares without a penalty there is
-    one refinement on the rows.
+    All ridge penalties come from one decomposition where the columns are independent; of least
+    squares without a penalty there is one refinement on the rows.
     """
     first = specs[0]
     out: list[Any] = [None] * len(specs)
@@ -290,8 +291,8 @@ def fit_path(data: TrainingData, specs: Sequence[FitSpec]) -> list[Layers]:
         g = gather(data, intercept=intercept, device=first.device, limit=MERGEABLE)
         _check_scales(data, g.stats)
         ridge = [i for i, s in enumerate(specs) if s.l2 and solver_name(s) == "lstsq"]
-        if ridge:
-            p = make_problem(g.stats, first)
+        p = make_problem(g.stats, first)
+        if ridge and is_of_full_rank(p, rank_tolerance(g.stats, first)):
             dampings = [specs[i].damping(p.weight, data.n_targets) for i in ridge]
             for i, coef in zip(ridge, ridge_path(p, np.array(dampings)), strict=True):
                 out[i] = [(coef.T, _intercept(g.stats, coef))]

@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from sklearn import get_config
 from sklearn.base import clone
 from sklearn.pipeline import Pipeline
 
@@ -137,7 +138,8 @@ def fit_one_by_one(stack: Stack, s: Scoring) -> list[Outcome]:
         for c in row:
             begin = time.perf_counter()
             try:
-                last = clone(c.last).fit(cell.inner_train, cell.y_train, cell.weight)
+                last = clone(c.last).set_params(random_state=c.seed)
+                last.fit(cell.inner_train, cell.y_train, cell.weight)
             except Exception as error:
                 outcome = _failed(error, s)
                 outcome["score_time"], scored = 0.0, time.perf_counter()
@@ -182,6 +184,10 @@ def _score_group(
     return out
 
 
+def _routing() -> bool:
+    return bool(get_config()["enable_metadata_routing"])
+
+
 def _scores(
     stack: Stack,
     g: int,
@@ -197,7 +203,9 @@ def _scores(
     X, y = (cell.X_train, cell.y_train) if train else (cell.X_test, cell.y_test)
     table: dict[str, Any] = {}
     good = np.zeros(len(row), dtype=bool)
-    if known is not None and params.keys() <= {"sample_weight"}:
+    # several scores may be routed the weights one by one
+    routes = len(params) > 0 and isinstance(s.scorer, MultimetricScorer) and _routing()
+    if known is not None and params.keys() <= {"sample_weight"} and not routes:
         found = _all_at_once(stack, g, trained, known, params, train=train)
         if found is not None:
             table, good = found
@@ -210,8 +218,13 @@ def _scores(
             scores = {name: float(values[c]) for name, values in table.items()}
             out.append(scores if multiple else scores["score"])
         else:
-            model = fitted(row[c], cell, trained, (g, c), stack.specs[g][c])
-            out.append(score_estimator(model, X, y, s.scorer, params, s.error_score))
+            try:
+                model = fitted(row[c], cell, trained, (g, c), stack.specs[g][c])
+            except Exception as error:
+                trained.errors[g, c] = error
+                out.append(None)
+            else:
+                out.append(score_estimator(model, X, y, s.scorer, params, s.error_score))
     return out
 
 
@@ -249,7 +262,8 @@ def _all_at_once(
             places = slice(first, first + at_once)
             predicted = trained.predict(g, rows, stack.specs[g][0].activation, places)
             tables.append(score_all(known, y, predicted, weight))
-            good.append(np.isfinite(predicted).all(axis=(1, 2)))
+            finite = np.isfinite(predicted).all(axis=(1, 2))
+            good.append(finite & trained.representable(g, rows.dtype, places))
     table = {name: np.concatenate([t[name] for t in tables]) for name in known}
     finite = np.all([np.isfinite(v) for v in table.values()], axis=0)
     return table, np.concatenate(good) & finite

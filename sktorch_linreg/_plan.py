@@ -9,10 +9,12 @@ from itertools import pairwise
 from typing import Any
 
 from ._candidates import (
+    COPIES,
     Candidate,
     Cell,
     make_candidate,
     make_cell,
+    n_bytes_of,
     spec_and_shape,
     tried,
 )
@@ -98,6 +100,10 @@ def _cut(stack: Stack, n_bytes: float) -> list[Stack]:
     n_groups, n_each = len(stack.lanes), len(stack.lanes[0])
     most = max(1, int(limit // each))
     groups = min(n_groups, most)
+    if spec.validation_fraction is not None:
+        # each seed holds out rows of its own
+        copies = COPIES * max(n_bytes_of(cell.train.X) for cell in stack.cells)
+        groups = max(1, min(groups, int(n_bytes // copies)))
     pieces = -(-n_each * groups // most)
     out = []
     for first in range(0, n_groups, groups):
@@ -185,7 +191,8 @@ def make_plans(
     of the scorer. Anything that goes wrong here goes wrong again, and is reported, where the fit is
     run alone.
     """
-    seed = resolve_seed(None)
+    # which an estimator takes as its random_state, too
+    seed = resolve_seed(None) % 2**32
     sorter = _Sorter(known_scorer)
     by_key: dict[Any, list[Candidate]] = {}
     for index, settings in enumerate(candidates):

@@ -26,7 +26,6 @@ from ._plan import Plan, Stack, make_plans
 from ._scoring import known_scores
 from ._threads import in_threads
 from ._trained import Trained
-from ._types import ExtremeScales
 
 # multiplications of a step from which stacks gain by threads of their own
 THREADED_STACK = 10_000_000
@@ -40,6 +39,24 @@ def describe(plan: Plan) -> str:
         return f"{text}."
     listed = "; ".join(f"{n} because {reason}" for reason, n in plan.reasons.most_common())
     return f"{text}, {len(plan.alone)} one by one: {listed}."
+
+
+class _NoContext:
+    """Stands for the tasks of a search whose own `_run_search` does not tell of them."""
+
+    _callbacks: tuple[Any, ...] = ()
+    task_id = 0
+
+    def subcontext(self, task_id: int = 0, **about: Any) -> _NoContext:
+        out = _NoContext()
+        out.task_id = task_id
+        return out
+
+    def call_on_fit_task_begin(self, **about: Any) -> _NoContext:
+        return self
+
+    def call_on_fit_task_end(self, **about: Any) -> _NoContext:
+        return self
 
 
 class Evaluation:
@@ -108,11 +125,15 @@ class Evaluation:
             max_memory=search.max_memory,
         )
         plan = next(plans)
-        about = context.subcontext(
-            task_name="search",
-            max_subtasks=len(plan.stacks) + len(plan.alone) if plan.last else None,
-            sequential_subtasks=False,
-        ).call_on_fit_task_begin(estimator=search)
+        about = (
+            (context or _NoContext())
+            .subcontext(
+                task_name="search",
+                max_subtasks=len(plan.stacks) + len(plan.alone) if plan.last else None,
+                sequential_subtasks=False,
+            )
+            .call_on_fit_task_begin(estimator=search)
+        )
         found: list[Any] = [None] * n_fits
         n_unfinished = n_tasks = 0
         with Parallel(n_jobs=search.n_jobs, pre_dispatch=search.pre_dispatch) as parallel:
@@ -204,7 +225,7 @@ class Evaluation:
                 split_progress=(split, len(splits)),
                 candidate_progress=(index, len(candidates)),
                 caller=search,
-                callback_ctx=context,
+                callback_ctx=None if isinstance(context, _NoContext) else context,
             )
             for (index, split), context in zip(plan.alone, contexts, strict=True)
         )
@@ -226,7 +247,8 @@ def _train_told(
 ) -> tuple[Trained | None, float]:
     """Train a stack, and let callbacks hear of its epochs; also returns the seconds it took.
 
-    None stands for rows that single fits have to rescale.
+    None stands for what single fits have to do, or to refuse: rows to be rescaled, options that
+    only show to be wrong in training.
     """
     context.call_on_fit_task_begin(estimator=search)
 
@@ -238,7 +260,7 @@ def _train_told(
     begin = time.perf_counter()
     trained = None
     try:
-        with suppress(ExtremeScales):
+        with suppress(Exception):
             trained = train_stack(stack, known, tell if context._callbacks else None)
     finally:
         context.call_on_fit_task_end(estimator=search)

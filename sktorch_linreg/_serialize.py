@@ -46,9 +46,10 @@ def flatten(value: Any, arrays: dict[str, np.ndarray[Any, Any]], path: str = "")
     if type(value) is dict and all(type(k) in (str, int) for k in value):
         return {"dict": [[k, flatten(v, arrays, f"{path}.{k}")] for k, v in value.items()]}
     if isinstance(value, np.random.RandomState):
-        state = value.get_state(legacy=True)
-        if isinstance(state, tuple):
-            return {"random_state": flatten(state, arrays, path)}
+        told = value.get_state(legacy=False)
+        if told["bit_generator"] == "MT19937":
+            state = told["state"]["key"], told["state"]["pos"], told["has_gauss"], told["gauss"]
+            return {"random_state": flatten(("MT19937", *state), arrays, path)}
     if isinstance(value, np.generic) and value.dtype.kind in "biuf":
         return {"scalar": _add(np.array(value), arrays)}
     if type(value) is np.ndarray and value.dtype.kind in "biuf" and value.dtype.itemsize <= 8:

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from typing import Any
 
 import numpy as np
 import torch
 
 from ._batches import TabularDataset
-from ._data import as_tensor, chunks, to_user_units
+from ._data import as_tensor, chunks, own_torch_settings, to_user_units
 from ._lanes import BatchedBackprop, LaneParameters
 from ._packed import PackedBatches, PackedRows
 from ._types import (
@@ -19,7 +20,6 @@ from ._types import (
     Layers,
     Mask,
     Scaling,
-    TrainingDivergedError,
 )
 
 ALL = slice(None)
@@ -29,7 +29,8 @@ ALL = slice(None)
 class Trained:
     """What training gave each lane; arrays have the shape (n_groups, n_each).
 
-    `errors` holds a `TrainingDivergedError` for each lane that has no parameters of use.
+    `errors` holds one, such as a `TrainingDivergedError`, for each lane that has no parameters of
+    use.
     """
 
     lanes: LaneParameters
@@ -38,7 +39,7 @@ class Trained:
     loss: FloatArray
     best_loss: FloatArray
     unfinished: Mask
-    errors: dict[tuple[int, int], TrainingDivergedError] = field(default_factory=dict)
+    errors: dict[tuple[int, int], Exception] = field(default_factory=dict)
     loss_curves: list[FloatArray] = field(default_factory=list)
     validation_curves: list[FloatArray] = field(default_factory=list)
 
@@ -76,7 +77,19 @@ class Trained:
             history=history,
         )
 
-    @torch.inference_mode()
+    def representable(self, group: int, dtype: Any, places: slice = ALL) -> Mask:
+        """Which lanes of linear models have coefficients that X's precision holds."""
+        lanes, s = self.lanes, self.scalings[group]
+        weight = lanes.views[0][group, places, :, : len(s.x_offset)].cpu().numpy()
+        if len(lanes.sizes) > 2 or dtype != np.float32:
+            return np.ones(len(weight), dtype=bool)
+        coef = np.abs(weight * s.x_factor * s.y_scale[:, None])
+        single = np.finfo(np.float32)
+        # small ones are looked at one by one, since some count and some do not
+        fine = (coef < single.max) & ((coef > 1e3 * single.tiny) | (weight == 0))
+        out: Mask = fine.all(axis=(1, 2))
+        return out
+
     def predict(self, group: int, X: Array, activation: str, places: slice = ALL) -> Array:
         """Predictions of lanes of a group, in the precision of X.
 
@@ -96,6 +109,10 @@ class Trained:
         ndarray of shape (n_lanes, n_targets, n_rows)
             Predictions in the user's units.
         """
+        with own_torch_settings(torch.device("cpu")), torch.inference_mode():
+            return self._predict(group, X, activation, places)
+
+    def _predict(self, group: int, X: Array, activation: str, places: slice) -> Array:
         s, lanes = self.scalings[group], self.lanes
         n = len(range(*places.indices(lanes.n_each)))
         dtype = as_tensor(X).dtype

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Mapping
+from inspect import signature
 from numbers import Integral
 from typing import Any, ClassVar, Self
 
@@ -96,13 +97,20 @@ class _BatchedSearch:
         weight = params.get("sample_weight")
         about = {"estimator": self, "X": X, "y": y}
         about["metadata"] = None if weight is None else {"sample_weight": weight}
-        context = self._init_callback_context(max_subtasks=1 + (self.refit is not False))
+        # a search of somebody else's may evaluate candidates several times
+        own = type(self)._run_search in (
+            BatchedGridSearchCV._run_search,
+            BatchedRandomizedSearchCV._run_search,
+        )
+        n_tasks = 1 + (self.refit is not False) if own else None
+        context = self._init_callback_context(max_subtasks=n_tasks)
         context.call_on_fit_task_begin(**about)
         self._checked_cv_orig = check_cv(self.cv, y, classifier=is_classifier(self.estimator))
         self._check_input_parameters(X=X, y=y, split_params=routed.splitter.split)
         self.n_splits_ = self._checked_cv_orig.get_n_splits(X, y, **routed.splitter.split)
         tried = Evaluation(self, X, y, scorers, routed)
-        self._run_search(tried.evaluate, callback_ctx=context)
+        told = "callback_ctx" in signature(self._run_search).parameters
+        self._run_search(tried.evaluate, **({"callback_ctx": context} if told else {}))
         results = tried.results
         first = tried.outcomes[0]["test_scores"]
         self.multimetric_ = isinstance(first, dict)

@@ -12,13 +12,14 @@ import pandas as pd
 import pytest
 import torch
 from scipy.stats import loguniform
-from sklearn.base import clone
+from sklearn import config_context
+from sklearn.base import BaseEstimator, TransformerMixin, clone
 from sklearn.callback import ProgressBar
 from sklearn.compose import TransformedTargetRegressor
 from sklearn.decomposition import PCA
 from sklearn.exceptions import ConvergenceWarning, FitFailedWarning
 from sklearn.linear_model import Ridge
-from sklearn.metrics import make_scorer, mean_pinball_loss
+from sklearn.metrics import make_scorer, mean_pinball_loss, mean_squared_error
 from sklearn.model_selection import (
     GridSearchCV,
     GroupKFold,
@@ -483,6 +484,122 @@ def test_a_line_per_stack(capsys):
     assert sum(n_fits) == 10
 
 
+def test_ridge_under_a_rank_tolerance():
+    X = rows()[0][:, :3]
+    X = np.c_[X, X[:, 0] + 1e-3 * rows(seed=1)[0][:, 3]]
+    y = rows(seed=2)[1]
+    compare(TorchLinearRegressor(alpha=1e-8), {"tol": [None, 1e-2], "alpha": [0.0, 1e-8]}, X, y)
+
+
+def test_weights_are_routed_score_by_score():
+    X, y = rows()
+
+    def error(requested):
+        scorer = make_scorer(mean_squared_error, greater_is_better=False)
+        return scorer.set_score_request(sample_weight=requested)
+
+    weight = {"sample_weight": np.linspace(0, 3, len(X))}
+    with config_context(enable_metadata_routing=True):
+        scoring = {"weighted": error(True), "plain": error(False)}
+        model = clone(LINEAR).set_fit_request(sample_weight=True)
+        ours, _ = compare(model, RATES, X, y, fit_params=weight, scoring=scoring, refit=False)
+    results = ours.cv_results_
+    assert (results["mean_test_weighted"] != results["mean_test_plain"]).all()
+
+
+class Columns(TransformerMixin, BaseEstimator):
+    """Keeps nothing that says it was fitted."""
+
+    def __init__(self, columns=(0,)):
+        self.columns = columns
+
+    def fit(self, X, y=None):
+        return self
+
+    def transform(self, X):
+        return X[:, np.asarray(self.columns)]
+
+
+def test_settings_that_are_equal_but_not_the_same(capsys):
+    X, y = rows()
+    pipe = Pipeline([("columns", Columns()), ("reg", LINEAR)])
+    grid = {"columns__columns": [(0, 1), (False, True)]}
+    compare(pipe, grid, X[:, :2], y, verbose=1)
+    assert "one by one" not in n_stacked(capsys)
+
+
+@pytest.mark.parametrize("seed", [0, None, "RandomState"])
+def test_rows_that_single_fits_rescale_keep_the_seed(seed):
+    X, y = rows()
+    seed = np.random.RandomState(0) if seed == "RandomState" else seed
+    model = clone(LINEAR).set_params(random_state=seed)
+    grid = {"shuffle": [True], "n_iter_no_change": [10, 10]}
+    if seed is not None:
+        compare(model, grid, X * 1e150, y, refit=False)
+    scores = BatchedGridSearchCV(model, grid, refit=False).fit(X * 1e150, y)
+    first, second = scores.cv_results_["mean_test_score"]
+    assert first == second
+
+
+@pytest.mark.parametrize(
+    ("params", "grid"),
+    [
+        ({"early_stopping": True}, {"validation_fraction": [0.1, 0.999]}),
+        ({"lr_schedule": "step"}, {"lr_schedule__step_size": [2, 0]}),
+        ({"lr_schedule": "one_cycle"}, {"lr_schedule__pct_start": [0.3, 2.0]}),
+        ({"lr_schedule": "exponential"}, {"lr_schedule__gamma": [0.9, "x"]}),
+    ],
+    ids=str,
+)
+def test_options_that_only_training_shows_to_be_wrong(params, grid):
+    X, y = rows()
+    model = clone(LINEAR).set_params(**params)
+    with pytest.warns(FitFailedWarning):
+        ours, _ = compare(model, grid, X, y)
+    assert np.isfinite(ours.cv_results_["mean_test_score"]).tolist() == [True, False]
+
+
+def test_coefficients_that_no_float32_holds():
+    X, y = rows()
+    X, y = (X * 1e-30).astype(np.float32), (y * 1e20).astype(np.float32)
+    exact = TorchLinearRegressor()
+    with pytest.warns(FitFailedWarning, match="float32"):
+        search = BatchedGridSearchCV(exact, {"alpha": [0, 1e28]}, refit=False).fit(X, y)
+    # where scikit-learn's own score overflows, as it is taken in single precision
+    assert np.isfinite(search.cv_results_["mean_test_score"]).tolist() == [False, True]
+    for cls in (BatchedGridSearchCV, GridSearchCV):
+        with pytest.raises(ValueError, match="All the 30 fits failed"):
+            cls(clone(LINEAR), RATES, refit=False).fit(X, y)
+
+
+def test_a_default_device_of_the_users():
+    X, y = rows()
+    expected = BatchedGridSearchCV(LINEAR, RATES).fit(X, y).cv_results_["mean_test_score"]
+    with torch.device("meta"):
+        found = BatchedGridSearchCV(LINEAR, RATES).fit(X, y).cv_results_["mean_test_score"]
+    np.testing.assert_array_equal(found, expected)
+
+
+class Twice(BatchedGridSearchCV):
+    def _run_search(self, evaluate_candidates, callback_ctx=None):
+        evaluate_candidates([{"lr": 0.1}, {"lr": 0.01}])
+        evaluate_candidates([{"lr": 0.05}], callback_ctx=callback_ctx)
+        evaluate_candidates([{"lr": 0.02}], callback_ctx=callback_ctx)
+
+
+class Plain(BatchedGridSearchCV):
+    def _run_search(self, evaluate_candidates):
+        evaluate_candidates([{"lr": 0.1}, {"lr": 0.01}])
+        evaluate_candidates([{"optimizer": "lbfgs"}])
+
+
+@pytest.mark.parametrize("cls", [Twice, Plain])
+def test_searches_of_somebody_elses(cls):
+    search = cls(LINEAR, {}, cv=3).fit(*rows())
+    assert len(search.cv_results_["params"]) == (4 if cls is Twice else 3)
+    assert np.isfinite(search.cv_results_["mean_test_score"]).all()
+
+
 MEMORY = """
 import resource, sys
 import numpy as np
@@ -499,6 +616,9 @@ rates = np.geomspace(1e-4, 0.05, 50)
 grid = {"standardscaler__with_mean": [True, False], "torchlinearregressor__lr": rates}
 X = np.ones((300_000, 20)) * np.arange(20) + np.random.default_rng(0).normal(size=(300_000, 1))
 y = X[:, 0]
+if sys.argv[2] == "seeds":
+    pipe = TorchLinearRegressor(batch_size=1000, max_epochs=1, early_stopping=True)
+    grid = {"random_state": range(12)}
 search = BatchedGridSearchCV(pipe, grid, refit=False, max_memory=int(sys.argv[1]))
 search.fit(X[:1000], y[:1000])
 before = peak()
@@ -508,10 +628,14 @@ print(peak() - before)
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="the peak of a process is read in Unix's way")
-def test_memory_stays_within_what_is_stated():
+@pytest.mark.parametrize("kind", ["pipeline", "seeds"])
+def test_memory_stays_within_what_is_stated(kind):
     mib = 2**20
     # the rows of a fold take 144 MiB with their copies, those of all folds and settings 1440
     run = subprocess.run(
-        [sys.executable, "-c", MEMORY, str(350 * mib)], capture_output=True, text=True, check=True
+        [sys.executable, "-c", MEMORY, str(350 * mib), kind],
+        capture_output=True,
+        text=True,
+        check=True,
     )
     assert int(run.stdout) < 350 * mib
