@@ -137,10 +137,10 @@ class TorchLinearRegressor(BaseLinear):
         Objective per epoch, as seen while training.
     validation_loss_curve_ : list of float
         Loss of the held-out rows per epoch, without the penalty.
-    coef_path_ : ndarray of shape (n_iter_ + 1, ...)
+    coef_path_ : ndarray of shape (n_epochs + 1, ...)
         With `record_path`: `coef_` before the first update, and after each epoch of `fit`. Under
         `early_stopping` the best of them is `coef_`, and not always the last.
-    intercept_path_ : ndarray of shape (n_iter_ + 1, ...)
+    intercept_path_ : ndarray of shape (n_epochs + 1, ...)
         With `record_path`: `intercept_` likewise.
     optimizer_ : str
         Name of the solver used: one of the optimizers, ``"nnls"`` or ``"fista"``.
@@ -152,7 +152,7 @@ class TorchLinearRegressor(BaseLinear):
         One record per epoch.
     n_features_in_ : int
         Number of features seen in `fit`.
-    feature_names_in_ : ndarray of shape (n_features_in_,)
+    feature_names_in_ : ndarray of shape (n_features,)
         Names of the features, where `X` has string names for all of them.
 
     See Also

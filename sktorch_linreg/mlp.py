@@ -129,7 +129,7 @@ class TorchMLPRegressor(BaseTorchRegressor):
         One record per epoch.
     n_features_in_ : int
         Number of features seen in `fit`.
-    feature_names_in_ : ndarray of shape (n_features_in_,)
+    feature_names_in_ : ndarray of shape (n_features,)
         Names of the features, where `X` has string names for all of them.
 
     See Also

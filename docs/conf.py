@@ -1,0 +1,58 @@
+"""How the documentation is built: ``sphinx-build -W -n -b html docs docs/_build/html``."""
+
+import os
+from pathlib import Path
+
+import sktorch_linreg
+
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+ROOT = Path(__file__).parents[1]
+
+project = "sktorch_linreg"
+author = "The sktorch_linreg developers"
+copyright = author
+version = release = sktorch_linreg.__version__
+
+extensions = [
+    "myst_parser",
+    "numpydoc",
+    "sphinx.ext.autodoc",
+    "sphinx.ext.autosummary",
+    "sphinx_gallery.gen_gallery",
+]
+exclude_patterns = ["_build", "_templates"]
+templates_path = ["_templates"]
+myst_heading_anchors = 3
+# links to files of the repository, which are not part of the site
+suppress_warnings = ["myst.xref_missing"]
+
+# scikit-learn's documentation is not looked up, which would need a network
+nitpick_ignore_regex = [("py:obj", r"sklearn\..*"), ("py:obj", r"\w+_")]
+
+autosummary_generate = True
+autodoc_typehints = "none"
+numpydoc_show_class_members = False
+
+sphinx_gallery_conf = {
+    "examples_dirs": str(ROOT / "examples"),
+    "gallery_dirs": "auto_examples",
+    "filename_pattern": "/plot_",
+    "within_subsection_order": "FileNameSortKey",
+    "download_all_examples": False,
+    "show_signature": False,
+    "remove_config_comments": True,
+    "write_computation_times": False,
+    "abort_on_example_error": True,
+}
+
+html_theme = "pydata_sphinx_theme"
+html_title = "sktorch_linreg"
+html_show_sphinx = False
+html_theme_options = {
+    "show_prev_next": False,
+    "navbar_align": "left",
+    "header_links_before_dropdown": 6,
+    "secondary_sidebar_items": ["page-toc"],
+    "footer_start": ["copyright"],
+    "footer_end": [],
+}
