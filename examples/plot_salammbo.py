@@ -12,7 +12,12 @@ from pathlib import Path
 import matplotlib.pyplot as plt
 import numpy as np
 
-from sktorch_linreg import TorchLinearRegressor
+from sktorch_linreg import (
+    FittedLineDisplay,
+    LossCurveDisplay,
+    LossSurfaceDisplay,
+    TorchLinearRegressor,
+)
 
 # %%
 here = Path(__file__).parent if "__file__" in globals() else Path.cwd()
@@ -39,22 +44,18 @@ for name, model in {**runs, "least squares": exact}.items():
     print(f"{name:26}{model.n_iter_:7d}{model.coef_[0]:12.7f}{model.intercept_:12.5f}{mse:12.2f}")
 
 # %%
-# The loss over intercept and weight, and the way each run took.
-intercepts, weights = np.linspace(-1000, 1000, 100), np.linspace(0, 0.15, 100)
-surface = np.log10(
-    [[np.mean((w * X[:, 0].astype(float) + b - y) ** 2) for b in intercepts] for w in weights]
-)
+# The loss of each epoch, the way of each run over the surface of the loss, and the fitted line. The
+# surface is worked out for all points at once.
+limits = ((-1000, 1000), (0, 0.15))
 fig, axes = plt.subplots(len(runs), 3, figsize=(13, 3.4 * len(runs)), layout="constrained")
 for row, (name, model) in zip(axes, runs.items(), strict=True):
-    row[0].plot(range(1, model.n_iter_ + 1), model.loss_curve_)
-    row[0].set(yscale="log", xlabel="epoch", ylabel="loss", title=name)
-    shown = row[1].contourf(intercepts, weights, surface, levels=30, cmap="viridis")
-    row[1].plot(model.intercept_path_, model.coef_path_[:, 0], ".-", color="red", markersize=3)
-    row[1].plot(exact.intercept_, exact.coef_[0], "*", color="white", markersize=10)
-    row[1].set(xlim=(-1000, 1000), ylim=(0, 0.15), xlabel="intercept", ylabel="weight")
-    fig.colorbar(shown, ax=row[1], label="log10 loss")
-    row[2].plot(X, y, "o")
-    row[2].plot(X, model.predict(X), color="black")
+    LossCurveDisplay.from_estimator(model, ax=row[0], name=name, log=True, mark_best=False)
+    LossSurfaceDisplay.from_estimator(model, X, y, limits=limits, ax=row[1])
+    row[1].plot(exact.intercept_, exact.coef_[0], "x", color="white", label="least squares")
+    FittedLineDisplay.from_estimator(model, X, y, ax=row[2])
+    row[0].set(title=name)
+    row[1].set(xlabel="intercept", ylabel="weight")
     row[2].set(xlabel="letters", ylabel="A's", xticks=[20_000, 45_000, 70_000])
+axes[0, 1].legend(loc="upper right", fontsize="small")
 fig.savefig("salammbo.png", dpi=90)
 print("picture: salammbo.png")

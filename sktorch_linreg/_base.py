@@ -25,6 +25,7 @@ from ._data import (
     as_float,
     is_plain,
     own_torch_settings,
+    patient_validation,
     resolve_device,
     resolve_dtype,
     resolve_seed,
@@ -354,7 +355,7 @@ class BaseTorchRegressor(
             adopt_names(self, X, reset=False)
             X = np.asarray(X)
             return X, partial(verify_finite, self, X=X)
-        with np.errstate(over="ignore", invalid="ignore"):
+        with patient_validation():
             return as_float(validate_data(self, X, reset=False, accept_sparse=SPARSE_FORMATS)), None
 
     def _build_module(self, dtype: torch.dtype, device: torch.device) -> MLPModule:

@@ -145,8 +145,12 @@ def make_cell(
     """The rows of a fold for candidates with the same steps before the last."""
     X, y = rows
     train, test = parts
-    X_train, y_train = safe_split(c.whole, X, y, train)
-    X_test, y_test = safe_split(c.whole, X, y, test, train)
+    if c.whole is c.last and type(X) is type(y) is np.ndarray:
+        # what scikit-learn does with plain arrays, after many questions
+        X_train, y_train, X_test, y_test = X[train], y[train], X[test], y[test]
+    else:
+        X_train, y_train = safe_split(c.whole, X, y, train)
+        X_test, y_test = safe_split(c.whole, X, y, test, train)
     inner_train, inner_test, before = X_train, X_test, None
     if c.before is not None:
         before = clone(c.before)
@@ -156,7 +160,7 @@ def make_cell(
             if step is not None and step != "passthrough":
                 inner_test = step.transform(inner_test)
     weight = _weight_of(c, check_method_params(X, params=fit_params, indices=train))
-    template = clone(c.last)
+    template = _with_params(c.last, {})
     data, n_dim = validate_rows(template, inner_train, y_train, weight, reset=True)
     if data.verify is not None:
         data.verify()

@@ -68,6 +68,21 @@ def verify_finite(estimator: BaseEstimator, **arrays: Array) -> None:
             assert_all_finite(a, input_name=name, estimator_name=type(estimator).__name__)
 
 
+@contextmanager
+def patient_validation() -> Iterator[None]:
+    """Round scikit-learn's checks: sums may overflow, and of strings it says what to do."""
+    try:
+        with np.errstate(over="ignore", invalid="ignore"):
+            yield
+    except ValueError as error:
+        if "could not convert string" not in str(error):
+            raise
+        raise ValueError(
+            f"{error}. Columns of strings have to be made numbers first, for example by "
+            "sklearn.preprocessing.OneHotEncoder in a ColumnTransformer."
+        ) from error
+
+
 def is_plain(a: Any, dimensions: tuple[int, ...]) -> bool:
     """Whether an array is what scikit-learn's checks would return unchanged, if it is finite."""
     return (
@@ -103,7 +118,7 @@ def validate_rows(
         X, y = np.asarray(X), np.asarray(y)
         verify = partial(verify_finite, estimator, X=X, y=y)
     else:
-        with np.errstate(over="ignore", invalid="ignore"):
+        with patient_validation():
             X, y = validate_data(
                 estimator,
                 X,

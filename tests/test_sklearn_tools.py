@@ -199,3 +199,14 @@ def test_score_is_r2_with_weights(estimator):
     estimator.fit(X, y)
     expected = sklearn.metrics.r2_score(y, estimator.predict(X), sample_weight=w)
     assert estimator.score(X, y, sample_weight=w) == pytest.approx(expected)
+
+
+@pytest.mark.parametrize("cls", [TorchLinearRegressor, TorchMLPRegressor])
+def test_strings_are_to_be_encoded(cls):
+    frame = pd.DataFrame({"size": [1.0, 2.0, 3.0], "colour": ["red", "blue", "red"]})
+    target = [1.0, 2.0, 3.0]
+    with pytest.raises(ValueError, match=r"could not convert string.*OneHotEncoder"):
+        cls().fit(frame, target)
+    model = cls(max_epochs=1).fit(frame[["size", "size"]].to_numpy(), target)
+    with pytest.raises(ValueError, match="OneHotEncoder"):
+        model.predict(frame.to_numpy())

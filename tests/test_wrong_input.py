@@ -39,6 +39,10 @@ class Raises(Callback):
         if self.when == "on_batch_end":
             raise self.error
 
+    def __getstate__(self):
+        # where dask is imported, exceptions are pickled with their tracebacks
+        return {**vars(self), "error": repr(self.error)}
+
 
 def changed(index, value):
     out = X.copy()
