@@ -1,6 +1,7 @@
 """Whole searches, without the final fit, against scikit-learn's search over skorch, itself and us.
 
-Run it without arguments for one and two threads. `cost` prints what a search costs against the
+Run it without arguments for one and two threads, or with a number of threads and, after that, words
+of the names of the jobs to run. `cost` prints what a search costs against the
 number of candidates instead. Everything is run with one and with two jobs, and the faster counts.
 """
 
@@ -149,7 +150,10 @@ def best_jobs(cls, estimator, grid, X, y):
 def compare(n_threads):
     warnings.simplefilter("ignore")
     table = Table(f"Searches with 5 folds, {n_threads} thread(s); all with their best n_jobs")
+    words = sys.argv[2:]
     for case, make in JOBS.items():
+        if not all(word in case for word in words):
+            continue
         ours, grid, X, y, peers = make()
         entrants = {"ours": (BatchedGridSearchCV, ours, grid, X, y)}
         entrants |= {name: (GridSearchCV, *peer) for name, peer in peers.items()}
@@ -161,7 +165,8 @@ def compare(n_threads):
         for name in found.keys() - contenders.keys():
             seconds[name] = [found[name][0]] * len(seconds["ours"])
         table.add(case, seconds, case.split(",")[0].split(" ")[-1])
-    ridge(table)
+    if not words:
+        ridge(table)
     table.summary()
 
 

@@ -94,6 +94,10 @@ class BatchedTraining:
             self.schedules = LaneSchedules(specs)
             self.schedules.apply(self.options)
         self.monitor = LaneMonitor(specs, self.held_out is not None)
+        # whether nothing but divergence ends the training of a lane, and nobody reads on the way
+        self.plain = not (curves or self.monitor.validates or self.schedules) and bool(
+            np.isnan(self.monitor.tol).all()
+        )
         self._draw_start()
         self.alpha1 = np.array([[s.l1 for s in row] for row in specs])
         self.alpha2 = np.array([[s.l2 for s in row] for row in specs])
@@ -301,7 +305,13 @@ class BatchedTraining:
     def _end_epoch(
         self, out: Trained, epoch: int, loss: FloatArray, validation: FloatArray | None
     ) -> None:
-        monitor, rates = self.monitor, self._rates()
+        monitor = self.monitor
+        if self.plain and monitor.active.all() and np.isfinite(loss).all():
+            monitor.best = np.fmin(monitor.best, loss)
+            out.n_iter.fill(epoch)
+            out.loss[:], out.best_loss[:] = loss, monitor.best
+            return
+        rates = self._rates()
         monitored = loss if validation is None else validation
         failed = monitor.active & ~(np.isfinite(loss) & np.isfinite(monitored))
         for g, c in zip(*np.nonzero(failed), strict=True):
