@@ -132,8 +132,8 @@ class Checkpoint:
             content = _serialize.read(self.path, KIND)
             with self._named():
                 about, self.seed = content["about"], int(content["seed"])
-                self.state = _whole(content["training"], int(params["max_epochs"]))
                 self._check(about)
+                self.state = _whole(content["training"], int(params["max_epochs"]))
         else:
             self.path.parent.mkdir(parents=True, exist_ok=True)
 

@@ -121,6 +121,7 @@ def test_the_layout_of_the_same_numbers_does_not_matter(layout, tmp_path):
         ({"optimizer__momentum": 0.5}, (X, y), "optimizer__momentum is not set there and 0.5 here"),
         ({"lr": 0.02, "alpha": 0.1}, (X, y), r"alpha is 0\.0 there and 0\.1 here, lr is None"),
         ({"random_state": 4}, (X, y), "random_state is 3 there and 4 here"),
+        ({"max_epochs": 10}, (X, y), "max_epochs is 20 there and 10 here"),
         ({}, (X[::-1], y), "other rows"),
         ({}, (X, y + 1), "other rows"),
         ({}, (X[:, :2], y), "other rows"),
