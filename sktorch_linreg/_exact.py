@@ -291,8 +291,8 @@ def fit_path(data: TrainingData, specs: Sequence[FitSpec]) -> list[Layers]:
         g = gather(data, intercept=intercept, device=first.device, limit=MERGEABLE)
         _check_scales(data, g.stats)
         ridge = [i for i, s in enumerate(specs) if s.l2 and solver_name(s) == "lstsq"]
-        p = make_problem(g.stats, first)
-        if ridge and is_of_full_rank(p, rank_tolerance(g.stats, first)):
+        p = make_problem(g.stats, first) if ridge else None
+        if p is not None and is_of_full_rank(p, rank_tolerance(g.stats, first)):
             dampings = [specs[i].damping(p.weight, data.n_targets) for i in ridge]
             for i, coef in zip(ridge, ridge_path(p, np.array(dampings)), strict=True):
                 out[i] = [(coef.T, _intercept(g.stats, coef))]

@@ -21,10 +21,10 @@ from ._types import (
 
 # squares are as exact as other numbers between these
 SMALLEST_SQUARES, LARGEST_SQUARES = 1e-280, 1e300
+# and so are those of numbers above this
+SMALLEST = 1e-140
 # share of the largest term of a prediction that rounding hides
 NEGLIGIBLE = 1e-12
-# and so are those of numbers between these
-SMALLEST, LARGEST = 1e-140, 1e145
 
 
 def largest_size(X: Any, columns: Array) -> FloatArray:

@@ -24,8 +24,6 @@ from ._types import Array, FitSpec, TrainingData
 
 # numbers that a stack works on at a time, so that they stay in the cache
 STACK_ENTRIES = 2**21
-
-
 # vectors of parameters that an update reads and writes
 VECTORS = 8
 

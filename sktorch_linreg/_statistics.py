@@ -61,9 +61,12 @@ class Statistics:
 
     @staticmethod
     def pack(state: dict[str, Any]) -> dict[str, Any]:
-        """What `to_state` gave, without the zeros of the triangle."""
+        """What `to_state` gave, without the zeros of the triangle, where it is one."""
         out = dict(state)
         factor = out.pop("factor")
+        if np.tril(factor, -1).any():
+            # the rows themselves, of which there were few
+            return state
         at = np.triu_indices(len(factor), m=factor.shape[1])
         return {**out, "triangle": factor[at], "shape": factor.shape}
 

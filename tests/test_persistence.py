@@ -184,6 +184,19 @@ def test_copies_are_small(name):
     assert len(pickle.dumps(model)) <= 2048 + 1.1 * size
 
 
+@pytest.mark.parametrize("n", [3, 4, 5, 6, 7, 20])
+@pytest.mark.parametrize("fit_intercept", [True, False])
+def test_statistics_of_few_rows_survive(n, fit_intercept):
+    rows = RNG.normal(size=(40, 6))
+    model = TorchLinearRegressor(fit_intercept=fit_intercept, warm_start=True)
+    model.partial_fit(rows[:n], rows[:n].sum(axis=1) + 1.0)
+    copy = pickle.loads(pickle.dumps(model))
+    np.testing.assert_array_equal(copy.singular_, model.singular_)
+    for each in (copy, model):
+        each.partial_fit(rows[n:], rows[n:, 0] ** 2)
+    np.testing.assert_array_equal(copy.coef_, model.coef_)
+
+
 def test_a_large_network_is_hardly_larger_than_its_weights():
     model = TorchMLPRegressor(hidden_layer_sizes=(300, 300), max_epochs=2, tol=None).fit(X, y)
     size = sum(w.nbytes for w, _ in model._layers) + sum(b.nbytes for _, b in model._layers)
