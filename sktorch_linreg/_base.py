@@ -17,7 +17,9 @@ from sklearn.base import MultiOutputMixin, RegressorMixin
 from sklearn.callback import CallbackSupportMixin
 from sklearn.utils.validation import check_is_fitted, validate_data
 
+from ._agreement import Local, agree
 from ._checkpoint import Checkpoint
+from ._checks import check_start, check_targets
 from ._compat import Interval, StrOptions
 from ._data import (
     SPARSE_FORMATS,
@@ -39,6 +41,7 @@ from ._modules import MLPModule, build_module
 from ._net import check_callbacks, wrap
 from ._optimizers import OPTIMIZERS, resolve_optimizer, resolve_schedule
 from ._parameters import ParametersMixin
+from ._processes import current_processes
 from ._state import pack_history, unpack_history
 from ._training import train
 from ._types import (
@@ -111,7 +114,11 @@ class BaseTorchRegressor(
     def _fit(self, X: Any, y: Any, sample_weight: Any, *, incremental: bool) -> Self:
         """Fit, or leave the estimator exactly as it was."""
         before = dict(vars(self))
+        processes = current_processes()
         try:
+            if processes is not None:
+                # a device that one of them lacks
+                processes.gather(lambda: str(resolve_device(self.device)))
             with own_torch_settings(resolve_device(self.device)):
                 caught = self._fit_or_fail(X, y, sample_weight, incremental)
         except BaseException:
@@ -128,19 +135,26 @@ class BaseTorchRegressor(
         self, X: Any, y: Any, sample_weight: Any, incremental: bool
     ) -> list[tuple[str, type[Warning]]]:
         goes_on = hasattr(self, "n_iter_") and (incremental or self.warm_start)
-        data, n_dim = validate_rows(self, X, y, sample_weight, reset=not goes_on)
-        if goes_on:
-            self._check_same_shape(data)
-        spec = self._make_spec(data, incremental)
-        if data.verify is not None and spec.optimizer_class is not None:
-            data.verify()
-        if goes_on and self._log_link != spec.loss.log_link:
-            raise ValueError(
-                f"The model was fitted with {'a' if self._log_link else 'no'} log link, which "
-                f"loss={spec.loss.name!r} does not go on from. Set warm_start=False and call fit, "
-                "or clone the estimator."
-            )
-        self._check_targets(data, spec)
+        told = not vars(self).keys().isdisjoint(("_skl_callbacks", "_parent_callback_ctx"))
+
+        def prepare() -> Local:
+            data, n_dim = validate_rows(self, X, y, sample_weight, reset=not goes_on)
+            spec = self._make_spec(data, incremental)
+            if data.verify is not None and spec.optimizer_class is not None:
+                data.verify()
+            if goes_on:
+                check_start(self._user_layers(), self._hidden(), self._log_link, data, spec)
+            check_targets(data, spec)
+            return Local(data, n_dim, spec)
+
+        processes = current_processes()
+        if processes is None:
+            local = prepare()
+        else:
+            start = self._user_layers() if goes_on else None
+            local, n_samples = agree(processes, self, prepare, start, told=told)
+            local = replace(local, spec=self._with_batches(local.spec, n_samples))
+        data, n_dim, spec = local.data, local.n_dim, local.spec
         if self.checkpoint_dir is not None and spec.optimizer_class is not None and not incremental:
             spec = self._with_checkpoint(spec, data, goes_on)
 
@@ -151,7 +165,6 @@ class BaseTorchRegressor(
             estimator._incremental = incremental
 
         task = None
-        told = not vars(self).keys().isdisjoint(("_skl_callbacks", "_parent_callback_ctx"))
         if told and not incremental:
             n_epochs = 0 if spec.optimizer_class is None else spec.max_epochs
             task = FitTask(self, X, y, sample_weight, n_epochs, take_over)
@@ -171,47 +184,9 @@ class BaseTorchRegressor(
         found = Checkpoint(folder, every, self.get_params(), data, start, spec.seed)
         return replace(spec, checkpoint=found, seed=found.seed)
 
-    def _check_targets(self, data: TrainingData, spec: FitSpec) -> None:
-        """Raise where the loss, or the precision of predictions, cannot take these targets."""
-        if data.X.dtype == np.float32 and data.y.dtype == np.float64:
-            size = max(float(data.y.max()), -float(data.y.min()))
-            if np.finfo(np.float32).max < size < np.inf:
-                raise ValueError(
-                    f"Targets of up to {size:.3g} exceed what a float32 holds, in which X, and so "
-                    "predictions, are. Pass X in float64, or divide y by a power of ten."
-                )
-        minimum = spec.loss.minimum_target
-        if minimum is not None and float(data.y.min()) < minimum:
-            raise ValueError(
-                f"loss={spec.loss.name!r} needs targets of at least {minimum:g}; the smallest is "
-                f"{float(data.y.min()):g}. Choose another loss, such as 'squared_error'."
-            )
-        if spec.loss.reduced and data.weight is not None:
-            raise ValueError(
-                f"The loss {spec.loss.name} gives one mean and cannot weigh rows. Leave "
-                "sample_weight out, or give the class a 'reduction' parameter that takes 'none'."
-            )
-
-    def _check_same_shape(self, data: TrainingData) -> None:
-        """Raise where training cannot go on with the layers that are there."""
-        layers = self._user_layers()
-        n_out = layers[-1][0].shape[0]
-        hidden = tuple(w.shape[0] for w, _ in layers[:-1])
-        if n_out != data.n_targets:
-            raise ValueError(
-                f"The model was fitted to {n_out} target(s), but y has {data.n_targets}. To start "
-                "afresh, set warm_start=False and call fit, or clone the estimator."
-            )
-        if hidden != self._hidden():
-            raise ValueError(
-                f"The model was fitted with hidden_layer_sizes={hidden}, which is now "
-                f"{self._hidden()}. To start afresh, set warm_start=False and call fit."
-            )
-
     def _make_spec(self, data: TrainingData, incremental: bool) -> FitSpec:
         device = resolve_device(self.device)
         check_callbacks(self.callbacks)
-        sizes = {None: data.n_samples, "auto": min(200, data.n_samples)}
         spec = FitSpec(
             loss=resolve_loss(self.loss, self._options_of("loss__")),
             alpha=float(self.alpha),
@@ -222,7 +197,6 @@ class BaseTorchRegressor(
             device=device,
             optimizer="",
             max_epochs=1 if incremental else int(self.max_epochs),
-            batch_size=sizes.get(self.batch_size, self.batch_size),
             shuffle=bool(self.shuffle),
             n_iter_no_change=int(self.n_iter_no_change),
             validation_fraction=self.validation_fraction if self.early_stopping else None,
@@ -233,8 +207,14 @@ class BaseTorchRegressor(
             **self._model_spec(incremental),
         )
         spec = self._with_optimizer(spec, data, incremental)
+        return self._with_batches(spec, data.n_samples)
+
+    def _with_batches(self, spec: FitSpec, n_samples: int) -> FitSpec:
+        """Fill in the rows per update."""
+        sizes: dict[Any, int] = {None: n_samples, "auto": min(200, n_samples)}
+        size = sizes.get(self.batch_size, self.batch_size)
         # L-BFGS needs one and the same function from step to step
-        return replace(spec, batch_size=data.n_samples) if spec.is_lbfgs else spec
+        return replace(spec, batch_size=n_samples if spec.is_lbfgs else size)
 
     def _model_spec(self, incremental: bool) -> dict[str, Any]:
         """Fields of the FitSpec that only one of the estimators has."""
@@ -285,11 +265,12 @@ class BaseTorchRegressor(
         """Fit columns whose squares no float64 holds, in units of powers of two."""
         refusal = ValueError(
             "X or y has magnitudes beyond 1e-140 or 1e145, whose squares a float64 does not hold. "
-            "Only fit can rescale them, without a warm start, and with standardize=True where "
-            "there is an optimizer or a penalty. Multiply such columns by a power of ten."
+            "Only fit can rescale them, in one process, without a warm start, and with "
+            "standardize=True where there is an optimizer or a penalty. Multiply such columns by a "
+            "power of ten."
         )
         free = spec.optimizer_class is None and not spec.alpha
-        if goes_on or not (spec.standardize or free):
+        if goes_on or spec.processes is not None or not (spec.standardize or free):
             raise refusal
         units = Units.of(data, scales_target=spec.loss.scales_target)
         try:

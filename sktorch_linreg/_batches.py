@@ -14,6 +14,7 @@ from torch import Tensor
 from torch.utils.data import Dataset
 
 from ._data import as_tensor
+from ._processes import Share
 from ._standardize import scaled
 from ._types import FitSpec, Scaling, TrainingData
 
@@ -49,8 +50,17 @@ class TabularDataset(Dataset[Any]):
         self.y: Any = y
 
     @classmethod
-    def for_training(cls, data: TrainingData, scaling: Scaling, spec: FitSpec) -> Self:
-        """Scaled rows in the compute dtype, on the device."""
+    def for_training(
+        cls,
+        data: TrainingData,
+        scaling: Scaling,
+        spec: FitSpec,
+        mean_weight: float | None = None,
+    ) -> Self:
+        """Scaled rows in the compute dtype, on the device.
+
+        `mean_weight` is that of the rows of all processes, where there are others.
+        """
         dtype = torch.empty(0, dtype=spec.dtype).numpy().dtype
         X: Any
         if sp.issparse(data.X):
@@ -61,7 +71,7 @@ class TabularDataset(Dataset[Any]):
         target = as_tensor(scaled(data.y, *scaling.y_shift_and_factor, dtype))
         weight = None
         if data.weight is not None:
-            relative = (data.weight / data.weight.mean()).astype(dtype)
+            relative = (data.weight / (mean_weight or data.weight.mean())).astype(dtype)
             weight = torch.from_numpy(relative).to(spec.device)
         return cls(X, target.to(spec.device), weight)
 
@@ -117,6 +127,7 @@ class Batch(NamedTuple):
     out: Tensor  # n_rows, n_targets
     out_T: Tensor
     ones: Tensor | None
+    n_all: int  # rows of the update in all processes
 
     @property
     def row_weight(self) -> Tensor | None:
@@ -160,7 +171,7 @@ class BatchIterator:
         block_entries: int = BLOCK_ENTRIES,
     ) -> None:
         self.dataset = dataset
-        n_rows = len(dataset)
+        self.n_all = n_rows = len(dataset)
         self.batch_size = max(1, min(batch_size or n_rows, n_rows))
         # the order of rows within a full batch changes nothing
         self.generator = generator if self.batch_size < n_rows else None
@@ -222,5 +233,58 @@ class BatchIterator:
         weights = repeat(None) if column is None else torch.split(column, size)
         parts = zip(xs, torch.split(y, size), weights, torch.split(out, size), strict=False)
         ones = self.dataset.ones
-        batches = [Batch(len(b), a, a.t(), b, w, o, o.t(), ones) for a, b, w, o in parts]
+        batches = [Batch(len(b), a, a.t(), b, w, o, o.t(), ones, len(b)) for a, b, w, o in parts]
         return Block(x, y, column, out, batches)
+
+
+class SharedBatchIterator(BatchIterator):
+    """Batches of which other processes have some of the rows, one a block.
+
+    Parameters
+    ----------
+    dataset : TabularDataset
+        The rows of this process.
+    batch_size : int
+        Rows per batch in all processes.
+    generator : torch.Generator or None
+        Draws the order of the rows of this process.
+    share : Share
+        How many rows each process has.
+    """
+
+    def __init__(
+        self,
+        dataset: TabularDataset,
+        batch_size: int,
+        generator: torch.Generator | None,
+        share: Share,
+    ) -> None:
+        super().__init__(dataset)
+        self.sizes = share.batches(batch_size)
+        self.n_all = share.n_samples
+        self.generator = generator if len(self.sizes) > 1 else None
+
+    def __len__(self) -> int:
+        return len(self.sizes)
+
+    def blocks(self) -> Iterator[Block]:
+        """The blocks of one epoch; a block may have no rows here."""
+        rows, order, start = self.dataset, None, 0
+        if self.generator is not None:
+            drawn = torch.randperm(len(rows), generator=self.generator)
+            order = drawn.to(rows.y.device)
+        for mine, together in self.sizes:
+            part = slice(start, start + mine)
+            start += mine
+            # there is one batch of so many rows
+            self.batch_size = max(1, mine)
+            if order is not None:
+                block = self._gather(order[part])
+            elif len(self.sizes) == 1:
+                block = self._kept.get(mine) or self._cut(rows.X, rows.y, rows.weight)
+                self._kept[mine] = block
+            else:
+                weight = None if rows.weight is None else rows.weight[part]
+                block = self._cut(rows.X[part], rows.y[part], weight)
+            (batch,) = block.batches
+            yield block._replace(batches=[batch._replace(n_all=together)])

@@ -20,18 +20,22 @@ LEAST_ROWS = 4
 LIMIT, LEAST_REST = 1e4, 1e-6
 
 
-def can_condense(data: TrainingData, spec: FitSpec) -> bool:
-    """Whether the objective of every epoch is one and the same sum of squares."""
+def can_condense(data: TrainingData, spec: FitSpec, n_samples: int | None = None) -> bool:
+    """Whether the objective of every epoch is one and the same sum of squares.
+
+    `n_samples` are the rows of all processes, where others have some.
+    """
+    n_samples, n_features = n_samples or data.n_samples, data.n_features
     return (
         not spec.hidden
         and spec.loss.name == "squared_error"
         and spec.loss.slope is not None
-        and spec.batch_size >= data.n_samples
-        and spec.max_epochs >= max(LEAST_EPOCHS, EPOCHS_PER_COLUMN * data.n_features)
+        and spec.batch_size >= n_samples
+        and spec.max_epochs >= max(LEAST_EPOCHS, EPOCHS_PER_COLUMN * n_features)
         and not spec.callbacks
         and spec.device.type in DEVICES
-        and data.n_features <= MAX_FACTOR_FEATURES
-        and data.n_samples >= LEAST_ROWS * (data.n_features + 2)
+        and n_features <= MAX_FACTOR_FEATURES
+        and n_samples >= LEAST_ROWS * (n_features + 2)
     )
 
 

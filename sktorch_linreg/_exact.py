@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import replace
+from functools import reduce
 from typing import Any
 
 import numpy as np
@@ -31,6 +32,7 @@ from ._data import make_scaling
 from ._extreme import check_squares
 from ._gather import MAX_FACTOR_FEATURES, Gathered, gather
 from ._lsqr import solve_iteratively
+from ._processes import current_processes
 from ._quadratic import proximal_quadratic
 from ._refinement import Preconditioner, Refined, refine_fully, refine_once
 from ._statistics import EPS, Statistics, condition, unit_columns
@@ -129,7 +131,8 @@ def handles(data: TrainingData, spec: FitSpec) -> bool:
         return False
     if sp.issparse(data.X) and data.n_features > MAX_FACTOR_FEATURES:
         # partial_fit would need the dense factor that LSQR avoids
-        return solver_name(spec) == "lstsq" and not spec.incremental
+        shared = current_processes() is not None
+        return solver_name(spec) == "lstsq" and not (spec.incremental or shared)
     return spec.l1 == 0 or data.n_features <= 2 * MAX_FACTOR_FEATURES
 
 
@@ -307,7 +310,8 @@ def add_batch(
     data: TrainingData, spec: FitSpec, previous: Statistics | None
 ) -> tuple[FitResult, Statistics]:
     """The exact minimiser over all rows so far; memory O(n_features ** 2)."""
-    with quiet_blas(data.n_samples, data.n_features):
+
+    def of_rows() -> Gathered:
         g = gather(
             data,
             intercept=spec.fit_intercept,
@@ -316,8 +320,18 @@ def add_batch(
             least_rest=MERGEABLE_REST,
         )
         _check_scales(data, g.stats)
+        return g
+
+    with quiet_blas(data.n_samples, data.n_features):
+        if spec.processes is None:
+            g = of_rows()
+            parts = [g.stats]
+        else:
+            parts = spec.processes.gather(lambda: of_rows().stats)
         if previous is not None:
+            parts.insert(0, previous)
+        if len(parts) > 1:
             with np.errstate(over="ignore", invalid="ignore"):
-                g = Gathered(previous.merge(g.stats), "qr of merged statistics")
+                g = Gathered(reduce(Statistics.merge, parts), "qr of merged statistics")
             _check_scales(data, g.stats)
         return _solve(g, spec, None)

@@ -70,8 +70,9 @@ class BaseLinear(ExactResults, BaseTorchRegressor):
             self._statistics = None
             return super()._run(data, spec, goes_on, incremental, task)
         stats: Statistics | None
-        if incremental:
-            previous = self._previous_statistics(spec) if goes_on else None
+        if incremental or spec.processes is not None:
+            # a fit of several processes is one batch from each of them
+            previous = self._previous_statistics(spec) if goes_on and incremental else None
             result, stats = _exact.add_batch(data, spec, previous)
         else:
             result, stats = _exact.fit(data, spec)

@@ -46,6 +46,8 @@ class Run:
     so_far: Any = None
     # the file that the state is written to every few epochs
     checkpoint: Any = None
+    # how the rows are spread over processes
+    share: Any = None
     # whether training had come to its end before it was cut off
     ended: bool = False
     # rows of the history from earlier runs that a callback has loaded
@@ -109,6 +111,12 @@ class TrainingLoop:
                 if not stop:
                     self._warn_unfinished()
         except (StopTraining, KeyboardInterrupt) as error:
+            if run.share is not None:
+                raise RuntimeError(
+                    "Training that is shared by processes was interrupted in one of them, while "
+                    "others may have been an epoch ahead, so nothing of it is kept. Callbacks can "
+                    "stop it at the end of an epoch."
+                ) from error
             self._keep_finished_epochs(done)
             if isinstance(error, KeyboardInterrupt):
                 go_on = "Set warm_start=True and call fit again to go on from there."
@@ -157,7 +165,7 @@ class TrainingLoop:
     def _told_to_stop(self) -> bool:
         """Tell of an epoch that is done; whether a callback or the monitor wants no other."""
         monitor, task = self.run.monitor, self.run.task
-        stop = False
+        stop, told = False, bool(self.callbacks_) or task is not None
         if self.callbacks_:
             self.optimizer_updates.publish()
             try:
@@ -167,6 +175,8 @@ class TrainingLoop:
             self.objective_.flat.take_parameters()
         if task is not None and task.end_epoch(self.run.so_far):
             stop = True
+        if told and self.run.share is not None:
+            stop = self.run.share.processes.any(stop)
         return stop or monitor.stopped or (monitor.settled and not self._sharpen())
 
     def _begin_epoch(self) -> None:
@@ -287,21 +297,25 @@ class TrainingLoop:
             for batch in block.batches:
                 if not self.tells_batches:
                     step = step_fn(batch, self._shown(batch) if self.tells_gradients else None)
-                    total = longer(total, step["loss"] * batch.n_rows)
+                    total = longer(total, step["loss"] * batch.n_all)
                     continue
                 shown = self._shown(batch)
                 self.notify("on_batch_begin", batch=shown, training=training)
                 step = step_fn(batch, shown)
                 loss = float(step["loss"])
-                total += loss * batch.n_rows
-                batches[-1].update(zip(names, (loss, batch.n_rows), strict=True))
+                total += loss * batch.n_all
+                batches[-1].update(zip(names, (loss, batch.n_all), strict=True))
                 y_pred = self.module_.to_predictions(step["y_pred"])
                 about = {"loss": step["loss"], "y_pred": y_pred, "training": training}
                 self.notify("on_batch_end", batch=shown, **about)
         if training:
             # only L-BFGS looks at this, whose epochs are one batch
             self.run.minimised = float(step["minimised"])
-        mean = float(total) / len(iterator.dataset)
+        sums = [float(total), float(iterator.n_all)]
+        if not training and self.run.share is not None:
+            # rows of validation are not counted over all processes before
+            sums = self.run.share.processes.sum(sums)
+        mean = sums[0] / sums[1]
         if not self.tells_batches:
             batches.append(dict(zip(names, (mean, len(iterator.dataset)), strict=True)))
         return mean

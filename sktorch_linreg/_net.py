@@ -11,7 +11,7 @@ import torch
 from skorch.callbacks import Callback, PrintLog
 from torch import Tensor, nn
 
-from ._batches import BLOCK_ENTRIES, BatchIterator, TabularDataset
+from ._batches import BLOCK_ENTRIES, BatchIterator, SharedBatchIterator, TabularDataset
 from ._loop import Run, StopTraining, TrainingLoop
 from ._losses import Penalty
 from ._modules import MLPModule
@@ -162,6 +162,8 @@ class RegressionNet(TrainingLoop, skorch.NeuralNet):  # type: ignore[misc]
         entries = 0 if self.spec is not None and self.spec.loss.reduced else BLOCK_ENTRIES
         if not training or self.run is None:
             return BatchIterator(dataset, max(self.batch_size, 4096), block_entries=entries)
+        if self.objective_.processes is not None:
+            return SharedBatchIterator(dataset, self.batch_size, self.run.order, self.run.share)
         return BatchIterator(dataset, self.batch_size, self.run.order, entries)
 
     def evaluation_step(self, batch: Any, training: bool = False) -> Tensor:

@@ -13,6 +13,7 @@ from ._backprop import DEVICES, Backprop, FlatParameters
 from ._batches import Batch, BatchIterator, Block
 from ._losses import Penalty
 from ._modules import ACTIVATIONS, MLPModule
+from ._processes import Processes
 from ._types import Loss
 
 # L-BFGS follows a loss with kinks from this width of its envelope down, tenfold at a time
@@ -57,6 +58,8 @@ class TrainingObjective:
         self.width: float | None = None
         self.minimised = loss
         self.backprop: Backprop | None = None
+        # those that have rows of each batch as well
+        self.processes: Processes | None = None
         self.configure()
 
     def configure(self) -> bool:
@@ -109,10 +112,16 @@ class TrainingObjective:
         It is that of the smooth part where the optimizer keeps the rest of the penalty, and the
         pseudo-gradient where weights are projected.
         """
-        if self.backprop is not None:
+        if not batch.n_rows:
+            self.flat.gradient.zero_()
+        elif self.backprop is not None:
             self.backprop.gradient_(batch, self.minimised)
         else:
             self._by_autograd(batch)
+        if self.processes is not None:
+            # the penalty as well counts by rows, which add up to those of the batch
+            self.flat.gradient.mul_(batch.n_rows / batch.n_all)
+            self.processes.sum_(self.flat.gradient)
         if self.projects:
             for (w, grad), before in zip(self.weights, self._before, strict=True):
                 before.copy_(w)
@@ -151,9 +160,9 @@ class TrainingObjective:
 
         All three are means over the rows of the batch.
         """
-        loss = minimised = self.loss.mean(batch.out, batch.y, batch.row_weight)
+        loss = minimised = self._mean(self.loss, batch)
         if self.minimised is not self.loss:
-            minimised = self.minimised.mean(batch.out, batch.y, batch.row_weight)
+            minimised = self._mean(self.minimised, batch)
         if not (self.penalty.l1 or self.penalty.l2):
             return loss, minimised, minimised
         # frozen weights count as well
@@ -162,6 +171,17 @@ class TrainingObjective:
         smooth = minimised + self._smooth_penalty.value(weights)
         return loss + added, minimised + added, smooth
 
+    def _mean(self, loss: Loss, batch: Batch) -> Tensor:
+        """Mean of a loss over the rows that all processes have of a batch."""
+        if self.processes is None:
+            return loss.mean(batch.out, batch.y, batch.row_weight)
+        mean = torch.zeros((), dtype=torch.float64, device=batch.out.device)
+        if batch.n_rows:
+            part = loss.mean(batch.out, batch.y, batch.row_weight)
+            mean += part * (batch.n_rows / batch.n_all)
+        self.processes.sum_(mean)
+        return mean.to(batch.out.dtype)
+
     def epoch(self, iterator: BatchIterator, update: Callable[[], None]) -> float:
         """Make one `update` per batch; returns the mean objective as it was seen on the way."""
         mean, penalty = _Mean(self.loss), _Penalties(self)
@@ -169,12 +189,12 @@ class TrainingObjective:
             for batch in block.batches:
                 self.gradient_(batch)
                 if penalty.counts:
-                    penalty.add(batch.n_rows)
+                    penalty.add(batch.n_all)
                 update()
                 if self.projects:
                     self.project_()
             mean.add(block)
-        return mean.value() + penalty.value() / len(iterator.dataset)
+        return mean.value(self.processes) + penalty.value() / iterator.n_all
 
     def loss_of(self, iterator: BatchIterator) -> float:
         """The mean loss over all rows as the module is, without penalty."""
@@ -183,7 +203,7 @@ class TrainingObjective:
             for batch in block.batches:
                 self.outputs_(batch)
             mean.add(block)
-        return mean.value()
+        return mean.value(self.processes)
 
 
 def longer(total: Any, part: Tensor) -> Any:
@@ -200,6 +220,8 @@ class _Mean:
         self.n_entries = 0
 
     def add(self, block: Block) -> None:
+        if not len(block.y):
+            return
         values = self.loss.pointwise(block.out, block.y)
         if self.loss.reduced:
             self.total = longer(self.total, values * len(block.y))
@@ -210,8 +232,11 @@ class _Mean:
         self.total = longer(self.total, values.sum())
         self.n_entries += values.numel()
 
-    def value(self) -> float:
-        return float(self.total) / self.n_entries
+    def value(self, processes: Processes | None) -> float:
+        total, n_entries = float(self.total), float(self.n_entries)
+        if processes is not None:
+            total, n_entries = processes.sum([total, n_entries])
+        return total / n_entries
 
 
 class _Penalties:

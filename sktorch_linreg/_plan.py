@@ -18,6 +18,7 @@ from ._candidates import (
     spec_and_shape,
     tried,
 )
+from ._checks import check_targets
 from ._data import resolve_device, resolve_seed
 from ._memory import budget
 from ._types import Array, FitSpec, TrainingData
@@ -143,7 +144,7 @@ class _Sorter:
         found = known[looks]
         if not isinstance(found, str):
             # the targets of each fold are its own
-            found = tried(c.last._check_targets, data, found[0]) or found
+            found = tried(check_targets, data, found[0]) or found
         if isinstance(found, str):
             self.leave(c.index, cell.split, found)
             return

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import reduce
 from typing import TypeVar
 
 import numpy as np
@@ -17,6 +18,7 @@ from ._data import (
     split_rows,
 )
 from ._extreme import check_moments
+from ._processes import Processes, Share
 from ._standardize import moments
 from ._statistics import Statistics
 from ._types import FitSpec, Moments, Scaling, TrainingData
@@ -28,7 +30,8 @@ Dataset = TypeVar("Dataset", bound=TabularDataset)
 class Prepared:
     """Rows of a fit, their scaling, and what is kept to scale later batches alike.
 
-    `stats` is there where a few rows stand for all.
+    `stats` is there where a few rows stand for all, and `share` where other processes have rows
+    as well, which `stats` stands for then.
     """
 
     rows: TrainingData
@@ -36,19 +39,50 @@ class Prepared:
     stats: Statistics | None
     moments: tuple[Moments, Moments] | None
     scaling: Scaling
+    share: Share | None = None
+    held_out_share: Share | None = None
 
     def datasets(self, spec: FitSpec, cls: type[Dataset]) -> tuple[Dataset, Dataset | None]:
         """What is trained and validated on, in the trained space."""
+        parts = ((self.rows, self.share), (self.held_out, self.held_out_share))
         if self.stats is None:
-            training = cls.for_training(self.rows, self.scaling, spec)
-            if self.held_out is None:
-                return training, None
-            return training, cls.for_training(self.held_out, self.scaling, spec)
-        training = cls(*condensed(self.stats, self.scaling, spec))
-        if self.held_out is None:
-            return training, None
-        held_out = gather_statistics(self.held_out, spec)
-        return training, cls(*condensed(held_out, self.scaling, spec))
+            training, held_out = (
+                None
+                if rows is None
+                else cls.for_training(
+                    rows, self.scaling, spec, None if share is None else share.mean_weight
+                )
+                for rows, share in parts
+            )
+        else:
+            training = cls(*condensed(self.stats, self.scaling, spec))
+            held_out = None
+            if self.held_out is not None:
+                stats = statistics_of_all(self.held_out, spec)
+                held_out = cls(*condensed(stats, self.scaling, spec))
+        assert training is not None
+        return training, held_out
+
+
+def statistics_of_all(rows: TrainingData, spec: FitSpec) -> Statistics:
+    """Sufficient statistics of the rows, together with those of the other processes."""
+    if spec.processes is None:
+        return gather_statistics(rows, spec)
+    parts: list[Statistics] = spec.processes.gather(lambda: gather_statistics(rows, spec))
+    return reduce(Statistics.merge, parts)
+
+
+def moments_of_all(rows: TrainingData, spec: FitSpec) -> tuple[Moments, Moments]:
+    """Moments of features and targets, together with those of the other processes."""
+
+    def mine() -> tuple[Moments, Moments]:
+        return moments(rows.X, rows.weight), moments(rows.y, rows.weight)
+
+    if spec.processes is None:
+        return mine()
+    x, y = zip(*spec.processes.gather(mine), strict=True)
+    with np.errstate(over="ignore", invalid="ignore"):
+        return reduce(Moments.merge, x), reduce(Moments.merge, y)
 
 
 def _as_given(data: TrainingData) -> TrainingData:
@@ -57,7 +91,7 @@ def _as_given(data: TrainingData) -> TrainingData:
 
 def _split_and_merge(data: TrainingData, spec: FitSpec) -> tuple[TrainingData, TrainingData | None]:
     """Training and validation rows; rows of a full batch are merged where they are equal."""
-    full = spec.batch_size >= data.n_samples
+    full = spec.batch_size >= data.n_samples and spec.processes is None
     small = full and data.n_samples * data.n_features <= DISTINCT_ENTRIES
     # callbacks see the rows as they were given, and a loss that only gives a mean has no weights
     merge = distinct_rows if small and not spec.callbacks and not spec.loss.reduced else _as_given
@@ -72,18 +106,51 @@ def prepare(
     data: TrainingData, spec: FitSpec, before: tuple[Moments, Moments] | None = None
 ) -> Prepared:
     """Split, merge and measure the rows; `before` are the moments of earlier batches."""
-    rows, held_out = _split_and_merge(data, spec)
-    stats = gather_statistics(rows, spec) if can_condense(rows, spec) else None
+    if spec.processes is None:
+        rows, held_out = _split_and_merge(data, spec)
+        shares: tuple[Share | None, Share | None] = None, None
+        condenses = can_condense(rows, spec)
+    else:
+        (rows, held_out), (share, held_out_share) = _split_and_count(data, spec, spec.processes)
+        shares = share, held_out_share
+        condenses = can_condense(rows, spec, share.n_samples)
+    stats = statistics_of_all(rows, spec) if condenses else None
     if not spec.standardize:
         scaling = identity_scaling(rows.n_features, rows.n_targets)
-        return Prepared(rows, held_out, stats, None, scaling)
-    if stats is not None:
-        x, y = stats.moments()
-    else:
-        x, y = moments(rows.X, rows.weight), moments(rows.y, rows.weight)
-    check_moments(rows, x, y if spec.loss.scales_target else None)
+        return Prepared(rows, held_out, stats, None, scaling, *shares)
+    x, y = moments_of_all(rows, spec) if stats is None else stats.moments()
+    _check_moments(rows, x, y, spec)
     if before is not None:
         with np.errstate(over="ignore", invalid="ignore"):
             x, y = before[0].merge(x), before[1].merge(y)
+        _check_moments(rows, x, y, spec)
+    return Prepared(rows, held_out, stats, (x, y), make_scaling(x, y, spec), *shares)
+
+
+def _check_moments(rows: TrainingData, x: Moments, y: Moments, spec: FitSpec) -> None:
+    def check() -> None:
         check_moments(rows, x, y if spec.loss.scales_target else None)
-    return Prepared(rows, held_out, stats, (x, y), make_scaling(x, y, spec))
+
+    if spec.processes is None:
+        check()
+    else:
+        # which looks at the rows of each as well
+        spec.processes.gather(check)
+
+
+def _split_and_count(
+    data: TrainingData, spec: FitSpec, processes: Processes
+) -> tuple[tuple[TrainingData, TrainingData | None], tuple[Share, Share | None]]:
+    """Rows to train and to validate on, and how many of both each process has."""
+    kept: list[tuple[TrainingData, TrainingData | None]] = []
+
+    def split() -> list[tuple[int, float]]:
+        rows, held_out = _split_and_merge(data, spec)
+        kept.append((rows, held_out))
+        return [(p.n_samples, float(p.weights.sum())) for p in (rows, held_out) if p is not None]
+
+    shares = [
+        Share(processes, tuple(n for n, _ in part), sum(weight for _, weight in part))
+        for part in zip(*processes.gather(split), strict=True)
+    ]
+    return kept[0], (shares[0], shares[1] if len(shares) > 1 else None)

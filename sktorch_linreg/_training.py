@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
@@ -78,11 +79,7 @@ def train(
     state = None if start is None else start.state
     if state is not None and state["fits"] != _fits(spec):
         state = None
-    if state is not None:
-        generator.set_state(torch.from_numpy(np.asarray(state["generator"]).copy()))
-    dropout_generator = make_generator(spec.seed, stream=2, device=spec.device)
-    if state is not None and state.get("dropout") is not None:
-        dropout_generator.set_state(torch.from_numpy(np.asarray(state["dropout"]).copy()))
+    generator, dropout_generator = _generators(spec, generator, state)
     module.dropout.generator = dropout_generator
     net = make_net(module, spec, state)
     training, validation = prepared.datasets(spec, NetDataset)
@@ -90,7 +87,10 @@ def train(
     order = generator if spec.shuffle else None
     path = [flat.values.cpu().clone()] if spec.record_path else None
     run = Run(monitor, validation, order, path, _rows_to_show(rows, held_out, spec))
-    run.task, run.checkpoint = task, spec.checkpoint
+    run.task, run.checkpoint, run.share = task, spec.checkpoint, prepared.share
+    if prepared.stats is None:
+        # else the few rows stand for those of all processes
+        net.objective_.processes = spec.processes
 
     def so_far() -> FitResult:
         """What the fit would be if it ended now."""
@@ -105,6 +105,9 @@ def train(
         net.train(training, run)
     if monitor.best_values is not None:
         flat.values.copy_(monitor.best_values)
+    if spec.processes is not None:
+        # other processors may round differently
+        spec.processes.from_first_(flat.values)
     _check_finite(flat, monitor, net)
     result = so_far()
     result.state = {
@@ -121,6 +124,23 @@ def train(
     module.scale_input = module.scale_output = True
     module.eval()
     return result
+
+
+def _generators(
+    spec: FitSpec, first: torch.Generator, state: Mapping[str, Any] | None
+) -> tuple[torch.Generator, torch.Generator]:
+    """Where orders and dropout masks come from: that of the initial weights, and another.
+
+    Other processes have orders of their own, after the same initial weights.
+    """
+    rank = 0 if spec.processes is None else spec.processes.rank
+    order = make_generator(spec.seed, stream=3 * rank) if rank else first
+    masks = make_generator(spec.seed, stream=3 * rank + 2, device=spec.device)
+    if state is not None:
+        order.set_state(torch.from_numpy(np.asarray(state["generator"]).copy()))
+        if state.get("dropout") is not None:
+            masks.set_state(torch.from_numpy(np.asarray(state["dropout"]).copy()))
+    return order, masks
 
 
 def _result(values: Tensor, scaling: Scaling, net: RegressionNet, spec: FitSpec) -> FitResult:

@@ -209,6 +209,8 @@ class FitSpec:
     verbose: int = 0
     # where the state of training is written to every few epochs
     checkpoint: Any = None
+    # the processes that share the fit, each with rows of its own
+    processes: Any = None
 
     @property
     def rates(self) -> str:

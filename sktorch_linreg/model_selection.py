@@ -20,6 +20,7 @@ from sklearn.model_selection import (
 from sklearn.utils import get_tags, indexable
 
 from ._compat import Interval, MultimetricScorer, check_method_params, nested_fit_context
+from ._processes import refuse_sharing
 from ._search import Evaluation
 
 # bytes that a search may take
@@ -90,6 +91,7 @@ class _BatchedSearch:
         >>> search.best_params_
         {'lr': 0.1}
         """
+        refuse_sharing(type(self).__name__)
         scorers, refit_metric = self._get_scorers()
         X, y = indexable(X, y)
         params = check_method_params(X, params=params)

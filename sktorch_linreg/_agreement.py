@@ -1,0 +1,114 @@
+"""What the processes of a shared fit have to agree on before it begins."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+import scipy.sparse as sp
+
+from ._processes import Processes
+from ._types import FitSpec, Layers, TrainingData
+
+PLAIN = (bool, int, float, str, type(None))
+# what may differ without a difference to the fit
+FREE = {"copy_X", "device", "n_jobs", "verbose"}
+
+
+@dataclass(frozen=True)
+class Local:
+    """What one process has made of its arguments."""
+
+    data: TrainingData
+    n_dim: int
+    spec: FitSpec
+
+
+def _plain(value: Any) -> Any:
+    """A value that is equal on all processes where it was given alike."""
+    if isinstance(value, np.generic):
+        value = value.item()
+    if isinstance(value, PLAIN):
+        return value
+    if isinstance(value, list | tuple):
+        return tuple(_plain(v) for v in value)
+    return value.__qualname__ if isinstance(value, type) else type(value).__qualname__
+
+
+def _facts(estimator: Any, local: Local, start: Layers | None, *, told: bool) -> dict[str, Any]:
+    """What has to be the same on all processes."""
+    data, names, digest = local.data, vars(estimator).get("feature_names_in_"), None
+    if start is not None:
+        parts = (np.ascontiguousarray(a).tobytes() for pair in start for a in pair if a is not None)
+        digest = hashlib.sha256(b"".join(parts)).hexdigest()[:12]
+    return {
+        "the kind of estimator": type(estimator).__qualname__,
+        "the number of columns of X": data.n_features,
+        "the names of the columns of X": None if names is None else tuple(map(str, names)),
+        "the number of targets": data.n_targets,
+        "the number of dimensions of y": local.n_dim,
+        "the dtype of X": str(data.X.dtype),
+        "whether X is sparse": bool(sp.issparse(data.X)),
+        "whether there are callbacks of scikit-learn": told,
+        "the checksum of the model gone on with": digest,
+        **{k: _plain(v) for k, v in estimator.get_params().items() if k not in FREE},
+    }
+
+
+def agree(
+    processes: Processes,
+    estimator: Any,
+    prepare: Callable[[], Local],
+    start: Layers | None,
+    *,
+    told: bool,
+) -> tuple[Local, int]:
+    """Validate on each process, and see that all are about to fit the same model.
+
+    Returns what this process has, with the seed of the first, and the rows of all processes.
+    """
+    kept: list[Local] = []
+
+    def work() -> dict[str, Any]:
+        if estimator.checkpoint_dir is not None:
+            raise ValueError(
+                "checkpoint_dir does not go with data_parallel(). Set checkpoint_dir=None, and "
+                "save the model of the first process between calls of fit with warm_start=True."
+            )
+        local = prepare()
+        if local.data.verify is not None:
+            local.data.verify()
+        kept.append(local)
+        return {
+            "facts": _facts(estimator, local, start, told=told),
+            "seed": local.spec.seed,
+            "n_samples": local.data.n_samples,
+            "weighted": local.data.weight is not None,
+        }
+
+    found = processes.gather(work)
+    _compare([part["facts"] for part in found])
+    local = kept[0]
+    data = local.data
+    if data.weight is None and any(part["weighted"] for part in found):
+        data = replace(data, weight=data.weights)
+    spec = replace(local.spec, processes=processes, seed=found[0]["seed"])
+    return Local(data, local.n_dim, spec), sum(part["n_samples"] for part in found)
+
+
+def _compare(facts: list[dict[str, Any]]) -> None:
+    """Raise ValueError, on all processes alike, for the first fact that differs."""
+    first = facts[0]
+    for rank, other in enumerate(facts[1:], start=1):
+        for name in {**first, **other}:
+            mine, theirs = first.get(name), other.get(name)
+            # NaN is not equal to itself
+            if mine != theirs and not (mine != mine and theirs != theirs):
+                raise ValueError(
+                    f"The processes of data_parallel() do not fit the same model: {name} is "
+                    f"{mine!r} on process 0 and {theirs!r} on process {rank}. Give all of them an "
+                    "estimator with the same parameters, and rows with the same columns."
+                )

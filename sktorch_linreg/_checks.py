@@ -1,0 +1,57 @@
+"""Whether rows fit the loss, and the model that is gone on with."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from ._types import FitSpec, Layers, TrainingData
+
+
+def check_targets(data: TrainingData, spec: FitSpec) -> None:
+    """Raise where the loss, or the precision of predictions, cannot take these targets."""
+    if data.X.dtype == np.float32 and data.y.dtype == np.float64:
+        size = max(float(data.y.max()), -float(data.y.min()))
+        if np.finfo(np.float32).max < size < np.inf:
+            raise ValueError(
+                f"Targets of up to {size:.3g} exceed what a float32 holds, in which X, and so "
+                "predictions, are. Pass X in float64, or divide y by a power of ten."
+            )
+    minimum = spec.loss.minimum_target
+    if minimum is not None and float(data.y.min()) < minimum:
+        raise ValueError(
+            f"loss={spec.loss.name!r} needs targets of at least {minimum:g}; the smallest is "
+            f"{float(data.y.min()):g}. Choose another loss, such as 'squared_error'."
+        )
+    if spec.loss.reduced and data.weight is not None:
+        raise ValueError(
+            f"The loss {spec.loss.name} gives one mean and cannot weigh rows. Leave "
+            "sample_weight out, or give the class a 'reduction' parameter that takes 'none'."
+        )
+
+
+def check_start(
+    layers: Layers, hidden: tuple[int, ...], log_link: bool, data: TrainingData, spec: FitSpec
+) -> None:
+    """Raise where training cannot go on with the layers that are there.
+
+    `hidden` are the sizes of hidden layers that are asked for now, `log_link` whether the layers
+    were fitted with one.
+    """
+    n_out = layers[-1][0].shape[0]
+    before = tuple(w.shape[0] for w, _ in layers[:-1])
+    if n_out != data.n_targets:
+        raise ValueError(
+            f"The model was fitted to {n_out} target(s), but y has {data.n_targets}. To start "
+            "afresh, set warm_start=False and call fit, or clone the estimator."
+        )
+    if before != hidden:
+        raise ValueError(
+            f"The model was fitted with hidden_layer_sizes={before}, which is now "
+            f"{hidden}. To start afresh, set warm_start=False and call fit."
+        )
+    if log_link != spec.loss.log_link:
+        raise ValueError(
+            f"The model was fitted with {'a' if log_link else 'no'} log link, which "
+            f"loss={spec.loss.name!r} does not go on from. Set warm_start=False and call fit, "
+            "or clone the estimator."
+        )

@@ -1,0 +1,146 @@
+"""Several processes that train one model, each on rows of its own."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from contextvars import ContextVar
+from dataclasses import dataclass
+from typing import Any, TypeVar
+
+import numpy as np
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+from ._types import ExtremeScales
+
+Result = TypeVar("Result")
+
+
+class Processes:
+    """The processes of a group of `torch.distributed`, as fits use them.
+
+    Every method is a collective: all processes have to call it, in the same order.
+
+    Attributes
+    ----------
+    rank : int
+        Number of this process, from 0.
+    size : int
+        Number of processes.
+    """
+
+    def __init__(self, group: Any = None) -> None:
+        self._group: Any = dist.group.WORLD if group is None else group
+        self.rank: int = dist.get_rank(self._group)
+        self.size: int = dist.get_world_size(self._group)
+
+    def __repr__(self) -> str:
+        return f"<process {self.rank} of {self.size}>"
+
+    def gather(self, work: Callable[[], Result]) -> list[Result]:
+        """What `work` returns on each process, in their order; an error on one is one on all."""
+        error: Exception | None = None
+        result = told = None
+        try:
+            result = work()
+        except Exception as caught:
+            error, told = caught, _description(caught)
+        found: list[Any] = [None] * self.size
+        dist.all_gather_object(found, (result, told), group=self._group)
+        if error is not None:
+            raise error
+        for rank, (_, failure) in enumerate(found):
+            if failure is not None:
+                cls, text = failure
+                raise cls(f"On process {rank} of {self.size}: {text}")
+        return [result for result, _ in found]
+
+    def sum_(self, tensor: Tensor) -> None:
+        """Replace a tensor by its sum over the processes."""
+        dist.all_reduce(tensor, group=self._group)
+
+    def sum(self, numbers: Sequence[float]) -> list[float]:
+        """Sums of some numbers over the processes."""
+        together = torch.tensor(numbers, dtype=torch.float64)
+        self.sum_(together)
+        return [float(number) for number in together]
+
+    def any(self, flag: bool) -> bool:
+        """Whether the flag is set on at least one process."""
+        return self.sum([float(flag)])[0] > 0
+
+    def from_first_(self, tensor: Tensor) -> None:
+        """Replace a tensor by that of the first process."""
+        dist.broadcast(tensor, src=dist.get_global_rank(self._group, 0), group=self._group)
+
+
+def _description(error: Exception) -> tuple[type[Exception], str]:
+    """The kind of error that the other processes raise, and its text."""
+    if isinstance(error, ExtremeScales):
+        return ExtremeScales, ""
+    kind = ValueError if isinstance(error, ValueError | TypeError) else RuntimeError
+    return kind, f"{type(error).__name__}: {error}"
+
+
+_current: ContextVar[Processes | None] = ContextVar("processes", default=None)
+
+
+@contextmanager
+def sharing(processes: Processes | None) -> Iterator[None]:
+    """Let fits be shared by these processes."""
+    token = _current.set(processes)
+    try:
+        yield
+    finally:
+        _current.reset(token)
+
+
+def current_processes() -> Processes | None:
+    """The processes that fits are to be shared by, or None where this one works alone."""
+    return _current.get()
+
+
+def refuse_sharing(name: str) -> None:
+    """Raise where something that works on its own rows is to be shared."""
+    if current_processes() is not None:
+        raise ValueError(
+            f"{name} does not go with data_parallel(): each process would choose by scores of its "
+            "own rows. Search outside of it, on several processes through n_jobs or dask, and fit "
+            "the best estimator inside."
+        )
+
+
+@dataclass(frozen=True)
+class Share:
+    """How many of the rows each process has, and the weight of all of them."""
+
+    processes: Processes
+    counts: tuple[int, ...]
+    weight: float
+
+    @property
+    def n_samples(self) -> int:
+        """Rows of all processes."""
+        return sum(self.counts)
+
+    @property
+    def mean_weight(self) -> float:
+        """Mean over the rows of all processes."""
+        return self.weight / self.n_samples
+
+    def batches(self, batch_size: int) -> list[tuple[int, int]]:
+        """For each batch of an epoch, its rows in this process and in all of them.
+
+        Each process spreads its rows evenly over the batches, which so have `batch_size` rows, give
+        or take one a process.
+        """
+        edges = np.append(np.arange(0, self.n_samples, batch_size), self.n_samples)
+        # n_batches + 1, n_processes
+        cuts = edges[:, None] * np.array(self.counts) // self.n_samples
+        rows = np.diff(cuts, axis=0)
+        together = rows.sum(axis=1)
+        mine = rows[:, self.processes.rank]
+        kept = together > 0
+        return list(zip(mine[kept].tolist(), together[kept].tolist(), strict=True))

@@ -1,0 +1,253 @@
+"""What two processes of torchrun do in test_distributed.py: fits on half of the rows each."""
+
+import sys
+import warnings
+from pathlib import Path
+
+import numpy as np
+import pytest
+import scipy.sparse as sp
+import torch
+import torch.distributed as dist
+from skorch.callbacks import Callback
+
+from sktorch_linreg import BatchedGridSearchCV, TorchLinearRegressor, TorchMLPRegressor
+from sktorch_linreg.distributed import data_parallel
+
+N = 200
+
+
+class StopsEarly(Callback):
+    """Stops after the seventh epoch, and only on the second process."""
+
+    rank = 0
+
+    def on_epoch_end(self, net, **kwargs):
+        if self.rank == 1 and len(net.history) == 7:
+            raise KeyboardInterrupt
+
+
+class Breaks(Callback):
+    """Stops in the middle of an epoch."""
+
+    def on_batch_end(self, net, **kwargs):
+        raise KeyboardInterrupt
+
+
+class OneMean(torch.nn.Module):
+    """A loss that gives one number."""
+
+    def forward(self, prediction, target):
+        return (prediction - target).abs().pow(1.5).mean()
+
+
+def rows():
+    rng = np.random.default_rng(0)
+    X = rng.normal(size=(N, 5)) * [1, 10, 0.1, 1, 1] + [0, 100, 0, 5, 0]
+    y = X @ [1.0, 0.2, 3.0, -1.0, 0.0] + np.sin(X[:, 0]) + 0.1 * rng.normal(size=N)
+    return X, y
+
+
+def linear(**params):
+    return TorchLinearRegressor(**{"random_state": 0, **params})
+
+
+def network(**params):
+    default = {"hidden_layer_sizes": (8,), "dtype": "float64", "random_state": 0, "max_epochs": 30}
+    return TorchMLPRegressor(**{**default, "tol": None, **params})
+
+
+# name: estimator, what is done with the rows
+FITS = {
+    "least squares": (linear(), None),
+    "least squares, weights": (linear(), "weights"),
+    "least squares, targets": (linear(), "targets"),
+    "least squares, sparse": (linear(), "sparse"),
+    "least squares, no intercept": (linear(fit_intercept=False), None),
+    "least squares, float32": (linear(), "single"),
+    "ridge": (linear(alpha=0.1), "weights"),
+    "lasso": (linear(alpha=0.05, l1_ratio=1.0), None),
+    "non-negative": (linear(positive=True), None),
+    "few rows": (linear(alpha=0.01), "wide"),
+    "nearly collinear": (linear(), "collinear"),
+    "adam, full batch": (linear(optimizer="adam", lr=0.05, max_epochs=50), None),
+    "adam, not condensed": (linear(optimizer="adam", lr=0.05, max_epochs=4), "weights"),
+    "sgd in batches": (linear(optimizer="sgd", lr=0.05, batch_size=20, max_epochs=9), "weights"),
+    "lasso by sgd": (
+        linear(optimizer="sgd", lr=0.05, batch_size=50, alpha=0.1, l1_ratio=0.5, max_epochs=30),
+        None,
+    ),
+    "batches of sparse rows": (linear(optimizer="adam", lr=0.1, batch_size=40), "sparse"),
+    "as given": (
+        linear(optimizer="sgd", lr=1e-5, batch_size=20, max_epochs=5, standardize=False),
+        None,
+    ),
+    "l-bfgs": (linear(loss="huber"), "weights"),
+    "l-bfgs, kinks": (linear(loss="absolute_error"), None),
+    "orthant-wise": (linear(loss="huber", alpha=0.1, l1_ratio=1.0, optimizer="lbfgs"), None),
+    "counts": (linear(loss="poisson", optimizer="adam", lr=0.05, max_epochs=50), "counts"),
+    "network": (network(batch_size=None, lr=0.01), None),
+    "network, batches": (network(batch_size=20, lr=0.01), "weights"),
+    "network, uneven batches": (network(batch_size=20, lr=0.01), "uneven"),
+    "network, targets": (network(batch_size=40, hidden_layer_sizes=(6, 4)), "targets"),
+    # rounding grows from step to step of a line search
+    "network, lbfgs": (network(optimizer="lbfgs", max_epochs=1, batch_size=None), None),
+    "network, schedule": (network(batch_size=40, lr=0.02, lr_schedule="cosine"), None),
+    "network, plateau": (network(batch_size=40, tol=1e-2, n_iter_no_change=2, lr=0.02), None),
+    "network, autograd": (network(batch_size=40, loss=torch.nn.SmoothL1Loss), None),
+    "network, one mean": (network(batch_size=40, loss=OneMean), None),
+    "network, torch optimizer": (network(batch_size=40, optimizer=torch.optim.Rprop), None),
+    "network, callback": (network(batch_size=40, callbacks=[Callback()]), None),
+}
+
+
+def arranged(kind):
+    """Rows, weights, and which of them the first process has."""
+    X, y = rows()
+    weight, n_first = None, N // 2
+    if kind == "weights":
+        weight = np.random.default_rng(1).uniform(0.5, 2.0, N)
+    elif kind == "targets":
+        y = np.stack([y, -y + X[:, 3], X[:, 2]], axis=1)
+    elif kind == "sparse":
+        X = sp.random(N, 5, density=0.5, random_state=0, format="csr") + sp.csr_matrix(X * 0.0)
+        y = np.asarray(X.sum(axis=1)).ravel() + 0.1 * y
+    elif kind == "single":
+        X, y = X.astype(np.float32), y.astype(np.float32)
+    elif kind == "wide":
+        X = np.random.default_rng(2).normal(size=(N, 300))
+    elif kind == "collinear":
+        X = np.stack([X[:, 0], X[:, 0] + 1e-6 * X[:, 3], X[:, 1]], axis=1)
+    elif kind == "counts":
+        y = np.floor(np.exp(X[:, 0])) + 1.0
+    elif kind == "uneven":
+        n_first = 60
+    return X, y, weight, n_first
+
+
+def split(kind, rank):
+    """Rows of one process."""
+    X, y, weight, n_first = arranged(kind)
+    mine = slice(0, n_first) if rank == 0 else slice(n_first, None)
+    return X[mine], y[mine], None if weight is None else weight[mine]
+
+
+def interleaved(kind, batch_size):
+    """All rows, in the order in which batches of both processes take them."""
+    X, y, weight, n_first = arranged(kind)
+    take = batch_size * n_first // N
+    parts = []
+    for k in range(N // batch_size):
+        parts.append(np.arange(k * take, (k + 1) * take))
+        rest = batch_size - take
+        parts.append(n_first + np.arange(k * rest, (k + 1) * rest))
+    order = np.concatenate(parts)
+    return X[order], y[order], None if weight is None else weight[order]
+
+
+def learned(model):
+    """All that training has found, as one vector."""
+    if isinstance(model, TorchMLPRegressor):
+        parts = [*model.coefs_, *model.intercepts_]
+    else:
+        parts = [model.coef_, np.atleast_1d(model.intercept_)]
+    return np.concatenate([np.ravel(p) for p in parts])
+
+
+def refusals(processes, X, y):
+    """Messages of fits that cannot be shared, and whether a later one works."""
+    rank = processes.rank
+    broken = X.copy()
+    if rank == 1:
+        broken[3, 2] = np.nan
+    deaf = linear(checkpoint_dir="somewhere", optimizer="adam")
+    jobs = {
+        "NaN on one": lambda: linear().fit(broken, y),
+        "NaN on one, training": lambda: network().fit(broken, y),
+        "other rates": lambda: network(lr=0.1 * (rank + 1)).fit(X, y),
+        "other columns": lambda: linear().fit(X[:, : 4 + rank], y),
+        "no rows": lambda: linear().fit(X[: 10 * rank], y[: 10 * rank]),
+        "no device": lambda: linear(device="cpu" if rank else "cuda:9").fit(X, y),
+        "extreme": lambda: linear().fit(X * (1e200 if rank else 1.0), y),
+        "extreme, training": lambda: network().fit(X * (1e200 if rank else 1.0), y),
+        "checkpoints": lambda: deaf.fit(X, y),
+        "search": lambda: BatchedGridSearchCV(linear(optimizer="sgd"), {"lr": [0.1]}).fit(X, y),
+        "diverges": lambda: linear(optimizer="sgd", lr=1e9, batch_size=20).fit(X, y),
+        "other kind": lambda: (network() if rank else linear(optimizer="adam")).fit(X, y),
+        "stops amid an epoch": lambda: network(callbacks=[Breaks()]).fit(X, y),
+    }
+    told = {}
+    for name, job in jobs.items():
+        try:
+            job()
+        except Exception as error:
+            told[name] = f"{type(error).__name__}: {error}"
+    return told
+
+
+def groups(processes, X, y):
+    """Fits in groups that were made beforehand."""
+    both, first = dist.new_group([0, 1]), dist.new_group([0])
+    with data_parallel(both) as again:
+        assert (again.rank, again.size) == (processes.rank, 2)
+        found = learned(linear().fit(X, y))
+        if processes.rank == 0:
+            with data_parallel(first) as alone:
+                assert (alone.rank, alone.size) == (0, 1)
+                np.testing.assert_array_equal(learned(linear().fit(X, y)).shape, found.shape)
+        else:
+            with pytest.raises(ValueError, match="not in the group"), data_parallel(first):
+                pass
+    return found
+
+
+def main(folder):
+    found = {}
+    with data_parallel() as processes, warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        rank = processes.rank
+        for name, (model, kind) in FITS.items():
+            X, y, weight = split(kind, rank)
+            model = model.set_params(shuffle=False).fit(X, y, sample_weight=weight)
+            found[name] = learned(model)
+            found[name + ": curve"] = np.array(model.loss_curve_)
+        X, y, _ = split(None, rank)
+
+        # shuffled, with dropout and held-out rows
+        model = network(batch_size=20, early_stopping=True, dropout=0.2).fit(X, y)
+        found["shuffled"] = learned(model)
+        found["shuffled: curve"] = np.array(model.validation_loss_curve_)
+        found["order"] = model._training_state["generator"]
+        found["masks"] = model._training_state["dropout"]
+        found["no seed"] = learned(network(random_state=None).fit(X, y))
+
+        # on and on
+        exact, trained = linear(), network(batch_size=20)
+        for part in (slice(0, 60), slice(60, None)):
+            exact.partial_fit(X[part], y[part])
+            trained.partial_fit(X[part], y[part])
+        found["partial_fit, exact"], found["partial_fit"] = learned(exact), learned(trained)
+        warm = network(warm_start=True, shuffle=False, batch_size=20)
+        found["warm start"] = learned(warm.fit(X, y).fit(X, y))
+
+        # fewer rows than batches, on one of them
+        few = slice(0, 3) if rank else slice(None)
+        uneven = network(batch_size=8, max_epochs=5).fit(X[few], y[few])
+        found["hardly any rows"] = learned(uneven)
+        tiny = network(batch_size=1, max_epochs=3).fit(X[: 2 + rank], y[: 2 + rank])
+        found["batches of one"] = learned(tiny)
+
+        StopsEarly.rank = rank
+        stopped = network(callbacks=[StopsEarly()]).fit(X, y)
+        found["stopped"] = np.array([stopped.n_iter_])
+
+        found["groups"] = groups(processes, X, y)
+        told = refusals(processes, X, y)
+        found["after refusals"] = learned(linear().fit(X, y))
+    found["after the context"] = learned(linear().fit(X, y))
+    path = Path(folder) / f"found{rank}.npz"
+    np.savez(path, **found, told=np.array([f"{k}|{v}" for k, v in told.items()]))
+
+
+if __name__ == "__main__":
+    main(sys.argv[1])
