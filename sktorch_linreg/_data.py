@@ -128,9 +128,10 @@ def validate_rows(
                 multi_output=True,
                 y_numeric=True,
             )
+            X = as_float(X)
     if sp.issparse(y):
         raise TypeError("y is sparse, but dense targets are required. Pass y.toarray().")
-    X, y = as_float(X), np.asarray(y)
+    y = np.asarray(y)
     if y.dtype != X.dtype:
         # float32 is kept only where it loses nothing of what was given
         y = y.astype(np.float64)
