@@ -1,5 +1,9 @@
-"""Tools that users bring along, where they are installed: Optuna."""
+"""Tools that users bring along, where they are installed: Optuna and MLflow."""
 
+import json
+import os
+import subprocess
+import sys
 import warnings
 
 import numpy as np
@@ -10,12 +14,17 @@ from sklearn.preprocessing import StandardScaler
 
 from sktorch_linreg import TorchLinearRegressor, TorchMLPRegressor
 
-optuna = pytest.importorskip("optuna")
-optuna.logging.set_verbosity(optuna.logging.ERROR)
 X, y = load_diabetes(return_X_y=True)
 
 
-def test_a_search_by_optuna():
+@pytest.fixture
+def optuna():
+    optuna = pytest.importorskip("optuna")
+    optuna.logging.set_verbosity(optuna.logging.ERROR)
+    return optuna
+
+
+def test_a_search_by_optuna(optuna):
     pytest.importorskip("optuna_integration")
     from optuna_integration import OptunaSearchCV
 
@@ -30,7 +39,7 @@ def test_a_search_by_optuna():
     assert 1e-3 < search.best_params_["torchlinearregressor__lr"] < 1.0
 
 
-def test_pruning_by_partial_fit():
+def test_pruning_by_partial_fit(optuna):
     study = optuna.create_study(
         direction="maximize",
         sampler=optuna.samplers.RandomSampler(seed=0),
@@ -51,3 +60,92 @@ def test_pruning_by_partial_fit():
     states = [trial.state for trial in study.trials]
     assert optuna.trial.TrialState.PRUNED in states
     assert study.best_value > 0.4
+
+
+def test_pruning_by_a_callback(optuna):
+    from skorch.callbacks import Callback
+
+    class Reports(Callback):
+        def __init__(self, trial):
+            self.trial = trial
+
+        def on_epoch_end(self, net, **kwargs):
+            epoch = len(net.history)
+            self.trial.report(net.history[-1, "valid_loss"], epoch)
+            if self.trial.should_prune():
+                raise optuna.TrialPruned
+
+    def objective(trial):
+        model = TorchMLPRegressor(
+            lr=trial.suggest_float("lr", 1e-6, 0.1, log=True),
+            early_stopping=True,
+            max_epochs=15,
+            tol=None,
+            n_iter_no_change=15,
+            callbacks=[Reports(trial)],
+            random_state=0,
+        )
+        return model.fit(X, y).best_loss_
+
+    study = optuna.create_study(
+        sampler=optuna.samplers.RandomSampler(seed=0),
+        pruner=optuna.pruners.MedianPruner(n_startup_trials=3, n_warmup_steps=2),
+    )
+    study.optimize(objective, n_trials=15)
+    states = [trial.state for trial in study.trials]
+    assert optuna.trial.TrialState.PRUNED in states
+    assert study.best_value < 0.6
+
+
+# autolog replaces methods of scikit-learn, so that it gets a process of its own
+LOGGED = """
+import json, sys
+import mlflow
+from sklearn.datasets import load_diabetes
+from sklearn.model_selection import GridSearchCV
+from sklearn.pipeline import make_pipeline
+from sklearn.preprocessing import StandardScaler
+from sktorch_linreg import BatchedGridSearchCV, TorchLinearRegressor, TorchMLPRegressor
+
+X, y = load_diabetes(return_X_y=True)
+mlflow.set_tracking_uri("sqlite:///runs.db")
+mlflow.sklearn.autolog(silent=True)
+linear = TorchLinearRegressor(optimizer="adam", max_epochs=20, random_state=0)
+grid = {"lr": [1e-3, 0.1]}
+found = {}
+for name, model in {
+    "network": make_pipeline(StandardScaler(), TorchMLPRegressor(max_epochs=20, tol=None)),
+    "exact": make_pipeline(StandardScaler(), TorchLinearRegressor()),
+    "search": GridSearchCV(linear, grid),
+    "our search": make_pipeline(StandardScaler(), BatchedGridSearchCV(linear, grid)),
+}.items():
+    with mlflow.start_run() as run:
+        model.fit(X, y)
+    run = mlflow.get_run(run.info.run_id)
+    again = mlflow.sklearn.load_model(f"runs:/{run.info.run_id}/model")
+    same = bool((again.predict(X) == model.predict(X)).all())
+    found[name] = {"params": run.data.params, "metrics": run.data.metrics, "same": same}
+print(json.dumps(found))
+"""
+
+
+def test_mlflow_logs_pipelines(tmp_path):
+    pytest.importorskip("mlflow")
+    done = subprocess.run(
+        [sys.executable, "-W", "ignore", "-c", LOGGED],
+        cwd=tmp_path,
+        env={**os.environ, "OMP_NUM_THREADS": "1", "MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR": "0"},
+        capture_output=True,
+        text=True,
+        timeout=300,
+    )
+    assert done.returncode == 0, done.stderr[-4000:]
+    found = json.loads(done.stdout.splitlines()[-1])
+    params, metrics = found["network"]["params"], found["network"]["metrics"]
+    assert params["torchmlpregressor__max_epochs"] == "20"
+    assert params["torchmlpregressor__optimizer"] == "adam"
+    assert metrics["training_r2_score"] > 0.4
+    assert found["exact"]["metrics"]["training_r2_score"] == pytest.approx(0.5177, abs=1e-4)
+    assert found["search"]["params"]["best_lr"] == "0.1"
+    assert "training_score" in found["our search"]["metrics"]
+    assert all(run["same"] for run in found.values())
