@@ -36,6 +36,10 @@ class Processes:
         self.rank: int = dist.get_rank(self._group)
         self.size: int = dist.get_world_size(self._group)
 
+    def leave(self) -> None:
+        """Let go of the group; one that outlives the interpreter's other parts aborts it."""
+        self._group = None
+
     def __repr__(self) -> str:
         return f"<process {self.rank} of {self.size}>"
 

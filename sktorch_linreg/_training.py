@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -121,6 +122,8 @@ def train(
     result.net = net
     flat.release()
     net.run = net.start = net.objective_ = None
+    # the fitted net must not keep a process group alive
+    net.spec = replace(spec, processes=None)
     module.scale_input = module.scale_output = True
     module.eval()
     return result

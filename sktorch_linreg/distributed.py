@@ -136,5 +136,8 @@ def data_parallel(group: Any = None) -> Iterator[ProcessInfo]:
             f"The group works with {backends} alone, and fits exchange numbers on the CPU as well. "
             "Make it with backend='cpu:gloo,cuda:nccl', or leave its making to data_parallel."
         )
-    with _own_gpu(), sharing(processes if processes.size > 1 else None):
-        yield ProcessInfo(processes.rank, processes.size)
+    try:
+        with _own_gpu(), sharing(processes if processes.size > 1 else None):
+            yield ProcessInfo(processes.rank, processes.size)
+    finally:
+        processes.leave()
