@@ -3,6 +3,8 @@
 import os
 from pathlib import Path
 
+from bs4 import BeautifulSoup
+
 import sktorch_linreg
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")
@@ -44,6 +46,20 @@ sphinx_gallery_conf = {
     "write_computation_times": False,
     "abort_on_example_error": True,
 }
+
+
+def describe_thumbnails(app, pagename, templatename, context, doctree):
+    """Give the gallery's pictures the titles of their examples as alternative text."""
+    if "sphx-glr-thumbcontainer" in context.get("body", ""):
+        soup = BeautifulSoup(context["body"], "html.parser")
+        for box in soup.select(".sphx-glr-thumbcontainer"):
+            box.img["alt"] = box.select_one(".sphx-glr-thumbnail-title").text
+        context["body"] = str(soup)
+
+
+def setup(app):
+    app.connect("html-page-context", describe_thumbnails)
+
 
 html_theme = "pydata_sphinx_theme"
 html_title = "sktorch_linreg"

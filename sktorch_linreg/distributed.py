@@ -93,7 +93,7 @@ def data_parallel(group: Any = None) -> Iterator[ProcessInfo]:
 
     See Also
     --------
-    TorchLinearRegressor.partial_fit : Batch by batch, in one process.
+    sktorch_linreg.TorchLinearRegressor.partial_fit : Batch by batch, in one process.
 
     Notes
     -----

@@ -137,6 +137,12 @@ class LossCurveDisplay:
         -------
         display : LossCurveDisplay
             The display.
+
+        Examples
+        --------
+        >>> from sktorch_linreg import LossCurveDisplay
+        >>> LossCurveDisplay({"Adam": [1.0, 0.1, 0.01]}).plot().ax_.get_yscale()
+        'log'
         """
         self.ax_ = ax = new_axes(ax)
         self.figure_ = ax.figure
@@ -210,7 +216,8 @@ class LearningRateDisplay:
     def __init__(
         self, lr: Any, mean_score: Any, std_error: Any, *, score_name: str = "score"
     ) -> None:
-        self.lr, self.mean_score, self.std_error = lr, mean_score, std_error
+        self.lr, self.mean_score = np.asarray(lr), np.asarray(mean_score)
+        self.std_error = np.asarray(std_error)
         self.score_name = score_name
 
     @classmethod
@@ -271,6 +278,12 @@ class LearningRateDisplay:
         -------
         display : LearningRateDisplay
             The display.
+
+        Examples
+        --------
+        >>> from sktorch_linreg import LearningRateDisplay
+        >>> LearningRateDisplay([0.01, 0.1], [0.3, 0.5], [0.1, 0.1]).plot().ax_.get_xscale()
+        'log'
         """
         self.ax_ = ax = new_axes(ax)
         self.figure_ = ax.figure
@@ -325,7 +338,8 @@ class FittedLineDisplay:
     """
 
     def __init__(self, x: Any, y: Any, x_line: Any, y_line: Any) -> None:
-        self.x, self.y, self.x_line, self.y_line = x, y, x_line, y_line
+        self.x, self.y = np.asarray(x), np.asarray(y)
+        self.x_line, self.y_line = np.asarray(x_line), np.asarray(y_line)
 
     @classmethod
     def from_estimator(
@@ -390,6 +404,13 @@ class FittedLineDisplay:
         -------
         display : FittedLineDisplay
             The display.
+
+        Examples
+        --------
+        >>> from sktorch_linreg import FittedLineDisplay
+        >>> display = FittedLineDisplay([0.0, 1.0], [1.0, 3.0], [0.0, 1.0], [1.0, 3.0]).plot()
+        >>> len(display.line_.get_xdata())
+        2
         """
         self.ax_ = ax = new_axes(ax)
         self.figure_ = ax.figure

@@ -211,6 +211,12 @@ class LRRangeTestDisplay:
         -------
         display : LRRangeTestDisplay
             The display.
+
+        Examples
+        --------
+        >>> from sktorch_linreg import LRRangeTestDisplay
+        >>> LRRangeTestDisplay([0.001, 0.01, 0.1], [1.0, 0.5, 2.0]).plot().ax_.get_xscale()
+        'log'
         """
         self.ax_ = ax = new_axes(ax)
         self.figure_ = ax.figure

@@ -65,8 +65,10 @@ class LossSurfaceDisplay:
         path_log_loss: Any = None,
         names: tuple[str, str] = ("x", "y"),
     ) -> None:
-        self.x_values, self.y_values, self.log_loss = x_values, y_values, log_loss
-        self.path, self.path_log_loss, self.names = path, path_log_loss, names
+        self.x_values, self.y_values = np.asarray(x_values), np.asarray(y_values)
+        self.log_loss, self.names = np.asarray(log_loss), names
+        self.path = None if path is None else np.asarray(path)
+        self.path_log_loss = None if path_log_loss is None else np.asarray(path_log_loss)
 
     @classmethod
     def from_estimator(
@@ -182,6 +184,13 @@ class LossSurfaceDisplay:
         ------
         ValueError
             If `kind` is another.
+
+        Examples
+        --------
+        >>> from sktorch_linreg import LossSurfaceDisplay
+        >>> display = LossSurfaceDisplay([0.0, 1.0], [0.0, 1.0], [[0.0, 1.0], [1.0, 2.0]])
+        >>> display.plot(kind="3d").ax_.name
+        '3d'
         """
         if kind not in ("contour", "3d"):
             raise ValueError(f"kind has to be 'contour' or '3d', not {kind!r}.")
@@ -196,7 +205,8 @@ class LossSurfaceDisplay:
             self.surface_ = ax.contourf(*grid, self.log_loss, levels=levels, cmap=cmap)
         if self.path is not None:
             style = {"color": "tab:red", "marker": ".", "markersize": 3, "linewidth": 1}
-            columns = [self.path[:, 0], self.path[:, 1], *([self.path_log_loss] if space else [])]
+            columns: list[Any] = [self.path[:, 0], self.path[:, 1]]
+            columns += [self.path_log_loss] if space else []
             self.path_ += ax.plot(*columns, label="path", **{**style, **(path_kw or {})})
             ends = [column[-1:] for column in columns]
             self.path_ += ax.plot(*ends, "*", color="white", markersize=10, label="end")
