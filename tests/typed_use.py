@@ -1,4 +1,4 @@
-"""A file of a user's, which type checkers have to pass as it stands; CI checks it with mypy."""
+"""A file of a user's, which type checkers have to pass as it stands; CI checks it with mypy and pyright."""
 
 import numpy as np
 
@@ -9,8 +9,11 @@ from sktorch_linreg import (
     TorchMLPRegressor,
     TrainingDivergedError,
     load_model,
+    lr_range_test,
     save_model,
 )
+from sktorch_linreg.distributed import data_parallel
+from sktorch_linreg.interop import to_onnx
 
 X = np.zeros((10, 2))
 y = np.zeros(10)
@@ -21,6 +24,13 @@ network: TorchMLPRegressor = TorchMLPRegressor(hidden_layer_sizes=(4,)).fit(X, y
 search = BatchedGridSearchCV(network, {"lr": [0.1, 0.01]}, max_memory=10**9).fit(X, y)
 print(search.best_params_, score, coef.shape)
 LossCurveDisplay.from_estimator(network).plot()
+found = lr_range_test(network, X, y)
+rate: float = found.suggested_lr
+with data_parallel() as processes:
+    mine = slice(processes.rank, None, processes.size)
+    shared = TorchLinearRegressor(lr=rate).fit(X[mine], y[mine], sample_weight=None)
+print(shared.n_iter_ + 1, shared.to_sklearn().predict(X))
+to_onnx(shared, "model.onnx", dtype="float64")
 try:
     save_model(model, "model.safetensors")
     again = load_model("model.safetensors")
