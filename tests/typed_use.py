@@ -1,4 +1,4 @@
-"""A file of a user's, which type checkers have to pass as it stands; CI checks it with mypy and pyright."""
+"""A file of a user's, which mypy and pyright have to pass as it stands; CI checks it with both."""
 
 import numpy as np
 
