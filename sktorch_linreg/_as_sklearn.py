@@ -66,4 +66,7 @@ def as_mlp_regressor(estimator: Any, layers: Layers, activation: str) -> Any:
     model.intercepts_ = [np.zeros(len(w)) if b is None else b.copy() for w, b in layers]
     model.t_ = 0
     model._no_improvement_count = 0
-    return _take_over(model, estimator)
+    _take_over(model, estimator)
+    # in units of the training here, which a warm start there would compare its own with
+    model.best_loss_ = np.inf
+    return model

@@ -13,6 +13,7 @@ from typing import Any, ClassVar, Self
 
 import numpy as np
 import torch
+from sklearn import get_config
 from sklearn.base import MultiOutputMixin, RegressorMixin
 from sklearn.callback import CallbackSupportMixin
 from sklearn.utils.validation import check_is_fitted, validate_data
@@ -39,7 +40,7 @@ from ._extreme import Units
 from ._losses import resolve_loss
 from ._modules import MLPModule, build_module
 from ._net import check_callbacks, wrap
-from ._optimizers import OPTIMIZERS, resolve_optimizer, resolve_schedule
+from ._optimizers import resolve_optimizer, resolve_schedule
 from ._parameters import ParametersMixin
 from ._processes import current_processes
 from ._state import pack_history, unpack_history
@@ -57,23 +58,6 @@ from ._types import (
 from ._watch import TASK_ATTRIBUTES, FitTask
 
 CURVES = {"loss_curve_", "validation_loss_curve_"}
-
-
-def can_partial_fit(estimator: Any) -> bool:
-    """Whether the estimator learns from single batches; raises AttributeError saying why not."""
-    if estimator.early_stopping is True:
-        raise AttributeError(
-            "partial_fit does not go with early_stopping=True: it sees one batch at a time and has "
-            "no rows to hold out. Set early_stopping=False, or call fit."
-        )
-    optimizer = estimator.optimizer
-    optimizer = OPTIMIZERS.get(optimizer) if isinstance(optimizer, str) else optimizer
-    if isinstance(optimizer, type) and issubclass(optimizer, torch.optim.LBFGS):
-        raise AttributeError(
-            "partial_fit does not go with L-BFGS, which needs all rows at once. Choose an "
-            "optimizer that learns from batches, such as optimizer='adam'."
-        )
-    return True
 
 
 class BaseTorchRegressor(
@@ -337,7 +321,42 @@ class BaseTorchRegressor(
             X = np.asarray(X)
             return X, partial(verify_finite, self, X=X)
         with patient_validation():
-            return as_float(validate_data(self, X, reset=False, accept_sparse=SPARSE_FORMATS)), None
+            X = validate_data(self, X, reset=False, accept_sparse=SPARSE_FORMATS)
+            return as_float(self, X), None
+
+    def score(self, X: Any, y: Any, sample_weight: Any = None) -> float:
+        """Coefficient of determination R2 of the predictions.
+
+        Parameters
+        ----------
+        X : {array-like, sparse matrix} of shape (n_samples, n_features)
+            Features.
+        y : array-like of shape (n_samples,) or (n_samples, n_targets)
+            Targets; of several the scores are averaged.
+        sample_weight : array-like of shape (n_samples,), default=None
+            Weights of the rows.
+
+        Returns
+        -------
+        float
+            1 for exact predictions, 0 for those of the mean, below 0 for worse ones.
+
+        Raises
+        ------
+        NotFittedError
+            If the estimator was not fitted.
+
+        Examples
+        --------
+        >>> from sktorch_linreg import TorchLinearRegressor
+        >>> X, y = [[0.0], [1.0], [2.0]], [1.0, 3.0, 5.0]
+        >>> TorchLinearRegressor().fit(X, y).score(X, y)
+        1.0
+        """
+        if not get_config()["array_api_dispatch"]:
+            # scores want arrays, where tensors may need gradients or lie on a device
+            y, sample_weight = to_host(y), to_host(sample_weight)
+        return float(super().score(X, y, sample_weight))
 
     def _build_module(self, dtype: torch.dtype, device: torch.device) -> MLPModule:
         layers, scaling = self._trained_layers()

@@ -1,9 +1,13 @@
-"""Whether rows fit the loss, and the model that is gone on with."""
+"""Whether rows fit the loss and the model gone on with, and an estimator learns from batches."""
 
 from __future__ import annotations
 
-import numpy as np
+from typing import Any
 
+import numpy as np
+import torch
+
+from ._optimizers import OPTIMIZERS
 from ._types import FitSpec, Layers, TrainingData
 
 
@@ -55,3 +59,20 @@ def check_start(
             f"loss={spec.loss.name!r} does not go on from. Set warm_start=False and call fit, "
             "or clone the estimator."
         )
+
+
+def can_partial_fit(estimator: Any) -> bool:
+    """Whether the estimator learns from single batches; raises AttributeError saying why not."""
+    if estimator.early_stopping is True:
+        raise AttributeError(
+            "partial_fit does not go with early_stopping=True: it sees one batch at a time and has "
+            "no rows to hold out. Set early_stopping=False, or call fit."
+        )
+    optimizer = estimator.optimizer
+    optimizer = OPTIMIZERS.get(optimizer) if isinstance(optimizer, str) else optimizer
+    if isinstance(optimizer, type) and issubclass(optimizer, torch.optim.LBFGS):
+        raise AttributeError(
+            "partial_fit does not go with L-BFGS, which needs all rows at once. Choose an "
+            "optimizer that learns from batches, such as optimizer='adam'."
+        )
+    return True

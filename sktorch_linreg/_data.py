@@ -47,7 +47,7 @@ def like_input(out: Array, X: Any) -> Any:
     return out
 
 
-def as_float(X: Any) -> Any:
+def as_float(estimator: BaseEstimator, X: Any) -> Any:
     """Validated numbers as float32, where they are that, or float64; sparse ones as CSR.
 
     Validation keeps the dtype (a list of dtypes would cast every polars frame to its first).
@@ -57,7 +57,13 @@ def as_float(X: Any) -> Any:
         if not X.has_canonical_format:
             X = X.copy()
             X.sum_duplicates()
-    return X if X.dtype in (np.float32, np.float64) else X.astype(np.float64)
+    if X.dtype in (np.float32, np.float64):
+        return X
+    out = X.astype(np.float64)
+    if X.dtype.kind not in "fiub":
+        # what is None in an array of objects is no number before
+        verify_finite(estimator, X=out)
+    return out
 
 
 def verify_finite(estimator: BaseEstimator, **arrays: Array) -> None:
@@ -128,10 +134,13 @@ def validate_rows(
                 multi_output=True,
                 y_numeric=True,
             )
-            X = as_float(X)
-    if sp.issparse(y):
-        raise TypeError("y is sparse, but dense targets are required. Pass y.toarray().")
-    y = np.asarray(y)
+            X = as_float(estimator, X)
+        if sp.issparse(y):
+            raise TypeError("y is sparse, but dense targets are required. Pass y.toarray().")
+        y = np.asarray(y)
+        if y.dtype.kind not in "fiub":
+            y = y.astype(np.float64)
+        verify_finite(estimator, y=y)
     if y.dtype != X.dtype:
         # float32 is kept only where it loses nothing of what was given
         y = y.astype(np.float64)

@@ -48,11 +48,15 @@ class BaseLinear(ExactResults, BaseTorchRegressor):
         if not (isinstance(optimizer, str) and optimizer == "lstsq"):
             return self._with_trainer(spec, optimizer, ("auto", "lstsq"))
         if not exact:
+            reason = f"solves squared error alone, not loss={spec.loss.name!r}"
+            if spec.loss.name == "squared_error":
+                reason = (
+                    f"takes {data.n_features} columns only in fit, without an L1 penalty and, "
+                    "where X is sparse, without positive=True"
+                )
             raise ValueError(
-                "optimizer='lstsq' solves squared error alone, and a sparse X as wide as this only "
-                "in fit, without an L1 penalty and without positive=True. Here "
-                f"loss={spec.loss.name!r}, l1_ratio={spec.l1_ratio}, positive={spec.positive}. "
-                "Choose optimizer='auto', 'lbfgs' or, in partial_fit, 'adam'."
+                f"optimizer='lstsq' {reason}. Choose optimizer='auto', 'lbfgs' or, in partial_fit, "
+                "'adam'."
             )
         check_options("optimizer", "lstsq", self._options_of("optimizer__"), ())
         self._schedule(0.0)  # a wrong name is an error also where no schedule is needed

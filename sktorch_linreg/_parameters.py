@@ -32,7 +32,8 @@ class ParametersMixin(BaseEstimator):  # type: ignore[misc]
             if not name.startswith(PREFIXES):
                 raise TypeError(
                     f"{type(self).__name__} has no parameter {name!r}.{nearest(name, known)} "
-                    f"Options may start with {', '.join(PREFIXES)}."
+                    f"Its parameters are {', '.join(known)}, and options that start with "
+                    f"{', '.join(PREFIXES)}."
                 )
         self._options = dict(options)
 

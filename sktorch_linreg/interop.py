@@ -5,28 +5,39 @@ from __future__ import annotations
 from typing import Any
 
 import numpy as np
+from sklearn.pipeline import Pipeline
 from sklearn.utils.validation import check_is_fitted
 
 from . import _serialize
+from ._figures import fitted_step
+from ._types import Array
 from .linear import TorchLinearRegressor
 from .mlp import TorchMLPRegressor
+from .model_selection import BatchedGridSearchCV, BatchedRandomizedSearchCV
 
 # the last version of ONNX's operators that is made use of
 OPSET = 18
 
 
-def to_onnx(model: Any, path: Any = None, *, dtype: str = "float32") -> Any:
+def to_onnx(
+    model: Any, path: Any = None, *, dtype: str = "float32", initial_types: Any = None
+) -> Any:
     """Convert a fitted estimator, or a `Pipeline` that ends in one, to ONNX.
 
     Parameters
     ----------
-    model : TorchLinearRegressor, TorchMLPRegressor or Pipeline
-        A fitted model. The other steps of a pipeline have to be known to skl2onnx.
+    model : TorchLinearRegressor, TorchMLPRegressor, Pipeline or search
+        A fitted model; of a search its best estimator. The other steps of a pipeline have to be
+        known to skl2onnx.
     path : str or path-like, default=None
         File to write, whole or not at all; None writes none.
     dtype : {"float32", "float64"}, default="float32"
         Precision of the input, of everything in between, and of the output; the error function in
-        ``activation="gelu"`` is always worked out in float32.
+        ``activation="gelu"`` is always worked out in float32, and so are some other steps of a
+        pipeline, for which skl2onnx or onnxruntime know no float64.
+    initial_types : list of (str, skl2onnx type), default=None
+        Inputs of the model, for a pipeline that looks for columns by name; one matrix ``X`` by
+        default.
 
     Returns
     -------
@@ -39,7 +50,8 @@ def to_onnx(model: Any, path: Any = None, *, dtype: str = "float32") -> Any:
     NotFittedError
         If the model was not fitted.
     ValueError
-        If `dtype` is another.
+        If `dtype` is another, if no float32 holds the numbers of the model, or if columns are
+        looked for by name and there are no `initial_types`.
     ImportError
         If skl2onnx, which the extra ``onnx`` brings, is not installed.
 
@@ -53,17 +65,31 @@ def to_onnx(model: Any, path: Any = None, *, dtype: str = "float32") -> Any:
     """
     if dtype not in ("float32", "float64"):
         raise ValueError(f"dtype has to be 'float32' or 'float64', not {dtype!r}.")
+    if hasattr(model, "cv_results_"):
+        check_is_fitted(model, "best_estimator_")
+        model = model.best_estimator_
     check_is_fitted(model)
+    model = _without_idle_steps(model)
     register_onnx_converters()
     from skl2onnx import convert_sklearn
     from skl2onnx.common.data_types import DoubleTensorType, FloatTensorType
 
     kind = FloatTensorType if dtype == "float32" else DoubleTensorType
-    n_features = getattr(model, "n_features_in_", np.shape(getattr(model, "coef_", ()))[-1:])
-    shape = [None, int(np.ravel(n_features)[0])]
-    converted = convert_sklearn(
-        model, initial_types=[("X", kind(shape))], target_opset={"": OPSET, "ai.onnx.ml": 3}
-    )
+    # coefficients set by hand bring no other attribute
+    n_features = getattr(model, "n_features_in_", None) or np.shape(model.coef_)[-1]
+    types = initial_types or [("X", kind([None, int(n_features)]))]
+    try:
+        converted = convert_sklearn(
+            model, initial_types=types, target_opset={"": OPSET, "ai.onnx.ml": 3}
+        )
+    except RuntimeError as error:
+        if initial_types is not None or "Unable to find column name" not in str(error):
+            raise
+        raise ValueError(
+            "The pipeline looks for columns by name. Give each its type: initial_types=["
+            "('size', FloatTensorType([None, 1])), ('colour', StringTensorType([None, 1]))], with "
+            "the types of skl2onnx.common.data_types."
+        ) from error
     if path is not None:
         _serialize.replace(path, converted.SerializeToString())
     return converted
@@ -91,31 +117,76 @@ def register_onnx_converters() -> None:
         ) from error
     for cls in (TorchLinearRegressor, TorchMLPRegressor):
         update_registered_converter(cls, f"Sktorch{cls.__name__}", _shapes, _convert)
+    for search in (BatchedGridSearchCV, BatchedRandomizedSearchCV):
+        update_registered_converter(
+            search, f"Sktorch{search.__name__}", _shapes_of_search, _convert_search
+        )
+
+
+def _without_idle_steps(model: Any) -> Any:
+    """A pipeline without steps that do nothing, which skl2onnx does not know."""
+    if not isinstance(model, Pipeline):
+        return model
+    return Pipeline([step for step in model.steps if step[1] not in (None, "passthrough")])
+
+
+def _is_double(operator: Any) -> bool:
+    from skl2onnx.common.data_types import DoubleTensorType
+
+    return any(isinstance(given.type, DoubleTensorType) for given in operator.inputs)
 
 
 def _shapes(operator: Any) -> None:
-    """The shape and type of the output."""
+    """The shape and type of the output; integers and booleans become single floats."""
+    from skl2onnx.common.data_types import DoubleTensorType, FloatTensorType
+
     layers, _ = operator.raw_operator._trained_layers()
-    kind = type(operator.inputs[0].type)
+    kind = DoubleTensorType if _is_double(operator) else FloatTensorType
     operator.outputs[0].type = kind([None, len(layers[-1][0])])
+
+
+def _shapes_of_search(operator: Any) -> None:
+    from skl2onnx.common.data_types import DoubleTensorType, FloatTensorType
+
+    best = fitted_step(operator.raw_operator)
+    n_outputs = len(best._trained_layers()[0][-1][0])
+    kind = DoubleTensorType if _is_double(operator) else FloatTensorType
+    operator.outputs[0].type = kind([None, n_outputs])
+
+
+def _convert_search(scope: Any, operator: Any, container: Any) -> None:
+    """The graph of the best estimator."""
+    from skl2onnx.algebra.onnx_operator import OnnxSubEstimator
+
+    best, opset = operator.raw_operator.best_estimator_, container.target_opset
+    (given,) = operator.inputs
+    last = OnnxSubEstimator(best, given, op_version=opset, output_names=operator.outputs[:1])
+    last.add_to(scope, container)
 
 
 def _convert(scope: Any, operator: Any, container: Any) -> None:
     """The graph of a fitted estimator: units, layers, and units again."""
-    from skl2onnx.algebra.onnx_ops import OnnxAdd, OnnxExp, OnnxIdentity, OnnxMatMul, OnnxMul
-    from skl2onnx.common.data_types import DoubleTensorType
+    from skl2onnx.algebra.onnx_ops import (
+        OnnxAdd,
+        OnnxCast,
+        OnnxConcat,
+        OnnxExp,
+        OnnxIdentity,
+        OnnxMatMul,
+        OnnxMul,
+    )
 
     estimator, opset = operator.raw_operator, container.target_opset
-    double = isinstance(operator.inputs[0].type, DoubleTensorType)
-    dtype = np.float64 if double else np.float32
+    dtype, number = (np.float64, 11) if _is_double(operator) else (np.float32, 1)
     layers, scaling = estimator._trained_layers()
     activation = getattr(estimator, "_fitted_activation", "identity")
 
     def call(op: Any, *args: Any, **settings: Any) -> Any:
-        arrays = [np.asarray(a, dtype) if isinstance(a, np.ndarray | float) else a for a in args]
+        arrays = [_rounded(a, dtype) if isinstance(a, np.ndarray | float) else a for a in args]
         return op(*arrays, op_version=opset, **settings)
 
-    h = operator.inputs[0]
+    columns = [call(OnnxCast, given, to=number) for given in operator.inputs]
+    h = call(OnnxConcat, *columns, axis=1) if len(columns) > 1 else columns[0]
     if scaling.x_offset.any() or (scaling.x_factor != 1).any():
         h = call(OnnxMul, call(OnnxAdd, h, -scaling.x_offset), scaling.x_factor)
     for i, (weight, bias) in enumerate(layers):
@@ -123,7 +194,7 @@ def _convert(scope: Any, operator: Any, container: Any) -> None:
         if bias is not None:
             h = call(OnnxAdd, h, bias)
         if i + 1 < len(layers):
-            h = _ACTIVATIONS[activation](call, h)
+            h = _ACTIVATIONS[activation](call, h, number)
     if scaling.y_offset.any() or (scaling.y_scale != 1).any():
         h = call(OnnxAdd, call(OnnxMul, h, scaling.y_scale), scaling.y_offset)
     if getattr(estimator, "_log_link", estimator.loss == "poisson"):
@@ -132,37 +203,49 @@ def _convert(scope: Any, operator: Any, container: Any) -> None:
     last.add_to(scope, container)
 
 
+def _rounded(values: Any, dtype: Any) -> Array:
+    """Numbers of the model in the precision of the graph; raises ValueError where they overflow."""
+    with np.errstate(over="ignore"):
+        out = np.asarray(values, dtype)
+    if not np.isfinite(out).all():
+        raise ValueError(
+            "No float32 holds the numbers of this model. Convert it with dtype='float64', or scale "
+            "its features and targets by powers of ten and fit again."
+        )
+    return out
+
+
 def _ops() -> Any:
     from skl2onnx.algebra import onnx_ops
 
     return onnx_ops
 
 
-def _leaky(call: Any, x: Any) -> Any:
+def _leaky(call: Any, x: Any, number: int) -> Any:
     below = call(_ops().OnnxRelu, call(_ops().OnnxNeg, x))
     return call(_ops().OnnxSub, call(_ops().OnnxRelu, x), call(_ops().OnnxMul, below, 0.01))
 
 
-def _elu(call: Any, x: Any) -> Any:
+def _elu(call: Any, x: Any, number: int) -> Any:
     below = call(_ops().OnnxNeg, call(_ops().OnnxRelu, call(_ops().OnnxNeg, x)))
     bent = call(_ops().OnnxAdd, call(_ops().OnnxExp, below), -1.0)
     return call(_ops().OnnxAdd, call(_ops().OnnxRelu, x), bent)
 
 
-def _gelu(call: Any, x: Any) -> Any:
+def _gelu(call: Any, x: Any, number: int) -> Any:
     # runtimes know the error function in single precision alone
     single = call(_ops().OnnxCast, call(_ops().OnnxMul, x, float(0.5**0.5)), to=1)
-    bent = call(_ops().OnnxCastLike, call(_ops().OnnxErf, single), x)
+    bent = call(_ops().OnnxCast, call(_ops().OnnxErf, single), to=number)
     return call(_ops().OnnxMul, call(_ops().OnnxMul, x, 0.5), call(_ops().OnnxAdd, bent, 1.0))
 
 
 # runtimes lack some operators in double precision, so these are made of simpler ones
 _ACTIVATIONS: dict[str, Any] = {
-    "identity": lambda call, x: x,
-    "relu": lambda call, x: call(_ops().OnnxRelu, x),
-    "tanh": lambda call, x: call(_ops().OnnxTanh, x),
-    "logistic": lambda call, x: call(_ops().OnnxSigmoid, x),
-    "silu": lambda call, x: call(_ops().OnnxMul, x, call(_ops().OnnxSigmoid, x)),
+    "identity": lambda call, x, _: x,
+    "relu": lambda call, x, _: call(_ops().OnnxRelu, x),
+    "tanh": lambda call, x, _: call(_ops().OnnxTanh, x),
+    "logistic": lambda call, x, _: call(_ops().OnnxSigmoid, x),
+    "silu": lambda call, x, _: call(_ops().OnnxMul, x, call(_ops().OnnxSigmoid, x)),
     "leaky_relu": _leaky,
     "elu": _elu,
     "gelu": _gelu,

@@ -10,7 +10,8 @@ from sklearn.utils.extmath import safe_sparse_dot
 from sklearn.utils.validation import check_is_fitted
 
 from ._as_sklearn import as_linear_regression
-from ._base import BaseTorchRegressor, can_partial_fit
+from ._base import BaseTorchRegressor
+from ._checks import can_partial_fit
 from ._compat import available_if, fit_context
 from ._data import like_input
 from ._linear import BaseLinear

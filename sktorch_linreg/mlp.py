@@ -12,7 +12,8 @@ import torch
 from sklearn.utils.validation import check_is_fitted
 
 from ._as_sklearn import as_mlp_regressor
-from ._base import BaseTorchRegressor, can_partial_fit
+from ._base import BaseTorchRegressor
+from ._checks import can_partial_fit
 from ._compat import Interval, InvalidParameterError, available_if, fit_context
 from ._data import CHUNK_BYTES, chunks, like_input, own_torch_settings, to_user_units
 from ._modules import ACTIVATIONS

@@ -1,4 +1,4 @@
-"""Pictures of training: loss curves, learning rates, fitted lines.
+"""Pictures of training: loss curves and learning rates.
 
 Displays hold data, drawn by `plot`; artists end in ``_``. They need matplotlib, which the extra
 ``plot`` brings.
@@ -12,11 +12,13 @@ from typing import Any, Self
 import numpy as np
 from sklearn.utils.validation import check_is_fitted
 
-from ._figures import fitted_step, new_axes
-from ._types import Array
+from ._figures import fitted_step, new_axes, styled
+from ._types import Array, FloatArray
 
 # losses that differ by a larger factor are easier to read on a logarithmic axis
 LOG_RANGE = 10.0
+# scores below the best by more than this, or by more than so many times the best, tell nothing more
+SCORE_RANGE, ERROR_RANGE = 1.5, 4.0
 
 
 class LossCurveDisplay:
@@ -91,6 +93,9 @@ class LossCurveDisplay:
         ------
         NotFittedError
             If an estimator was not fitted.
+        ValueError
+            If there are no estimators or not as many names, two names are the same, or an estimator
+            has no loss curve.
 
         Examples
         --------
@@ -104,16 +109,30 @@ class LossCurveDisplay:
         if not isinstance(estimator, Mapping):
             many = list(estimator) if isinstance(estimator, list | tuple) else [estimator]
             names = [name] if isinstance(name, str) else name
-            named = dict(zip(names or _names(many), many, strict=True))
+            names = list(names or _names(many))
+            if len(names) != len(many) or len(set(names)) < len(names):
+                raise ValueError(
+                    f"{len(many)} estimator(s) need as many names, all different; got {names!r}."
+                )
+            named = dict(zip(names, many, strict=True))
         models = {key: fitted_step(value) for key, value in named.items()}
+        if not models:
+            raise ValueError("There is no estimator to draw the loss of.")
         for model in models.values():
             check_is_fitted(model)
+            if not hasattr(model, "loss_curve_"):
+                raise ValueError(
+                    f"{type(model).__name__} has no loss_curve_. Those that have one are the "
+                    "estimators of this package, alone, as the last step of a pipeline or as the "
+                    "best estimator of a search, and MLPRegressor."
+                )
         return cls(
             {key: m.loss_curve_ for key, m in models.items()},
             {
                 key: m.validation_loss_curve_
                 for key, m in models.items()
-                if m.validation_loss_curve_
+                # that of scikit-learn has scores instead
+                if getattr(m, "validation_loss_curve_", None)
             },
         ).plot(ax, **kwargs)
 
@@ -147,25 +166,29 @@ class LossCurveDisplay:
         self.ax_ = ax = new_axes(ax)
         self.figure_ = ax.figure
         self.lines_, self.validation_lines_, self.best_points_ = [], [], []
+        style = styled(kwargs)
         for name, losses in self.loss_curves.items():
             epochs = np.arange(1, len(losses) + 1)
             held_out = self.validation_loss_curves.get(name)
             label = name if held_out is None else f"{name}, training"
-            (line,) = ax.plot(epochs, losses, label=label, **kwargs)
+            (line,) = ax.plot(epochs, losses, **{"label": label, **style})
             self.lines_.append(line)
             color, watched = line.get_color(), losses
             if held_out is not None:
-                style = {**kwargs, "color": color, "linestyle": "--"}
+                dashed = {**style, "color": color, "linestyle": "--"}
+                dashed["label"] = f"{style.get('label', name)}, validation"
                 self.validation_lines_ += ax.plot(
-                    np.arange(1, len(held_out) + 1), held_out, label=f"{name}, validation", **style
+                    np.arange(1, len(held_out) + 1), held_out, **dashed
                 )
                 watched = held_out
-            if mark_best and len(watched):
+            if mark_best and np.isfinite(watched).any():
                 best = int(np.nanargmin(watched))
                 self.best_points_ += ax.plot([best + 1], [watched[best]], "o", color=color)
         every = np.concatenate([*self.loss_curves.values(), *self.validation_loss_curves.values()])
         if log == "auto":
             log = bool(every.size and every.min() > 0 and every.max() > LOG_RANGE * every.min())
+            # another curve in these axes may have asked for it
+            log = log or ax.get_yscale() == "log"
         ax.set(xlabel="epoch", ylabel="loss", yscale="log" if log else "linear")
         ax.legend()
         return self
@@ -247,7 +270,7 @@ class LearningRateDisplay:
         Raises
         ------
         ValueError
-            If the search had no learning rates.
+            If the search had no learning rates, or no such score.
         """
         check_is_fitted(search, "cv_results_")
         results = search.cv_results_
@@ -256,10 +279,16 @@ class LearningRateDisplay:
             tried = [k.removeprefix("param_") for k in results if k.startswith("param_")]
             raise ValueError(f"The search had no parameter lr; it tried {', '.join(tried)}.")
         rates = np.ma.filled(results[names[0]].astype(float), np.nan)
+        if not np.isfinite(rates).any():
+            raise ValueError("The search tried no learning rate but None, the optimizer's own.")
+        known = [k.removeprefix("mean_test_") for k in results if k.startswith("mean_test_")]
+        if metric not in known:
+            raise ValueError(f"The search has no score {metric!r}; it has {', '.join(known)}.")
         mean, std = (results[f"{which}_test_{metric}"] for which in ("mean", "std"))
         lr = np.unique(rates[np.isfinite(rates)])
         best = [_best(np.flatnonzero(rates == rate), mean) for rate in lr]
-        error = std[best] / np.sqrt(search.n_splits_)
+        # scikit-learn's deviations are those of the scores at hand, not of more such folds
+        error = std[best] / np.sqrt(max(search.n_splits_ - 1, 1))
         return cls(lr, mean[best], error, score_name=metric).plot(ax, **kwargs)
 
     def plot(self, ax: Any = None, *, name: str | None = None, **kwargs: Any) -> Self:
@@ -287,13 +316,17 @@ class LearningRateDisplay:
         """
         self.ax_ = ax = new_axes(ax)
         self.figure_ = ax.figure
-        style = {"marker": "o", "markersize": 3, **kwargs}
-        (self.line_,) = ax.plot(self.lr, self.mean_score, label=name, **style)
+        style = {"marker": "o", "markersize": 3, "label": name, **styled(kwargs)}
+        (self.line_,) = ax.plot(self.lr, self.mean_score, **style)
         low, high = self.mean_score - self.std_error, self.mean_score + self.std_error
         color = self.line_.get_color()
         self.band_ = ax.fill_between(self.lr, low, high, color=color, alpha=0.15, linewidth=0)
         ax.set(xscale="log", xlabel="learning rate", ylabel=f"mean {self.score_name}")
-        if name is not None:
+        lowest = _lowest_of_interest(self.mean_score)
+        if lowest is not None:
+            # a rate at which training explodes would make a flat line of all others
+            ax.set_ylim(bottom=lowest)
+        if style["label"] is not None:
             ax.legend()
         return self
 
@@ -305,120 +338,11 @@ def _best(candidates: Array, mean: Array) -> int:
     return int(candidates[at])
 
 
-class FittedLineDisplay:
-    """Rows with one feature, and the line or curve that an estimator fitted to them.
-
-    It is advised to use `from_estimator`.
-
-    Parameters
-    ----------
-    x, y : array-like of shape (n_samples,)
-        The rows.
-    x_line, y_line : array-like of shape (n_points,)
-        The fitted line.
-
-    Attributes
-    ----------
-    ax_ : matplotlib Axes
-        Axes with the picture.
-    figure_ : matplotlib Figure
-        Figure of the axes.
-    points_ : matplotlib PathCollection
-        The rows.
-    line_ : matplotlib Line2D
-        The line.
-
-    Examples
-    --------
-    >>> from sktorch_linreg import FittedLineDisplay, TorchLinearRegressor
-    >>> X, y = [[0.0], [1.0]], [1.0, 3.0]
-    >>> display = FittedLineDisplay.from_estimator(TorchLinearRegressor().fit(X, y), X, y)
-    >>> display.y_line[[0, -1]].round(6)
-    array([1., 3.])
-    """
-
-    def __init__(self, x: Any, y: Any, x_line: Any, y_line: Any) -> None:
-        self.x, self.y = np.asarray(x), np.asarray(y)
-        self.x_line, self.y_line = np.asarray(x_line), np.asarray(y_line)
-
-    @classmethod
-    def from_estimator(
-        cls, estimator: Any, X: Any, y: Any, *, resolution: int = 200, ax: Any = None, **kwargs: Any
-    ) -> Self:
-        """Draw rows and the fitted line.
-
-        Parameters
-        ----------
-        estimator : estimator
-            Any fitted regressor.
-        X : array-like of shape (n_samples, 1)
-            The feature.
-        y : array-like of shape (n_samples,)
-            Targets.
-        resolution : int, default=200
-            Points of the line.
-        ax : matplotlib Axes, default=None
-            Axes to draw in; new ones by default.
-        **kwargs : dict
-            Handed to `plot`.
-
-        Returns
-        -------
-        display : FittedLineDisplay
-            The display.
-
-        Raises
-        ------
-        ValueError
-            If there is more than one feature or target.
-        """
-        x, target = np.asarray(X), np.asarray(y)
-        if x.ndim != 2 or x.shape[1] != 1 or target.size != len(x):
-            raise ValueError(
-                f"A fitted line needs one feature and one target; X has the shape {x.shape} and y "
-                f"{target.shape}. For more, see sklearn.inspection.PartialDependenceDisplay."
-            )
-        line = np.linspace(x.min(), x.max(), resolution, dtype=np.result_type(x, np.float32))
-        names = getattr(estimator, "feature_names_in_", None)
-        rows: Any = line[:, None]
-        if names is not None:
-            # in the frame that the estimator knows
-            rows = type(X)({names[0]: line})
-        return cls(x[:, 0], target.ravel(), line, np.ravel(estimator.predict(rows))).plot(
-            ax, **kwargs
-        )
-
-    def plot(self, ax: Any = None, *, name: str | None = None, **kwargs: Any) -> Self:
-        """Draw the picture.
-
-        Parameters
-        ----------
-        ax : matplotlib Axes, default=None
-            Axes to draw in; new ones by default.
-        name : str, default=None
-            Name of the line for the legend.
-        **kwargs : dict
-            Handed to matplotlib for the line.
-
-        Returns
-        -------
-        display : FittedLineDisplay
-            The display.
-
-        Examples
-        --------
-        >>> from sktorch_linreg import FittedLineDisplay
-        >>> display = FittedLineDisplay([0.0, 1.0], [1.0, 3.0], [0.0, 1.0], [1.0, 3.0]).plot()
-        >>> len(display.line_.get_xdata())
-        2
-        """
-        self.ax_ = ax = new_axes(ax)
-        self.figure_ = ax.figure
-        self.points_ = ax.scatter(self.x, self.y, s=12, color="0.4")
-        (self.line_,) = ax.plot(
-            self.x_line, self.y_line, **{"color": "tab:red", "label": name, **kwargs}
-        )
-        ax.set(xlabel="x", ylabel="y")
-        if name is not None:
-            ax.legend()
-        return self
+def _lowest_of_interest(scores: FloatArray) -> float | None:
+    """Where to cut an axis of scores, of which the worst may be far below all others."""
+    finite = scores[np.isfinite(scores)]
+    if not len(finite):
+        return None
+    best = float(finite.max())
+    lowest = best - (SCORE_RANGE if best >= 0 else max(SCORE_RANGE, ERROR_RANGE * abs(best)))
+    return lowest if float(finite.min()) < lowest else None

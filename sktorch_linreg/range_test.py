@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import warnings
 from contextlib import suppress
 from typing import Any, Self
 
@@ -10,12 +11,12 @@ import numpy as np
 from sklearn.base import clone
 
 from ._base import BaseTorchRegressor
-from ._figures import fitted_step, new_axes
+from ._figures import fitted_step, new_axes, styled
 from ._net import Callback
 from ._types import FloatArray, TrainingDivergedError
 
-# a loss this many times the best one ends the test
-HOPELESS = 4.0
+# a loss that is above the best one by this many times what it had fallen to ends the test
+HOPELESS = 3.0
 # how far below the rate of the lowest loss training is safe
 BELOW = 10.0
 # what the mean over earlier batches keeps of itself in each
@@ -32,7 +33,7 @@ class _Sweep(Callback):  # type: ignore[misc]
     def __init__(self, rates: FloatArray) -> None:
         self.rates, self.losses = rates, list[float]()
         self.mean = _RunningMean()
-        self.best = math.inf
+        self.best, self.first = math.inf, math.nan
 
     def on_batch_begin(self, net: Any, batch: Any = None, training: bool = False, **_: Any) -> None:
         if not training:
@@ -47,9 +48,13 @@ class _Sweep(Callback):  # type: ignore[misc]
             return
         self.losses.append(float(loss))
         mean = self.mean.add(self.losses[-1])
+        if len(self.losses) == 1:
+            self.first = mean
         self.best = min(self.best, mean)
+        # losses may be negative, as those of counts are
+        scale = max(abs(self.best), self.first - self.best)
         enough = len(self.losses) == len(self.rates)
-        if enough or not math.isfinite(mean) or mean > HOPELESS * self.best:
+        if enough or not math.isfinite(mean) or mean - self.best > HOPELESS * scale:
             raise _Over
 
 
@@ -105,7 +110,13 @@ def lr_range_test(
     Raises
     ------
     ValueError
-        If the rates are not in ascending order, or the optimizer does not train by batches.
+        If the rates are not in ascending order, the optimizer does not train by batches, or the
+        loss is no number from the beginning.
+
+    Warns
+    -----
+    UserWarning
+        If the loss was lowest at the last rate.
 
     Examples
     --------
@@ -142,6 +153,8 @@ def lr_range_test(
         "warm_start": False,
         "checkpoint_dir": None,
     }
+    for name in [name for name in model.get_params() if name.startswith("lr_schedule__")]:
+        delattr(model, name)
     model.set_params(**settings)
     if not hasattr(model, "partial_fit") or optimizer == "lstsq":
         raise ValueError(
@@ -150,8 +163,27 @@ def lr_range_test(
         )
     with suppress(_Over, TrainingDivergedError):
         model.fit(X, y, sample_weight=sample_weight)
+    return _found(sweep)
+
+
+def _found(sweep: _Sweep) -> LRRangeTestDisplay:
+    """What the test has found; a warning where that is too little."""
     losses = np.array(sweep.losses)
-    return LRRangeTestDisplay(sweep.rates[: len(losses)], losses)
+    if not np.isfinite(losses[:1]).all():
+        raise ValueError(
+            f"The loss is {losses[0]} before any update, so that no rate is better than another. "
+            "Set standardize=True, or scale X and y."
+        )
+    found = LRRangeTestDisplay(sweep.rates[: len(losses)], losses)
+    lr_max = sweep.rates[-1]
+    if len(losses) == len(sweep.rates) and found.suggested_lr * BELOW >= 0.99 * lr_max:
+        warnings.warn(
+            f"The loss was still falling at lr_max={lr_max:g}, so the rate suggested may be far "
+            "below the best. Raise lr_max.",
+            UserWarning,
+            stacklevel=3,
+        )
+    return found
 
 
 class LRRangeTestDisplay:
@@ -221,7 +253,7 @@ class LRRangeTestDisplay:
         self.ax_ = ax = new_axes(ax)
         self.figure_ = ax.figure
         (self.points_,) = ax.plot(self.lr, self.loss, ".", color="0.7", markersize=3)
-        (self.line_,) = ax.plot(self.lr, self.smoothed_loss, **kwargs)
+        (self.line_,) = ax.plot(self.lr, self.smoothed_loss, **styled(kwargs))
         self.suggestion_ = ax.axvline(
             self.suggested_lr,
             color="tab:red",
@@ -230,7 +262,10 @@ class LRRangeTestDisplay:
         )
         ax.set(xscale="log", xlabel="learning rate", ylabel="loss of a batch")
         # what diverges at the end would hide the rest
-        highest = self.smoothed_loss[self.lr <= BELOW * self.suggested_lr].max()
-        ax.set_ylim(0.0, 1.5 * highest)
+        before = self.smoothed_loss[self.lr <= BELOW * self.suggested_lr]
+        before = before[np.isfinite(before)]
+        if len(before):
+            low = min(0.0, float(before.min()))
+            ax.set_ylim(1.1 * low, low + 1.5 * (float(before.max()) - low))
         ax.legend()
         return self

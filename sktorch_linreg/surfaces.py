@@ -6,13 +6,14 @@ from collections.abc import Mapping, Sequence
 from typing import Any, Self
 
 import numpy as np
+import scipy.sparse as sp
 import torch
 from sklearn.utils.validation import check_is_fitted
 
-from ._data import chunks
-from ._figures import fitted_step, new_axes
+from ._data import chunks, validate_rows
+from ._figures import before_last_step, fitted_step, new_axes
 from ._losses import resolve_loss
-from ._types import FloatArray
+from ._types import Array, FloatArray
 from .linear import TorchLinearRegressor
 
 
@@ -33,6 +34,8 @@ class LossSurfaceDisplay:
         Logarithm to base 10 of the loss along the path.
     names : tuple of str, default=("x", "y")
         Names of the parameters.
+    above_lowest : bool, default=False
+        Whether the losses are those above the lowest one.
 
     Attributes
     ----------
@@ -64,7 +67,9 @@ class LossSurfaceDisplay:
         path: Any = None,
         path_log_loss: Any = None,
         names: tuple[str, str] = ("x", "y"),
+        above_lowest: bool = False,
     ) -> None:
+        self.above_lowest = above_lowest
         self.x_values, self.y_values = np.asarray(x_values), np.asarray(y_values)
         self.log_loss, self.names = np.asarray(log_loss), names
         self.path = None if path is None else np.asarray(path)
@@ -78,7 +83,7 @@ class LossSurfaceDisplay:
         y: Any,
         *,
         params: Sequence[tuple[str, Any]] = (("intercept", 0), ("coef", 0)),
-        limits: Sequence[tuple[float, float]] | None = None,
+        limits: Any = None,
         sample_weight: Any = None,
         resolution: int = 100,
         ax: Any = None,
@@ -87,19 +92,22 @@ class LossSurfaceDisplay:
         """Work out and draw the loss of a fitted linear model over two parameters.
 
         All other parameters stay what they are. The loss is that of the estimator, without its
-        penalty, on the data in the user's units.
+        penalty, on the data in the user's units. A loss that is not always positive, as that of
+        counts, is taken above its lowest value in the picture.
 
         Parameters
         ----------
         estimator : TorchLinearRegressor
-            A fitted model; with ``record_path=True`` its path is drawn as well.
+            A fitted model; with ``record_path=True`` its path is drawn as well. Of a pipeline the
+            last step, whose parameters are those behind the steps before it.
         X : array-like of shape (n_samples, n_features)
             Features.
         y : array-like of shape (n_samples,) or (n_samples, n_targets)
             Targets.
         params : pair of (str, int) or (str, (int, int)), default=(("intercept", 0), ("coef", 0))
             What the axes are: ``("intercept", target)``, ``("coef", feature)`` or
-            ``("coef", (target, feature))``.
+            ``("coef", (target, feature))``. A feature is a number or, where the model was fitted to
+            a frame, its name.
         limits : pair of (low, high), default=None
             Ranges of both; by default round the fitted values and the path.
         sample_weight : array-like of shape (n_samples,), default=None
@@ -121,7 +129,7 @@ class LossSurfaceDisplay:
         TypeError
             If the estimator is not linear.
         ValueError
-            If a parameter is not there.
+            If a parameter is not there, or rows are wrong.
         """
         model = fitted_step(estimator)
         if not isinstance(model, TorchLinearRegressor):
@@ -131,21 +139,26 @@ class LossSurfaceDisplay:
         check_is_fitted(model)
         if len(params) != 2:
             raise ValueError(f"A surface has two parameters; got {params!r}.")
+        X = before_last_step(estimator, X)
         surface = _Surface(model, X, y, sample_weight, [_place(model, p) for p in params])
         path = surface.path()
-        ranges = limits or [_around(values) for values in path.T]
+        ranges = [_around(values) for values in path.T] if limits is None else limits
         across, up = (np.linspace(low, high, resolution) for low, high in ranges)
         points = np.stack([a.ravel() for a in np.meshgrid(across, up)])
         loss = surface.losses(points).reshape(resolution, resolution)
         recorded = len(path) > 1
+        on_path = surface.losses(path.T) if recorded else np.empty(0)
+        lowest = min(loss.min(), on_path.min(initial=np.inf))
+        floor = min(0.0, float(lowest))
         with np.errstate(divide="ignore"):
             return cls(
                 across,
                 up,
-                np.log10(loss),
+                _log_above(floor, loss),
                 path=path if recorded else None,
-                path_log_loss=np.log10(surface.losses(path.T)) if recorded else None,
+                path_log_loss=_log_above(floor, on_path) if recorded else None,
                 names=(_label(params[0]), _label(params[1])),
+                above_lowest=floor < 0,
             ).plot(ax, **kwargs)
 
     def plot(
@@ -183,7 +196,7 @@ class LossSurfaceDisplay:
         Raises
         ------
         ValueError
-            If `kind` is another.
+            If `kind` is another, or ``"3d"`` is to be drawn in flat axes.
 
         Examples
         --------
@@ -196,11 +209,17 @@ class LossSurfaceDisplay:
             raise ValueError(f"kind has to be 'contour' or '3d', not {kind!r}.")
         space = kind == "3d"
         self.ax_ = ax = new_axes(ax, subplot_kw={"projection": "3d"} if space else {})
+        if space and not hasattr(ax, "plot_surface"):
+            raise ValueError(
+                "kind='3d' needs three-dimensional axes, such as those of "
+                "fig.add_subplot(projection='3d')."
+            )
         self.figure_, self.path_ = ax.figure, []
         grid = np.meshgrid(self.x_values, self.y_values)
+        what = "log10 of the loss" + (" above its lowest" if self.above_lowest else "")
         if space:
             self.surface_ = ax.plot_surface(*grid, self.log_loss, cmap=cmap, alpha=0.7)
-            ax.set_zlabel("log10 of the loss")
+            ax.set_zlabel(what)
         else:
             self.surface_ = ax.contourf(*grid, self.log_loss, levels=levels, cmap=cmap)
         if self.path is not None:
@@ -211,7 +230,7 @@ class LossSurfaceDisplay:
             ends = [column[-1:] for column in columns]
             self.path_ += ax.plot(*ends, "*", color="white", markersize=10, label="end")
         if colorbar:
-            self.figure_.colorbar(self.surface_, ax=ax, label="log10 of the loss")
+            self.figure_.colorbar(self.surface_, ax=ax, label=what)
         ax.set(xlabel=self.names[0], ylabel=self.names[1])
         if not space:
             # a path that begins far away would make the surface small
@@ -226,17 +245,31 @@ def _label(param: tuple[str, Any]) -> str:
 def _place(model: TorchLinearRegressor, param: tuple[str, Any]) -> tuple[int, int]:
     """The target and the feature of a parameter; the feature is -1 for an intercept."""
     coef = np.atleast_2d(model.coef_)
-    kind, at = param
+    kind, at = param if len(param) == 2 and not isinstance(param, str) else ("", 0)
+    names = list(getattr(model, "feature_names_in_", ()))
     if kind == "coef":
         target, feature = at if isinstance(at, tuple) else (0, at)
-        if 0 <= target < coef.shape[0] and 0 <= feature < coef.shape[1]:
+        feature = names.index(feature) if feature in names else feature
+        known = not isinstance(feature, str) and 0 <= feature < coef.shape[1]
+        if known and 0 <= target < coef.shape[0]:
             return int(target), int(feature)
     elif kind == "intercept" and 0 <= at < coef.shape[0]:
         return int(at), -1
     raise ValueError(
         f"There is no parameter {param!r}. There are ('intercept', target) and ('coef', (target, "
-        f"feature)) with targets below {coef.shape[0]} and features below {coef.shape[1]}."
+        f"feature)) with targets below {coef.shape[0]} and features below {coef.shape[1]}"
+        f"{', or named ' + ', '.join(map(repr, names)) if names else ''}."
     )
+
+
+def _log_above(floor: float, losses: FloatArray) -> FloatArray:
+    """Logarithms of losses above a floor; the lowest itself as the next one."""
+    above = losses - floor
+    if floor < 0:
+        positive = above[above > 0]
+        above = np.maximum(above, positive.min(initial=1.0))
+    out: FloatArray = np.log10(above)
+    return out
 
 
 def _around(values: FloatArray) -> tuple[float, float]:
@@ -258,10 +291,15 @@ class _Surface:
         places: list[tuple[int, int]],
     ) -> None:
         self.model, self.places = model, places
-        self.X = np.asarray(X, dtype=np.float64)
-        self.y = np.asarray(y, dtype=np.float64).reshape(len(self.X), -1)
-        weight = np.ones(len(self.X)) if sample_weight is None else np.asarray(sample_weight)
-        self.share = torch.from_numpy(weight / weight.sum())
+        data, _ = validate_rows(model, X, y, sample_weight, reset=False)
+        if data.verify is not None:
+            data.verify()
+        n_targets = len(np.atleast_2d(model.coef_))
+        if data.n_targets != n_targets:
+            raise ValueError(f"The model has {n_targets} target(s), but y has {data.n_targets}.")
+        rows = data.X.toarray() if sp.issparse(data.X) else data.X
+        self.X, self.y = rows.astype(np.float64), data.y.astype(np.float64)
+        self.share = torch.from_numpy(data.weights / data.weights.sum())
         self.loss = resolve_loss(model.loss, model._options_of("loss__"))
 
     def path(self) -> FloatArray:
@@ -269,15 +307,22 @@ class _Surface:
         coef = getattr(self.model, "coef_path_", np.asarray(self.model.coef_)[None])
         intercept = getattr(self.model, "intercept_path_", np.asarray(self.model.intercept_)[None])
         coef = coef.reshape(len(coef), -1, self.X.shape[1])
-        intercept = intercept.reshape(len(intercept), -1)
-        columns = [intercept[:, t] if j < 0 else coef[:, t, j] for t, j in self.places]
+        return self._columns(coef, intercept)
+
+    def _columns(self, coef: Array, intercept: Array) -> FloatArray:
+        """Both parameters of coefficients (n, targets, features) and as many intercepts."""
+        flat = intercept.reshape(len(intercept), -1)
+        # without an intercept it is 0 for all targets
+        many = np.broadcast_to(flat, (len(coef), coef.shape[1]))
+        columns = [many[:, t] if j < 0 else coef[:, t, j] for t, j in self.places]
         return np.stack(columns, axis=1).astype(np.float64)
 
     def losses(self, points: FloatArray) -> FloatArray:
         """Mean losses at points of shape (2, n_points), by one product of rows and points."""
         coef = np.atleast_2d(np.asarray(self.model.coef_, dtype=np.float64))
         base = self.X @ coef.T + self.model.intercept_
-        now = self.path()[-1]
+        # which early stopping has put back to the best epoch of the path
+        now = self._columns(coef[None], np.asarray(self.model.intercept_)[None])[0]
         out = np.empty(points.shape[1])
         # a row for each parameter: by how much outputs change with it
         columns = [np.ones(len(self.X)) if j < 0 else self.X[:, j] for _, j in self.places]

@@ -143,3 +143,28 @@ def test_searches_over_frames(kind, search, model):
     assert_array_equal(ours.best_estimator_.feature_names_in_, list(COLUMNS))
     scores = cross_val_score(model, frame, target, cv=3)
     assert_allclose(scores, cross_val_score(model, ARRAY, TARGET, cv=3), rtol=1e-9)
+
+
+@pytest.mark.parametrize("where", ["fit", "predict", "target"])
+def test_missing_values_among_objects(where, model):
+    rows, target = [[1.0, 0.0], [2.0, 1.0], [3.0, 1.0]], [1.0, 2.0, 4.0]
+    if where == "fit":
+        rows[1][0] = None
+    if where == "target":
+        target[1] = None
+    name = "y" if where == "target" else "X"
+    if where == "predict":
+        model.fit(rows, target)
+        with pytest.raises(ValueError, match="Input X contains NaN"):
+            model.predict([[1.0, 1.0], [None, 1.0]])
+        return
+    with pytest.raises(ValueError, match=f"Input {name} contains NaN"):
+        model.fit(rows, target)
+
+
+def test_missing_booleans_of_pyarrow(model):
+    frame = pa.table({"size": COLUMNS["size"], "flag": pa.array(COLUMNS["flag"])})
+    model.fit(frame, TARGET)
+    holes = pa.table({"size": [1.0, 2.0], "flag": pa.array([True, None])})
+    with pytest.raises(ValueError, match="Input X contains NaN"):
+        model.predict(holes)

@@ -105,3 +105,41 @@ def test_defaults_of_subclasses_are_checked():
     assert list(NegativeDefault().get_params()) == ["alpha"]
     with pytest.raises(InvalidParameterError, match="'fit_intercept'"):
         TorchLinearRegressor(fit_intercept=1).fit(X, y)
+
+
+@pytest.mark.parametrize(
+    ("name", "meant"),
+    [
+        ("solver", "optimizer"),
+        ("max_iter", "max_epochs"),
+        ("learning_rate_init", "lr"),
+        ("learning_rate", "lr"),
+        ("momentum", "optimizer__momentum"),
+        ("penalty", "alpha"),
+    ],
+)
+def test_names_from_elsewhere_are_translated(name, meant):
+    for cls in (TorchLinearRegressor, TorchMLPRegressor):
+        with pytest.raises(TypeError, match=f"Did you mean '{meant}'"):
+            cls(**{name: 1})
+        with pytest.raises(ValueError, match=f"Did you mean '{meant}'"):
+            cls().set_params(**{name: 1})
+
+
+@pytest.mark.parametrize(
+    ("params", "match"),
+    [
+        ({"loss": "mse"}, "Did you mean 'squared_error'"),
+        ({"loss": "mae"}, "Did you mean 'absolute_error'"),
+        ({"activation": "sigmoid"}, "Did you mean 'logistic'"),
+        ({"optimizer__lr": 0.1}, "The learning rate is the parameter 'lr'"),
+    ],
+)
+def test_values_from_elsewhere_are_translated(params, match):
+    with pytest.raises(ValueError, match=match):
+        TorchMLPRegressor(**params).fit([[0.0], [1.0]], [0.0, 1.0])
+
+
+def test_what_lstsq_does_not_solve_is_named():
+    with pytest.raises(ValueError, match="squared error alone, not loss='huber'"):
+        TorchLinearRegressor(optimizer="lstsq", loss="huber").fit([[0.0], [1.0]], [0.0, 1.0])

@@ -169,3 +169,10 @@ def test_without_skl2onnx_the_error_names_the_extra(monkeypatch):
     monkeypatch.setitem(sys.modules, "skl2onnx", None)
     with pytest.raises(ImportError, match=r"sktorch_linreg\[onnx\]"):
         to_onnx(TorchLinearRegressor().fit(X, y))
+
+
+def test_a_network_goes_on_under_a_warm_start_of_scikit_learn():
+    other = TorchMLPRegressor(**SETTINGS).fit(X, 100 * y).to_sklearn()
+    other.set_params(warm_start=True, max_iter=50, tol=1e-9).fit(X, 100 * y)
+    # losses here, in other units, do not make it stop
+    assert other.n_iter_ == 50

@@ -4,14 +4,19 @@ import sys
 import warnings
 
 import numpy as np
+import pandas as pd
+import polars as pl
+import pyarrow as pa
 import pytest
+import scipy.sparse
+import torch
 from sklearn.base import clone
 from sklearn.datasets import load_diabetes
 from sklearn.exceptions import NotFittedError
 from sklearn.linear_model import LinearRegression
 from sklearn.model_selection import GridSearchCV
 from sklearn.pipeline import make_pipeline
-from sklearn.preprocessing import StandardScaler
+from sklearn.preprocessing import PolynomialFeatures, StandardScaler
 
 matplotlib = pytest.importorskip("matplotlib")
 matplotlib.use("Agg")
@@ -189,7 +194,8 @@ def test_scores_over_learning_rates(cls, in_pipeline):
         at = np.flatnonzero(rates == lr)
         best = at[results["mean_test_score"][at].argmax()]
         assert score == results["mean_test_score"][best]
-        assert error == results["std_test_score"][best] / 2
+        folds = [results[f"split{i}_test_score"][best] for i in range(4)]
+        assert error == pytest.approx(np.std(folds, ddof=1) / 2)
     assert display.ax_.get_xscale() == "log"
 
 
@@ -270,3 +276,164 @@ def test_without_matplotlib_the_error_names_the_extra(monkeypatch):
     monkeypatch.setitem(sys.modules, "matplotlib.pyplot", None)
     with pytest.raises(ImportError, match=r"sktorch_linreg\[plot\]"):
         LossCurveDisplay({"a": [1.0]}).plot()
+
+
+def test_surfaces_behind_the_steps_of_a_pipeline():
+    pipeline = make_pipeline(StandardScaler(), PolynomialFeatures(2), clone(LINEAR))
+    pipeline.fit(X[:, :3], y)
+    display = LossSurfaceDisplay.from_estimator(pipeline, X[:, :3], y)
+    error = np.mean((pipeline.predict(X[:, :3]) - y) ** 2)
+    assert display.path_log_loss[-1] == pytest.approx(np.log10(error))
+
+
+def test_a_path_that_early_stopping_leaves_before_its_end():
+    model = clone(LINEAR).set_params(lr=2.0, early_stopping=True).fit(X, y)
+    display = LossSurfaceDisplay.from_estimator(model, X, y)
+    for epoch in (0, 5, -1):
+        coef = model.coef_.copy()
+        coef[0] = model.coef_path_[epoch][0]
+        error = np.mean((X @ coef + model.intercept_path_[epoch] - y) ** 2)
+        assert display.path_log_loss[epoch] == pytest.approx(np.log10(error))
+
+
+def test_surfaces_of_losses_below_zero():
+    rng = np.random.default_rng(0)
+    rows = rng.normal(size=(100, 2))
+    counts = rng.poisson(np.exp(rows[:, 0] + 2))
+    model = TorchLinearRegressor(loss="poisson").fit(rows, counts)
+    params = (("coef", 0), ("coef", 1))
+    limits = [(0.5, 1.5), (-0.5, 0.5)]
+    display = LossSurfaceDisplay.from_estimator(model, rows, counts, params=params, limits=limits)
+    assert np.isfinite(display.log_loss).all()
+    # the lowest point is where the model is
+    row, column = np.unravel_index(np.argmin(display.log_loss), display.log_loss.shape)
+    step = np.diff(display.x_values)[0], np.diff(display.y_values)[0]
+    assert abs(display.x_values[column] - model.coef_[0]) <= step[0]
+    assert abs(display.y_values[row] - model.coef_[1]) <= step[1]
+    assert "above its lowest" in display.ax_.figure.axes[1].get_ylabel()
+
+
+def test_rows_of_a_surface_come_in_any_form():
+    frame = load_diabetes(as_frame=True).data
+    model = TorchLinearRegressor().fit(frame, y)
+    params = (("coef", "bmi"), ("coef", "bp"))
+    display = LossSurfaceDisplay.from_estimator(model, frame, y, params=params)
+    assert display.names == ("coef bmi", "coef bp")
+    plain = TorchLinearRegressor().fit(X, y)
+    for rows, target in (
+        (scipy.sparse.csr_matrix(X), y),
+        (torch.from_numpy(X).requires_grad_(), pd.Series(y)),
+    ):
+        with warnings.catch_warnings():
+            warnings.simplefilter("error")
+            other = LossSurfaceDisplay.from_estimator(
+                plain,
+                rows,
+                target,
+                params=(("coef", 2), ("coef", 3)),
+                sample_weight=np.ones(len(y), dtype=np.float32),
+                limits=np.array([display.x_values[[0, -1]], display.y_values[[0, -1]]]),
+            )
+        np.testing.assert_allclose(other.log_loss, display.log_loss, rtol=1e-9)
+    with pytest.raises(ValueError, match="named 'age'"):
+        LossSurfaceDisplay.from_estimator(model, frame, y, params=("bmi", "bp"))
+    with pytest.raises(ValueError, match="Input X contains NaN"):
+        LossSurfaceDisplay.from_estimator(plain, X * np.nan, y)
+    with pytest.raises(ValueError, match="projection='3d'"):
+        LossSurfaceDisplay.from_estimator(plain, X, y, kind="3d", ax=plt.subplots()[1])
+
+
+def test_a_target_without_an_intercept_has_one_of_zero():
+    model = TorchLinearRegressor(fit_intercept=False).fit(X, np.stack([y, -y], axis=1))
+    params = (("intercept", 1), ("coef", (1, 0)))
+    display = LossSurfaceDisplay.from_estimator(model, X, np.stack([y, -y], axis=1), params=params)
+    assert display.x_values.min() < 0 < display.x_values.max()
+
+
+def test_range_tests_of_losses_below_zero():
+    rng = np.random.default_rng(0)
+    rows = rng.normal(size=(300, 3)) / 10
+    model = TorchLinearRegressor(optimizer="adam", loss="poisson", standardize=False)
+    with pytest.warns(UserWarning, match="still falling at lr_max=10"):
+        found = lr_range_test(model, rows, np.full(300, 50))
+    assert len(found.lr) == 200
+    low, high = LRRangeTestDisplay([0.1, 1, 10], [-1, -3, -2]).plot().ax_.get_ylim()
+    assert low < -2 < high
+
+
+def test_range_tests_leave_schedules_out():
+    model = TorchMLPRegressor(lr_schedule="step", lr_schedule__step_size=3, random_state=0)
+    plain = TorchMLPRegressor(random_state=0)
+    np.testing.assert_array_equal(lr_range_test(model, X, y).loss, lr_range_test(plain, X, y).loss)
+    assert model.lr_schedule__step_size == 3
+
+
+def test_a_range_test_of_infinite_losses():
+    model = TorchLinearRegressor(optimizer="adam", standardize=False, dtype="float32")
+    with pytest.raises(ValueError, match="before any update"):
+        lr_range_test(model, X, y * 1e30)
+
+
+def test_names_and_models_that_cannot_be_drawn():
+    model = clone(LINEAR).fit(X, y)
+    for names in (["A", "A"], ["A"]):
+        with pytest.raises(ValueError, match="as many names, all different"):
+            LossCurveDisplay.from_estimator([model, model], name=names)
+    with pytest.raises(ValueError, match="no estimator"):
+        LossCurveDisplay.from_estimator([])
+    with pytest.raises(ValueError, match="LinearRegression has no loss_curve_"):
+        LossCurveDisplay.from_estimator(LinearRegression().fit(X, y))
+    network = TorchMLPRegressor(max_epochs=3, tol=None).fit(X, y).to_sklearn()
+    assert len(LossCurveDisplay.from_estimator(network).lines_) == 1
+
+
+def test_short_names_of_styles():
+    model = TorchMLPRegressor(max_epochs=5, early_stopping=True, tol=None).fit(X, y)
+    display = LossCurveDisplay.from_estimator(model, c="red", ls=":", label="network")
+    assert display.lines_[0].get_linestyle() == ":"
+    assert display.validation_lines_[0].get_linestyle() == "--"
+    assert display.validation_lines_[0].get_color() == "red"
+    assert display.validation_lines_[0].get_label() == "network, validation"
+    line = FittedLineDisplay([0, 1], [0, 1], [0, 1], [0, 1]).plot(c="blue", lw=3).line_
+    assert (line.get_color(), line.get_linewidth()) == ("blue", 3)
+    rates = LearningRateDisplay([0.1, 1], [0, 1], [0, 0]).plot(label="here", ms=9)
+    assert rates.ax_.get_legend() is not None
+
+
+def test_a_later_curve_keeps_a_logarithmic_axis():
+    ax = LossCurveDisplay({"far": [1.0, 0.001]}).plot().ax_
+    assert LossCurveDisplay({"near": [1.0, 0.9]}).plot(ax).ax_.get_yscale() == "log"
+
+
+def test_rates_that_explode_do_not_flatten_the_others():
+    lr = [0.001, 0.01, 0.1, 1.0]
+    ax = LearningRateDisplay(lr, [0.2, 0.5, 0.4, -1e6], [0.1] * 4).plot().ax_
+    assert ax.get_ylim()[0] == pytest.approx(-1.0)
+    ax = LearningRateDisplay(lr, [-3.0, -2.0, -2.5, -1e6], [0.1] * 4).plot().ax_
+    assert ax.get_ylim()[0] == pytest.approx(-10.0)
+    ax = LearningRateDisplay(lr, [0.2, 0.5, 0.4, -0.5], [0.1] * 4).plot().ax_
+    assert ax.get_ylim()[0] < -0.5
+
+
+def test_scores_and_rates_that_a_search_does_not_have():
+    grid, scores = {"lr": [0.01, 0.1]}, ["r2", "neg_mean_absolute_error"]
+    search = BatchedGridSearchCV(clone(LINEAR), grid, scoring=scores, refit=False, cv=3).fit(X, y)
+    with pytest.raises(ValueError, match="it has r2, neg_mean_absolute_error"):
+        LearningRateDisplay.from_search(search)
+    assert LearningRateDisplay.from_search(search, metric="r2").score_name == "r2"
+    search = GridSearchCV(clone(LINEAR), {"lr": [None]}, cv=2).fit(X, y)
+    with pytest.raises(ValueError, match="no learning rate but None"):
+        LearningRateDisplay.from_search(search)
+
+
+@pytest.mark.parametrize("make", [pd.DataFrame, pl.DataFrame, pa.table])
+def test_lines_over_a_named_feature(make):
+    frame = make({"bmi": X[:, 2]})
+    model = TorchLinearRegressor().fit(frame, y)
+    display = FittedLineDisplay.from_estimator(model, frame, y)
+    assert display.ax_.get_xlabel() == "bmi"
+    with warnings.catch_warnings():
+        # of feature names that an array does not have
+        warnings.simplefilter("ignore")
+        other = FittedLineDisplay.from_estimator(model, X[:, [2]], y)
+    np.testing.assert_allclose(other.y_line, display.y_line)

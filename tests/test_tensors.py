@@ -106,3 +106,14 @@ def test_what_is_not_finite_is_refused(name, bad, dispatch):
         y[0] = bad
         with pytest.raises(ValueError, match="y contains"):
             model.fit(x[:3], y[:3])
+
+
+@pytest.mark.parametrize("name", ["exact", "mlp"])
+def test_scores_of_tensors_that_numpy_does_not_take(name):
+    y = Y[:, 0]
+    model = clone(MODELS[name]).fit(X, y)
+    expected = model.score(X, y)
+    target = torch.from_numpy(y)
+    assert model.score(torch.from_numpy(X), target.clone().requires_grad_()) == expected
+    rough = model.score(torch.from_numpy(X), target.bfloat16(), torch.ones(len(y)).bfloat16())
+    assert rough == pytest.approx(expected, abs=0.05)
