@@ -62,8 +62,11 @@ def setup(app):
 
 
 html_theme = "pydata_sphinx_theme"
-html_title = "sktorch_linreg"
+html_title = f"sktorch_linreg {release}"
 html_show_sphinx = False
+html_static_path = ["_static"]
+html_css_files = ["site.css"]
+html_sidebars = {name: [] for name in ("index", "getting_started", "architecture")}
 html_theme_options = {
     "show_prev_next": False,
     "navbar_align": "left",

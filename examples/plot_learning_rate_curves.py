@@ -46,6 +46,11 @@ n_fits = len(search.cv_results_["params"]) * folds.n_splits
 print(f"{n_fits} networks in {seconds:.1f} s, {1e3 * seconds / n_fits:.2f} ms each")
 
 # %%
+# What no learning rate is needed for: the exact linear model, on the same folds.
+exact = BatchedGridSearchCV(TorchLinearRegressor(), {"alpha": [0.0]}, cv=folds).fit(X, y)
+print(f"exact linear model: {exact.best_score_:.4f}")
+
+# %%
 # `cv_results_` has GridSearchCV's keys: a mean and a spread for each candidate.
 results = search.cv_results_
 fig, ax = plt.subplots(figsize=(8, 4.8), layout="constrained")
@@ -60,10 +65,6 @@ for optimizer in optimizers:
     good, best = lr[mean > mean.max() - 0.02], lr[mean.argmax()]
     print(f"{optimizer:10}{best:11.4f}{mean.max():9.4f}   {good[0]:.4f} to {good[-1]:.4f}")
 
-# %%
-# What no learning rate is needed for: the exact linear model, on the same folds.
-exact = BatchedGridSearchCV(TorchLinearRegressor(), {"alpha": [0.0]}, cv=folds).fit(X, y)
-print(f"\nexact linear model: {exact.best_score_:.4f}")
 ax.axhline(exact.best_score_, color="black", linestyle="--", label="exact linear model")
 ax.set(xscale="log", xlabel="learning rate", ylabel="mean R2 of 10 folds", ylim=(-0.3, 0.6))
 ax.set_title("Learning-rate curves of a small network on the diabetes data")

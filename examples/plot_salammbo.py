@@ -2,9 +2,9 @@
 Salammbo: three kinds of descent on unscaled data
 =================================================
 
-Letters and A's in the fifteen chapters of a novel. On the raw counts batch, stochastic and
-mini-batch descent each walk down a very narrow valley; on standardised data, which is what the
-estimator does by itself, the same optimizer arrives.
+Letters and A's in the fifteen chapters of a novel. On the raw counts the loss is a very narrow
+valley: batch, stochastic and mini-batch descent find its floor at once, and then hardly move along
+it. On standardised data, which is what the estimator does by itself, the same optimizer arrives.
 """
 
 from pathlib import Path
@@ -45,7 +45,9 @@ for name, model in {**runs, "least squares": exact}.items():
 
 # %%
 # The loss of each epoch, the way of each run over the surface of the loss, and the fitted line. The
-# surface is worked out for all points at once.
+# surface is worked out for all points at once; its axes are those of the published pictures, which
+# the run of the third row does not reach in its 40 epochs. Losses of the last row are shares of the
+# variance, since it is trained on standardised data; its surface is in the units of the others.
 limits = ((-1000, 1000), (0, 0.15))
 fig, axes = plt.subplots(len(runs), 3, figsize=(13, 3.4 * len(runs)), layout="constrained")
 for row, (name, model) in zip(axes, runs.items(), strict=True):

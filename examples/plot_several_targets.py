@@ -50,7 +50,7 @@ left.set(yscale="log", xlabel="epoch", ylabel="mean squared error", title="Loss 
 left.legend()
 for t, name in enumerate(("apples", "oranges")):
     right.plot(Y[:, t], predictions[1][:, t], "o", label=f"{name}, trained in batches")
-    right.plot(Y[:, t], predictions[2][:, t], "x", color="black", label=f"{name}, exact")
+right.plot(Y.ravel(), predictions[2].ravel(), "x", color="black", label="both, exact")
 right.axline((20, 20), slope=1, color="grey", linewidth=1)
 right.set(xlabel="yield", ylabel="predicted yield", title="Predictions")
 right.legend()

@@ -27,46 +27,48 @@ X_train, X_test, y_train, y_test = train_test_split(X, y, random_state=0)
 network = TorchMLPRegressor(
     hidden_layer_sizes=(32,), batch_size=32, alpha=0.01, max_epochs=15, tol=None, random_state=0
 )
-fig, axes = plt.subplots(2, 2, figsize=(11, 8.5), layout="constrained")
-(first, second), (third, fourth) = axes
 
 # %%
 # A few hundred batches at growing rates, on a copy of the network. Above some rate the loss turns
 # round; a tenth of the rate at the lowest loss is a good guess.
 found = lr_range_test(network, X_train, y_train)
-found.plot(ax=first)
-first.set_title("1. Where to search")
+print(f"range test suggests lr = {found.suggested_lr:.2g}")
 
 # %%
 # All rates round the guess, five folds each, trained together.
 rates = found.suggested_lr * np.geomspace(1 / 50, 50, 21)
 search = BatchedGridSearchCV(network, {"lr": rates}, cv=5).fit(X_train, y_train)
-LearningRateDisplay.from_search(search).plot(ax=second)
+print(f"the search finds lr = {search.best_params_['lr']:.2g}, R2 {search.best_score_:.3f}")
+
+# %%
+# Trained for long, with a tenth of the rows held out; the weights of the best epoch are those of
+# the model.
+settings = {"early_stopping": True, "max_epochs": 200, "n_iter_no_change": 200}
+model = search.best_estimator_.set_params(**settings).fit(X_train, y_train)
+best = int(np.argmin(model.validation_loss_curve_)) + 1
+print(f"best epoch {best} of {model.n_iter_}")
+
+# %%
+# On patients that neither has seen the network is worth no more than the exact linear model.
+linear = TorchLinearRegressor().fit(X_train, y_train)
+scores = {"network": model.score(X_test, y_test), "linear": linear.score(X_test, y_test)}
+print(f"R2 on held-out patients: network {scores['network']:.3f}, linear {scores['linear']:.3f}")
+
+# %%
+# The four pictures. scikit-learn's own display takes the estimator as it takes any other.
+fig, axes = plt.subplots(2, 2, figsize=(11, 8.5), layout="constrained")
+(first, second), (third, fourth) = axes
+found.plot(ax=first)
+first.set_title("1. Where to search")
+LearningRateDisplay.from_search(search, ax=second)
 second.axvline(found.suggested_lr, color="tab:red", linestyle="--", label="range test")
 second.set(title="2. Which rate", ylim=(0.0, 0.6))
 second.legend(loc="lower center")
-
-# %%
-# Trained for long, with a tenth of the rows held out: the best epoch is marked, and its weights are
-# those of the model.
-settings = {"early_stopping": True, "max_epochs": 200, "n_iter_no_change": 200}
-model = search.best_estimator_.set_params(**settings).fit(X_train, y_train)
 LossCurveDisplay.from_estimator(model, name="network", ax=third)
 third.set_title("3. When to stop")
-
-# %%
-# Held-out patients; scikit-learn's own display takes the estimator as it takes any other.
 PredictionErrorDisplay.from_estimator(
     model, X_test, y_test, kind="actual_vs_predicted", ax=fourth, scatter_kwargs={"alpha": 0.6}
 )
-linear = TorchLinearRegressor().fit(X_train, y_train)
-scores = {"network": model.score(X_test, y_test), "linear": linear.score(X_test, y_test)}
 fourth.set_title(f"4. What it is worth: R2 {scores['network']:.2f}, linear {scores['linear']:.2f}")
-
 fig.savefig("tuning_a_network.png", dpi=120)
-print(f"range test suggests lr = {found.suggested_lr:.2g}")
-print(f"the search finds lr = {search.best_params_['lr']:.2g}, R2 {search.best_score_:.3f}")
-best = int(np.argmin(model.validation_loss_curve_)) + 1
-print(f"best epoch {best} of {model.n_iter_}")
-print(f"R2 on held-out patients: network {scores['network']:.3f}, linear {scores['linear']:.3f}")
 print("picture: tuning_a_network.png")

@@ -406,7 +406,7 @@ def resolve_device(device: Any) -> torch.device:
     if resolved is None or (resolved.type != "cpu" and str(resolved) not in known):
         raise ValueError(
             f"The device {str(device)!r} is not there. Available here: {', '.join(known)}. "
-            "device='auto' takes the fastest of them."
+            "device='auto' takes the first of cuda, mps and cpu that is there."
         )
     return resolved
 

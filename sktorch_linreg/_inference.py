@@ -65,7 +65,10 @@ class ExactResults:
 
     @property
     def singular_(self) -> Array:
-        """Singular values of the centred X."""
+        """Singular values of the weighted X, centred if there is an intercept.
+
+        Worked out when asked for; only where `rank_` is.
+        """
         if "_singular" in vars(self):
             return self._singular
         stats = self._exact_statistics("singular_")
@@ -110,7 +113,11 @@ class ExactResults:
 
     @property
     def coef_std_err_(self) -> Array:
-        """Standard errors of the fitted coefficients."""
+        """Standard errors of the fitted coefficients, in the shape of `coef_`.
+
+        Least squares without a penalty alone, where X has full rank and more rows than parameters;
+        weights count as precisions.
+        """
         _, inverse, norms, variance = self._inference("coef_std_err_")
         leverage = np.sqrt(np.einsum("ij,ij->i", inverse, inverse)) / norms
         out: Array = self._as_fitted(np.sqrt(variance)[:, None] * leverage)
@@ -118,7 +125,10 @@ class ExactResults:
 
     @property
     def intercept_std_err_(self) -> Any:
-        """Standard errors of the fitted intercepts, 0.0 where there are none."""
+        """Standard errors of the fitted intercepts, 0.0 where there are none.
+
+        There under the same conditions as those of the coefficients.
+        """
         stats, inverse, norms, variance = self._inference("intercept_std_err_")
         if not stats.intercept:
             return 0.0

@@ -65,8 +65,8 @@ def data_parallel(group: Any = None) -> Iterator[ProcessInfo]:
     """Share each `fit` and `partial_fit` inside with the other processes, which have other rows.
 
     Start a script on several processes with ``torchrun --nproc-per-node 2 script.py``. Each process
-    passes rows of its own; all of them end with the same model, the one that a single process with
-    all the rows would have found. Started by ``python`` the same script is that single process.
+    passes rows of its own, and all of them end with one and the same model. Started by ``python``
+    the same script is one process.
 
     Exact solvers add up the sufficient statistics of the processes. Optimizers add up gradients,
     update by update: `batch_size` counts the rows of an update in all processes, each of which

@@ -85,7 +85,8 @@ class TorchLinearRegressor(BaseLinear):
         Whether to centre and scale features and target inside. Without an intercept they are only
         scaled, by their root mean square.
     device : str or torch.device, default="cpu"
-        ``"cpu"``, ``"cuda"``, ``"cuda:1"``, ``"mps"``, or ``"auto"`` for the fastest there is.
+        ``"cpu"``, ``"cuda"``, ``"cuda:1"``, ``"mps"``, or ``"auto"`` for the first
+        of cuda, mps and the CPU that is there.
     dtype : {"auto", "float32", "float64"} or torch.dtype, default="auto"
         Compute type; ``"auto"`` keeps float32 and float64 input, other input becomes float64.
     warm_start : bool, default=False

@@ -22,7 +22,7 @@ from ._types import Array, FitResult, FitSpec, Layers, Scaling, TrainingData
 
 
 class TorchMLPRegressor(BaseTorchRegressor):
-    """Neural-network regression in PyTorch with the interface of scikit-learn's ``MLPRegressor``.
+    """Neural-network regression in PyTorch, for what scikit-learn's ``MLPRegressor`` is for.
 
     Features and target are standardised inside, so that raw data just work; `coefs_`,
     `intercepts_` and predictions are in the units of `X` and `y`.
@@ -78,7 +78,8 @@ class TorchMLPRegressor(BaseTorchRegressor):
     standardize : bool, default=True
         Whether to centre and scale features and target inside.
     device : str or torch.device, default="cpu"
-        ``"cpu"``, ``"cuda"``, ``"cuda:1"``, ``"mps"``, or ``"auto"`` for the fastest there is.
+        ``"cpu"``, ``"cuda"``, ``"cuda:1"``, ``"mps"``, or ``"auto"`` for the first
+        of cuda, mps and the CPU that is there.
     dtype : {"auto", "float32", "float64"} or torch.dtype, default="float32"
         Compute type in training; predictions are made in the precision of `X`.
     warm_start : bool, default=False
@@ -136,7 +137,7 @@ class TorchMLPRegressor(BaseTorchRegressor):
     See Also
     --------
     TorchLinearRegressor : The linear model with the same interface.
-    sklearn.neural_network.MLPRegressor : The estimator whose parameters these are.
+    sklearn.neural_network.MLPRegressor : Networks in numpy, most of whose parameters these are.
 
     Notes
     -----

@@ -79,7 +79,12 @@ def test_figures_of_the_readme_are_those_of_the_benchmarks_page():
 
 
 def test_every_page_is_reached_from_the_index():
-    index = (ROOT / "docs" / "index.md").read_text()
-    pages = {p.stem for p in (ROOT / "docs").glob("*.md")} - {"index"}
-    listed = set(re.findall(r"^(\w+)$", index, flags=re.M))
-    assert pages <= listed
+    reached, left = set(), {"index"}
+    while left:
+        page = left.pop()
+        reached.add(page)
+        text = (ROOT / "docs" / f"{page}.md").read_text()
+        for tree in re.findall(r"^```{toctree}\n(.*?)^```$", text, flags=re.M | re.S):
+            names = re.findall(r"^(?:.*<)?(\w+)>?$", tree, flags=re.M)
+            left |= {n for n in names if (ROOT / "docs" / f"{n}.md").exists()} - reached
+    assert reached == {p.stem for p in (ROOT / "docs").glob("*.md")}
