@@ -4,14 +4,15 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
 from typing import Any
 
 import numpy as np
 import scipy.sparse as sp
+import torch
 
 from ._processes import Processes
-from ._types import FitSpec, Layers, TrainingData
+from ._types import FitResult, FitSpec, Layers, TrainingData
 
 PLAIN = (bool, int, float, str, type(None))
 # what may differ without a difference to the fit
@@ -31,6 +32,8 @@ def _plain(value: Any) -> Any:
     """A value that is equal on all processes where it was given alike."""
     if isinstance(value, np.generic):
         value = value.item()
+    if isinstance(value, torch.dtype):
+        return str(value)
     if isinstance(value, PLAIN):
         return value
     if isinstance(value, list | tuple):
@@ -40,17 +43,20 @@ def _plain(value: Any) -> Any:
 
 def _facts(estimator: Any, local: Local, start: Layers | None, *, told: bool) -> dict[str, Any]:
     """What has to be the same on all processes."""
-    data, names, digest = local.data, vars(estimator).get("feature_names_in_"), None
+    spec, data, digest = local.spec, local.data, None
+    names = vars(estimator).get("feature_names_in_")
     if start is not None:
         parts = (np.ascontiguousarray(a).tobytes() for pair in start for a in pair if a is not None)
         digest = hashlib.sha256(b"".join(parts)).hexdigest()[:12]
     return {
         "the kind of estimator": type(estimator).__qualname__,
+        "the method called": "partial_fit" if spec.incremental else "fit",
         "the number of columns of X": data.n_features,
         "the names of the columns of X": None if names is None else tuple(map(str, names)),
         "the number of targets": data.n_targets,
         "the number of dimensions of y": local.n_dim,
         "the dtype of X": str(data.X.dtype),
+        "the dtype of the computation": str(spec.dtype),
         "whether X is sparse": bool(sp.issparse(data.X)),
         "whether there are callbacks of scikit-learn": told,
         "the checksum of the model gone on with": digest,
@@ -112,3 +118,13 @@ def _compare(facts: list[dict[str, Any]]) -> None:
                     f"{mine!r} on process 0 and {theirs!r} on process {rank}. Give all of them an "
                     "estimator with the same parameters, and rows with the same columns."
                 )
+
+
+def result_of_first(processes: Processes, result: FitResult) -> FitResult:
+    """The result with what the first process has found, whose rounding may differ from others'.
+
+    The net, the state of the optimizer and what callbacks have noted stay those of each process.
+    """
+    own = ("net", "state", "history", "warnings")
+    found = {f.name: getattr(result, f.name) for f in fields(result) if f.name not in own}
+    return replace(result, **processes.from_first(found))

@@ -18,7 +18,7 @@ from sklearn.base import MultiOutputMixin, RegressorMixin
 from sklearn.callback import CallbackSupportMixin
 from sklearn.utils.validation import check_is_fitted, validate_data
 
-from ._agreement import Local, agree
+from ._agreement import Local, agree, result_of_first
 from ._checkpoint import Checkpoint
 from ._checks import check_start, check_targets
 from ._compat import Interval, StrOptions
@@ -120,6 +120,7 @@ class BaseTorchRegressor(
     ) -> list[tuple[str, type[Warning]]]:
         goes_on = hasattr(self, "n_iter_") and (incremental or self.warm_start)
         told = not vars(self).keys().isdisjoint(("_skl_callbacks", "_parent_callback_ctx"))
+        processes = current_processes()
 
         def prepare() -> Local:
             data, n_dim = validate_rows(self, X, y, sample_weight, reset=not goes_on)
@@ -131,7 +132,6 @@ class BaseTorchRegressor(
             check_targets(data, spec)
             return Local(data, n_dim, spec)
 
-        processes = current_processes()
         if processes is None:
             local = prepare()
         else:
@@ -156,7 +156,11 @@ class BaseTorchRegressor(
             result = self._run(data, spec, goes_on, incremental, task)
         except ExtremeScales:
             result = self._run_rescaled(data, spec, goes_on or incremental, task)
-        take_over(self, result)
+        if processes is None:
+            take_over(self, result)
+        else:
+            result = result_of_first(processes, result)
+            processes.gather(lambda: take_over(self, result))
         if task is not None:
             task.end()
         return result.warnings

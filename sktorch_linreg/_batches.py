@@ -228,7 +228,9 @@ class BatchIterator:
         if isinstance(x, Tensor):
             xs = torch.split(x, size)
         else:
-            xs = [self.dataset.as_tensor(x[i : i + size]) for i in range(0, len(y), size)]
+            # of no rows there is one batch, as torch.split has it
+            starts = range(0, max(1, len(y)), size)
+            xs = [self.dataset.as_tensor(x[i : i + size]) for i in starts]
         column = None if weight is None else weight[:, None]
         weights = repeat(None) if column is None else torch.split(column, size)
         parts = zip(xs, torch.split(y, size), weights, torch.split(out, size), strict=False)

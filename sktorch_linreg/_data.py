@@ -18,6 +18,7 @@ from sklearn.utils import assert_all_finite, check_random_state
 from sklearn.utils.validation import validate_data
 
 from ._compat import check_sample_weight
+from ._processes import current_processes
 from ._types import Array, FitSpec, FloatArray, Layers, Moments, Scaling, TrainingData
 
 # rows of float64 work space at a time, in bytes
@@ -156,6 +157,12 @@ def validate_rows(
         weight = check_sample_weight(weight, X, dtype=np.float64, ensure_non_negative=True)
         least = weight.min()
     if not LEAST_WEIGHT <= weight.max() <= MOST_WEIGHT and weight.max() > 0:
+        if current_processes() is not None:
+            raise ValueError(
+                f"The largest sample_weight is {weight.max():.3g}; within data_parallel() weights "
+                f"have to lie between {LEAST_WEIGHT:g} and {MOST_WEIGHT:g}. Only their ratios "
+                "matter: multiply those of all processes by a power of ten."
+            )
         # only their ratios matter, and powers of two round nothing
         weight = np.ldexp(weight, -int(np.frexp(weight.max())[1]))
         least = weight.min()

@@ -52,7 +52,7 @@ class BaseLinear(ExactResults, BaseTorchRegressor):
             if spec.loss.name == "squared_error":
                 reason = (
                     f"takes {data.n_features} columns only in fit, without an L1 penalty and, "
-                    "where X is sparse, without positive=True"
+                    "where X is sparse, without positive=True, and not within data_parallel()"
                 )
             raise ValueError(
                 f"optimizer='lstsq' {reason}. Choose optimizer='auto', 'lbfgs' or, in partial_fit, "

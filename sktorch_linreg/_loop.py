@@ -165,7 +165,17 @@ class TrainingLoop:
     def _told_to_stop(self) -> bool:
         """Tell of an epoch that is done; whether a callback or the monitor wants no other."""
         monitor, task = self.run.monitor, self.run.task
-        stop, told = False, bool(self.callbacks_) or task is not None
+        told = bool(self.callbacks_) or task is not None
+        if told and self.run.share is not None:
+            # one that fails or stops does so on all processes
+            stop = any(self.run.share.processes.gather(self._tell_of_epoch))
+        else:
+            stop = told and self._tell_of_epoch()
+        return stop or monitor.stopped or (monitor.settled and not self._sharpen())
+
+    def _tell_of_epoch(self) -> bool:
+        """Tell callbacks of an epoch that is done; whether one of them wants no other."""
+        stop, task = False, self.run.task
         if self.callbacks_:
             self.optimizer_updates.publish()
             try:
@@ -173,11 +183,7 @@ class TrainingLoop:
             except StopTraining:
                 stop = True
             self.objective_.flat.take_parameters()
-        if task is not None and task.end_epoch(self.run.so_far):
-            stop = True
-        if told and self.run.share is not None:
-            stop = self.run.share.processes.any(stop)
-        return stop or monitor.stopped or (monitor.settled and not self._sharpen())
+        return bool(task is not None and task.end_epoch(self.run.so_far)) or stop
 
     def _begin_epoch(self) -> None:
         """Tell callbacks, and look at what they may have changed."""
@@ -230,6 +236,9 @@ class TrainingLoop:
     def _end_epoch(self, seconds: float) -> None:
         """Take the epoch's losses in, refuse those that are not finite, and step the schedule."""
         monitor, row, flat = self.run.monitor, self._row(), self.objective_.flat
+        if self.objective_.processes is not None:
+            # other processors may round differently
+            self.objective_.processes.from_first_(flat.values)
         loss, validation = row["train_loss"], row.get("valid_loss")
         updates: Any = self.optimizer_updates
         lr = float(updates.group["lr"])
@@ -357,7 +366,10 @@ class TrainingLoop:
             value: Tensor = smooth
             return value
 
-        updates.step(closure)
+        if objective.processes is not None and self.spec.is_lbfgs:
+            objective.processes.led(updates.step, closure, objective.flat.values)
+        else:
+            updates.step(closure)
         with torch.no_grad():
             objective.flat.take_parameters()
             objective.project_()

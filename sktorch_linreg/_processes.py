@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
@@ -32,9 +33,13 @@ class Processes:
     """
 
     def __init__(self, group: Any = None) -> None:
-        self._group: Any = dist.group.WORLD if group is None else group
-        self.rank: int = dist.get_rank(self._group)
-        self.size: int = dist.get_world_size(self._group)
+        joined: Any = dist.group.WORLD if group is None else group
+        self._group = joined
+        self.rank: int = dist.get_rank(joined)
+        self.size: int = dist.get_world_size(joined)
+        self._first = dist.get_global_rank(joined, 0) if self.rank >= 0 else -1
+        # a forked process has the memory of this one, but no part in the group
+        self.pid = os.getpid()
 
     def leave(self) -> None:
         """Let go of the group; one that outlives the interpreter's other parts aborts it."""
@@ -77,7 +82,41 @@ class Processes:
 
     def from_first_(self, tensor: Tensor) -> None:
         """Replace a tensor by that of the first process."""
-        dist.broadcast(tensor, src=dist.get_global_rank(self._group, 0), group=self._group)
+        dist.broadcast(tensor, src=self._first, group=self._group)
+
+    def from_first(self, value: Result) -> Result:
+        """The value that the first process has."""
+        found: list[Any] = [value if self.rank == 0 else None]
+        dist.broadcast_object_list(found, src=self._first, group=self._group)
+        out: Result = found[0]
+        return out
+
+    def led(self, step: Callable[[Callable[[], Tensor]], None], evaluate: Any, at: Tensor) -> None:
+        """Make the step of an optimizer that decides for itself how often to `evaluate`.
+
+        The first process makes it, and the others evaluate where it does: decisions of their own
+        might differ where they round differently. `at` are the parameters, which all end with.
+        """
+        again = torch.ones(1)
+        if self.rank == 0:
+
+            def closure() -> Tensor:
+                self.from_first_(again.fill_(1.0))
+                self.from_first_(at)
+                value: Tensor = evaluate()
+                return value
+
+            step(closure)
+            self.from_first_(again.fill_(0.0))
+        else:
+            while self._told(again):
+                self.from_first_(at)
+                evaluate()
+        self.from_first_(at)
+
+    def _told(self, flag: Tensor) -> bool:
+        self.from_first_(flag)
+        return bool(flag)
 
 
 def _description(error: Exception) -> tuple[type[Exception], str]:
@@ -103,7 +142,8 @@ def sharing(processes: Processes | None) -> Iterator[None]:
 
 def current_processes() -> Processes | None:
     """The processes that fits are to be shared by, or None where this one works alone."""
-    return _current.get()
+    found = _current.get()
+    return found if found is not None and found.pid == os.getpid() else None
 
 
 def refuse_sharing(name: str) -> None:
@@ -141,6 +181,8 @@ class Share:
         or take one a process.
         """
         edges = np.append(np.arange(0, self.n_samples, batch_size), self.n_samples)
+        if self.n_samples**2 > np.iinfo(np.int64).max:
+            edges = edges.astype(object)
         # n_batches + 1, n_processes
         cuts = edges[:, None] * np.array(self.counts) // self.n_samples
         rows = np.diff(cuts, axis=0)

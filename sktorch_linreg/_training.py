@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from typing import Any
 
@@ -21,7 +21,7 @@ from ._loop import Run
 from ._modules import MLPModule, make_module
 from ._monitor import Monitor
 from ._net import NetDataset, RegressionNet, make_net
-from ._prepare import prepare
+from ._prepare import Prepared, prepare
 from ._state import schedule_state, to_arrays
 from ._threads import threads_for
 from ._types import (
@@ -82,7 +82,7 @@ def train(
         state = None
     generator, dropout_generator = _generators(spec, generator, state)
     module.dropout.generator = dropout_generator
-    net = make_net(module, spec, state)
+    net = _shared(spec, lambda: make_net(module, spec, state))
     training, validation = prepared.datasets(spec, NetDataset)
     flat, monitor = net.objective_.flat, Monitor(spec, validation is not None)
     order = generator if spec.shuffle else None
@@ -101,13 +101,13 @@ def train(
         return result
 
     run.so_far = so_far
-    batch = min(spec.batch_size, rows.n_samples)
+    batch = _rows_per_step(prepared, spec)
     with threads_for(batch * sum(w.numel() for w in module.weights)):
         net.train(training, run)
     if monitor.best_values is not None:
         flat.values.copy_(monitor.best_values)
     if spec.processes is not None:
-        # other processors may round differently
+        # where a few rows stand for all each process trains for itself
         spec.processes.from_first_(flat.values)
     _check_finite(flat, monitor, net)
     result = so_far()
@@ -116,6 +116,7 @@ def train(
         "rates": spec.rates,
         "optimizer": net.optimizer_updates.state(),
         "schedule": schedule_state(net.schedule_),
+        "rank": 0 if spec.processes is None else spec.processes.rank,
         "generator": generator.get_state().numpy().copy(),
         "dropout": dropout_generator.get_state().cpu().numpy().copy(),
     }
@@ -129,6 +130,23 @@ def train(
     return result
 
 
+def _rows_per_step(prepared: Prepared, spec: FitSpec) -> int:
+    """Rows of an update in this process, or about so many, alike on all processes of a group."""
+    share = prepared.share
+    if share is None:
+        return min(spec.batch_size, prepared.rows.n_samples)
+    return min(spec.batch_size, share.n_samples) // share.processes.size
+
+
+def _shared(spec: FitSpec, work: Callable[[], RegressionNet]) -> RegressionNet:
+    """What `work` makes; an error on one process is one on all."""
+    if spec.processes is None:
+        return work()
+    made: list[RegressionNet] = []
+    spec.processes.gather(lambda: made.append(work()))
+    return made[0]
+
+
 def _generators(
     spec: FitSpec, first: torch.Generator, state: Mapping[str, Any] | None
 ) -> tuple[torch.Generator, torch.Generator]:
@@ -139,7 +157,7 @@ def _generators(
     rank = 0 if spec.processes is None else spec.processes.rank
     order = make_generator(spec.seed, stream=3 * rank) if rank else first
     masks = make_generator(spec.seed, stream=3 * rank + 2, device=spec.device)
-    if state is not None:
+    if state is not None and state.get("rank", 0) == rank:
         order.set_state(torch.from_numpy(np.asarray(state["generator"]).copy()))
         if state.get("dropout") is not None:
             masks.set_state(torch.from_numpy(np.asarray(state["dropout"]).copy()))

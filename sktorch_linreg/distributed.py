@@ -102,7 +102,8 @@ def data_parallel(group: Any = None) -> Iterator[ProcessInfo]:
     alone, and so are fits that `n_jobs` sends to other processes; scaling needs no step, since
     `standardize` counts the rows of all. Searches are refused, since their scores would differ.
     `early_stopping` holds rows out in each process and looks at their common loss. Callbacks run
-    in each process; where one of them stops training, all stop at the end of that epoch.
+    in each process; where one of them stops training, all stop at the end of that epoch. Those that
+    change what is trained have to decide by what is common to all, such as ``train_loss``.
     With ``device="cuda"`` each process uses the GPU of its ``LOCAL_RANK``.
 
     Examples

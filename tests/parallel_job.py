@@ -1,22 +1,27 @@
 """What two processes of torchrun do in test_distributed.py: fits on half of the rows each."""
 
 import gc
+import pickle
 import sys
+import tempfile
 import warnings
 from pathlib import Path
 
+import joblib
 import numpy as np
 import pytest
 import scipy.sparse as sp
 import torch
 import torch.distributed as dist
-from skorch.callbacks import Callback
+from sklearn.model_selection import cross_val_score
+from skorch.callbacks import Callback, TrainEndCheckpoint
 
 from sktorch_linreg import BatchedGridSearchCV, TorchLinearRegressor, TorchMLPRegressor
 from sktorch_linreg._processes import Processes
 from sktorch_linreg.distributed import data_parallel
 
 N = 200
+DTYPES = (torch.float32, torch.float64)
 
 
 class StopsEarly(Callback):
@@ -27,6 +32,24 @@ class StopsEarly(Callback):
     def on_epoch_end(self, net, **kwargs):
         if self.rank == 1 and len(net.history) == 7:
             raise KeyboardInterrupt
+
+
+class Fails(Callback):
+    """Fails on the second process."""
+
+    def __init__(self, when, rank):
+        self.when, self.rank = when, rank
+
+    def initialize(self):
+        self.fail("initialize")
+        return self
+
+    def on_epoch_end(self, net, **kwargs):
+        self.fail("on_epoch_end")
+
+    def fail(self, when):
+        if self.rank == 1 and when == self.when:
+            raise OSError("the disk is full")
 
 
 class Breaks(Callback):
@@ -174,6 +197,12 @@ def refusals(processes, X, y):
         "extreme, training": lambda: network().fit(X * (1e200 if rank else 1.0), y),
         "checkpoints": lambda: deaf.fit(X, y),
         "search": lambda: BatchedGridSearchCV(linear(optimizer="sgd"), {"lr": [0.1]}).fit(X, y),
+        "tiny weights": lambda: linear().fit(X, y, sample_weight=np.full(len(y), 1e-120)),
+        "wrong rate on one": lambda: linear(optimizer="sgd", lr=-1.0 if rank else 0.1).fit(X, y),
+        "other precision": lambda: network(dtype=DTYPES[rank]).fit(X, y),
+        "other method": lambda: (linear().fit if rank else linear().partial_fit)(X, y),
+        "callback fails at first": lambda: network(callbacks=[Fails("initialize", rank)]).fit(X, y),
+        "callback fails": lambda: network(callbacks=[Fails("on_epoch_end", rank)]).fit(X, y),
         "diverges": lambda: linear(optimizer="sgd", lr=1e9, batch_size=20).fit(X, y),
         "other kind": lambda: (network() if rank else linear(optimizer="adam")).fit(X, y),
         "stops amid an epoch": lambda: network(callbacks=[Breaks()]).fit(X, y),
@@ -185,6 +214,13 @@ def refusals(processes, X, y):
         except Exception as error:
             told[name] = f"{type(error).__name__}: {error}"
     return told
+
+
+def comm_first(value):
+    """What the first process has."""
+    found = [value]
+    dist.broadcast_object_list(found, src=0)
+    return found[0]
 
 
 def groups(processes, X, y):
@@ -232,6 +268,25 @@ def main(folder):
         warm = network(warm_start=True, shuffle=False, batch_size=20)
         found["warm start"] = learned(warm.fit(X, y).fit(X, y))
 
+        # sparse rows, of which one process has none in most batches
+        rare = linear(optimizer="sgd", lr=0.05, batch_size=10, max_epochs=3)
+        some = slice(0, 5) if rank else slice(None)
+        found["sparse batches of no rows"] = learned(rare.fit(sp.csr_matrix(X[some]), y[some]))
+
+        # copies of one model on all processes shuffle in orders of their own
+        copies = pickle.loads(comm_first(pickle.dumps(network(batch_size=20).partial_fit(X, y))))
+        copies.partial_fit(X, y)
+        found["copies"] = learned(copies)
+        found["order of copies"] = copies._training_state["generator"]
+
+        # a net that a callback pickles, and folds in forked processes
+        with tempfile.TemporaryDirectory() as own:
+            keeps = TrainEndCheckpoint(dirname=own, f_pickle="net.pkl")
+            network(callbacks=[keeps]).fit(X, y)
+            assert (Path(own) / "train_end_net.pkl").exists()
+        with joblib.parallel_config("multiprocessing"):
+            forked = cross_val_score(linear(), X, y, cv=3, n_jobs=2)
+
         # fewer rows than batches, on one of them
         few = slice(0, 3) if rank else slice(None)
         uneven = network(batch_size=8, max_epochs=5).fit(X[few], y[few])
@@ -249,6 +304,7 @@ def main(folder):
     # one that is left when the interpreter ends aborts it now and then
     left = [o for o in gc.get_objects() if isinstance(o, Processes)]
     assert all(o._group is None for o in left)
+    np.testing.assert_allclose(forked, cross_val_score(linear(), X, y, cv=3), rtol=1e-12)
     found["after the context"] = learned(linear().fit(X, y))
     path = Path(folder) / f"found{rank}.npz"
     np.savez(path, **found, told=np.array([f"{k}|{v}" for k, v in told.items()]))
