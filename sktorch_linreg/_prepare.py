@@ -44,24 +44,18 @@ class Prepared:
 
     def datasets(self, spec: FitSpec, cls: type[Dataset]) -> tuple[Dataset, Dataset | None]:
         """What is trained and validated on, in the trained space."""
-        parts = ((self.rows, self.share), (self.held_out, self.held_out_share))
-        if self.stats is None:
-            training, held_out = (
-                None
-                if rows is None
-                else cls.for_training(
-                    rows, self.scaling, spec, None if share is None else share.mean_weight
-                )
-                for rows, share in parts
-            )
-        else:
-            training = cls(*condensed(self.stats, self.scaling, spec))
-            held_out = None
-            if self.held_out is not None:
-                stats = statistics_of_all(self.held_out, spec)
-                held_out = cls(*condensed(stats, self.scaling, spec))
-        assert training is not None
-        return training, held_out
+
+        def dataset(rows: TrainingData, share: Share | None, stats: Statistics | None) -> Dataset:
+            if stats is not None:
+                return cls(*condensed(stats, self.scaling, spec))
+            mean_weight = None if share is None else share.mean_weight
+            return cls.for_training(rows, self.scaling, spec, mean_weight)
+
+        training = dataset(self.rows, self.share, self.stats)
+        if self.held_out is None:
+            return training, None
+        stats = None if self.stats is None else statistics_of_all(self.held_out, spec)
+        return training, dataset(self.held_out, self.held_out_share, stats)
 
 
 def statistics_of_all(rows: TrainingData, spec: FitSpec) -> Statistics:

@@ -76,10 +76,6 @@ class Processes:
         self.sum_(together)
         return [float(number) for number in together]
 
-    def any(self, flag: bool) -> bool:
-        """Whether the flag is set on at least one process."""
-        return self.sum([float(flag)])[0] > 0
-
     def from_first_(self, tensor: Tensor) -> None:
         """Replace a tensor by that of the first process."""
         dist.broadcast(tensor, src=self._first, group=self._group)

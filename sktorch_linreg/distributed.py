@@ -72,7 +72,8 @@ def data_parallel(group: Any = None) -> Iterator[ProcessInfo]:
     update by update: `batch_size` counts the rows of an update in all processes, each of which
     takes its share of them from its own rows, in an order of its own. Full-batch training of a
     linear model with squared error adds up statistics as well, and needs no exchange after that.
-    Where the order of rows plays no part, results equal those of one process to rounding.
+    Where the order of rows plays no part, results equal those of one process to rounding, which
+    L-BFGS on a network lets grow from epoch to epoch.
 
     Parameters
     ----------

@@ -118,9 +118,7 @@ def register_onnx_converters() -> None:
     for cls in (TorchLinearRegressor, TorchMLPRegressor):
         update_registered_converter(cls, f"Sktorch{cls.__name__}", _shapes, _convert)
     for search in (BatchedGridSearchCV, BatchedRandomizedSearchCV):
-        update_registered_converter(
-            search, f"Sktorch{search.__name__}", _shapes_of_search, _convert_search
-        )
+        update_registered_converter(search, f"Sktorch{search.__name__}", _shapes, _convert_search)
 
 
 def _without_idle_steps(model: Any) -> Any:
@@ -140,18 +138,9 @@ def _shapes(operator: Any) -> None:
     """The shape and type of the output; integers and booleans become single floats."""
     from skl2onnx.common.data_types import DoubleTensorType, FloatTensorType
 
-    layers, _ = operator.raw_operator._trained_layers()
+    layers, _ = fitted_step(operator.raw_operator)._trained_layers()
     kind = DoubleTensorType if _is_double(operator) else FloatTensorType
     operator.outputs[0].type = kind([None, len(layers[-1][0])])
-
-
-def _shapes_of_search(operator: Any) -> None:
-    from skl2onnx.common.data_types import DoubleTensorType, FloatTensorType
-
-    best = fitted_step(operator.raw_operator)
-    n_outputs = len(best._trained_layers()[0][-1][0])
-    kind = DoubleTensorType if _is_double(operator) else FloatTensorType
-    operator.outputs[0].type = kind([None, n_outputs])
 
 
 def _convert_search(scope: Any, operator: Any, container: Any) -> None:
