@@ -85,8 +85,6 @@ def agree(
                 "save the model of the first process between calls of fit with warm_start=True."
             )
         local = prepare()
-        if local.data.verify is not None:
-            local.data.verify()
         kept.append(local)
         return {
             "facts": _facts(estimator, local, start, told=told),

@@ -42,7 +42,7 @@ from ._modules import MLPModule, build_module
 from ._net import check_callbacks, wrap
 from ._optimizers import resolve_optimizer, resolve_schedule
 from ._parameters import ParametersMixin
-from ._processes import current_processes
+from ._processes import current_processes, safely
 from ._state import pack_history, unpack_history
 from ._training import train
 from ._types import (
@@ -100,10 +100,8 @@ class BaseTorchRegressor(
         before = dict(vars(self))
         processes = current_processes()
         try:
-            if processes is not None:
-                # a device that one of them lacks
-                processes.gather(lambda: str(resolve_device(self.device)))
-            with own_torch_settings(resolve_device(self.device)):
+            device = safely(processes, lambda: resolve_device(self.device))
+            with own_torch_settings(device):
                 caught = self._fit_or_fail(X, y, sample_weight, incremental)
         except BaseException:
             before |= {k: v for k, v in vars(self).items() if k in TASK_ATTRIBUTES}
@@ -125,7 +123,9 @@ class BaseTorchRegressor(
         def prepare() -> Local:
             data, n_dim = validate_rows(self, X, y, sample_weight, reset=not goes_on)
             spec = self._make_spec(data, incremental)
-            if data.verify is not None and spec.optimizer_class is not None:
+            # an exact solver looks at sums of its own rows, where it works alone
+            late = spec.optimizer_class is None and processes is None
+            if data.verify is not None and not late:
                 data.verify()
             if goes_on:
                 check_start(self._user_layers(), self._hidden(), self._log_link, data, spec)
@@ -156,11 +156,9 @@ class BaseTorchRegressor(
             result = self._run(data, spec, goes_on, incremental, task)
         except ExtremeScales:
             result = self._run_rescaled(data, spec, goes_on or incremental, task)
-        if processes is None:
-            take_over(self, result)
-        else:
+        if processes is not None:
             result = result_of_first(processes, result)
-            processes.gather(lambda: take_over(self, result))
+        safely(processes, lambda: take_over(self, result))
         if task is not None:
             task.end()
         return result.warnings

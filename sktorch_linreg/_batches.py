@@ -271,22 +271,24 @@ class SharedBatchIterator(BatchIterator):
 
     def blocks(self) -> Iterator[Block]:
         """The blocks of one epoch; a block may have no rows here."""
+        parts = super().blocks() if len(self.sizes) == 1 else self._parts()
+        for block, (_, together) in zip(parts, self.sizes, strict=True):
+            (batch,) = block.batches
+            yield block._replace(batches=[batch._replace(n_all=together)])
+
+    def _parts(self) -> Iterator[Block]:
+        """A block for each batch."""
         rows, order, start = self.dataset, None, 0
         if self.generator is not None:
             drawn = torch.randperm(len(rows), generator=self.generator)
             order = drawn.to(rows.y.device)
-        for mine, together in self.sizes:
+        for mine, _ in self.sizes:
             part = slice(start, start + mine)
             start += mine
             # there is one batch of so many rows
             self.batch_size = max(1, mine)
             if order is not None:
-                block = self._gather(order[part])
-            elif len(self.sizes) == 1:
-                block = self._kept.get(mine) or self._cut(rows.X, rows.y, rows.weight)
-                self._kept[mine] = block
+                yield self._gather(order[part])
             else:
                 weight = None if rows.weight is None else rows.weight[part]
-                block = self._cut(rows.X[part], rows.y[part], weight)
-            (batch,) = block.batches
-            yield block._replace(batches=[batch._replace(n_all=together)])
+                yield self._cut(rows.X[part], rows.y[part], weight)

@@ -18,6 +18,7 @@ from ._batches import Batch, TabularDataset
 from ._monitor import Monitor
 from ._objective import longer
 from ._optimizers import OrthantLBFGS
+from ._processes import on_all
 from ._report import EpochTable
 from ._types import TrainingDivergedError
 from ._updates import RuleUpdates, TorchUpdates
@@ -165,12 +166,11 @@ class TrainingLoop:
     def _told_to_stop(self) -> bool:
         """Tell of an epoch that is done; whether a callback or the monitor wants no other."""
         monitor, task = self.run.monitor, self.run.task
-        told = bool(self.callbacks_) or task is not None
-        if told and self.run.share is not None:
+        stop = False
+        if self.callbacks_ or task is not None:
             # one that fails or stops does so on all processes
-            stop = any(self.run.share.processes.gather(self._tell_of_epoch))
-        else:
-            stop = told and self._tell_of_epoch()
+            share = self.run.share
+            stop = any(on_all(None if share is None else share.processes, self._tell_of_epoch))
         return stop or monitor.stopped or (monitor.settled and not self._sharpen())
 
     def _tell_of_epoch(self) -> bool:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import replace
 from functools import partial
 from typing import Any, NoReturn
 
@@ -151,8 +150,6 @@ class RegressionNet(TrainingLoop, skorch.NeuralNet):  # type: ignore[misc]
         # Checkpoint pickles a net in the middle of training
         state: dict[str, Any] = super().__getstate__()
         state.update(run=None, objective_=None)
-        if self.spec is not None:
-            state.update(spec=replace(self.spec, processes=None))
         return state
 
     def get_dataset(self, X: Any, y: Any = None) -> Any:

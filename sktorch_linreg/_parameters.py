@@ -12,7 +12,7 @@ from sklearn.base import BaseEstimator
 
 from ._compat import InvalidParameterError, validate_parameter_constraints
 from ._names import nearest
-from ._processes import current_processes
+from ._processes import current_processes, safely
 
 # prefixes of options that are handed on: `optimizer__momentum` reaches the optimizer as `momentum`
 PREFIXES = ("optimizer__", "loss__", "lr_schedule__")
@@ -125,11 +125,7 @@ class ParametersMixin(BaseEstimator):  # type: ignore[misc]
 
     def _validate_params(self) -> None:
         """Check parameters, on all processes of a shared fit alike."""
-        processes = current_processes()
-        if processes is None:
-            self._check_params()
-        else:
-            processes.gather(self._check_params)
+        safely(current_processes(), self._check_params)
 
     def _check_params(self) -> None:
         """Check what is not a valid default; checking everything takes longer than a small fit."""

@@ -18,7 +18,7 @@ from ._data import (
     split_rows,
 )
 from ._extreme import check_moments
-from ._processes import Processes, Share
+from ._processes import Processes, Share, on_all, safely
 from ._standardize import moments
 from ._statistics import Statistics
 from ._types import FitSpec, Moments, Scaling, TrainingData
@@ -60,10 +60,7 @@ class Prepared:
 
 def statistics_of_all(rows: TrainingData, spec: FitSpec) -> Statistics:
     """Sufficient statistics of the rows, together with those of the other processes."""
-    if spec.processes is None:
-        return gather_statistics(rows, spec)
-    parts: list[Statistics] = spec.processes.gather(lambda: gather_statistics(rows, spec))
-    return reduce(Statistics.merge, parts)
+    return reduce(Statistics.merge, on_all(spec.processes, lambda: gather_statistics(rows, spec)))
 
 
 def moments_of_all(rows: TrainingData, spec: FitSpec) -> tuple[Moments, Moments]:
@@ -72,9 +69,7 @@ def moments_of_all(rows: TrainingData, spec: FitSpec) -> tuple[Moments, Moments]
     def mine() -> tuple[Moments, Moments]:
         return moments(rows.X, rows.weight), moments(rows.y, rows.weight)
 
-    if spec.processes is None:
-        return mine()
-    x, y = zip(*spec.processes.gather(mine), strict=True)
+    x, y = zip(*on_all(spec.processes, mine), strict=True)
     with np.errstate(over="ignore", invalid="ignore"):
         return reduce(Moments.merge, x), reduce(Moments.merge, y)
 
@@ -122,14 +117,9 @@ def prepare(
 
 
 def _check_moments(rows: TrainingData, x: Moments, y: Moments, spec: FitSpec) -> None:
-    def check() -> None:
-        check_moments(rows, x, y if spec.loss.scales_target else None)
-
-    if spec.processes is None:
-        check()
-    else:
-        # which looks at the rows of each as well
-        spec.processes.gather(check)
+    # which looks at the rows of each process as well
+    targets = y if spec.loss.scales_target else None
+    safely(spec.processes, lambda: check_moments(rows, x, targets))
 
 
 def _split_and_count(

@@ -142,6 +142,18 @@ def current_processes() -> Processes | None:
     return found if found is not None and found.pid == os.getpid() else None
 
 
+def on_all(processes: Processes | None, work: Callable[[], Result]) -> list[Result]:
+    """What `work` returns on each process; an error on one is one on all."""
+    return [work()] if processes is None else processes.gather(work)
+
+
+def safely(processes: Processes | None, work: Callable[[], Result]) -> Result:
+    """What `work` returns here, which need not be sent; an error on one process is one on all."""
+    kept: list[Result] = []
+    on_all(processes, lambda: kept.append(work()))
+    return kept[0]
+
+
 def refuse_sharing(name: str) -> None:
     """Raise where something that works on its own rows is to be shared."""
     if current_processes() is not None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any
 
@@ -22,6 +22,7 @@ from ._modules import MLPModule, make_module
 from ._monitor import Monitor
 from ._net import NetDataset, RegressionNet, make_net
 from ._prepare import Prepared, prepare
+from ._processes import safely
 from ._state import schedule_state, to_arrays
 from ._threads import threads_for
 from ._types import (
@@ -82,7 +83,9 @@ def train(
         state = None
     generator, dropout_generator = _generators(spec, generator, state)
     module.dropout.generator = dropout_generator
-    net = _shared(spec, lambda: make_net(module, spec, state))
+    # a net that outlives the fit, or that a callback pickles, must not hold a process group
+    alone = replace(spec, processes=None)
+    net = safely(spec.processes, lambda: make_net(module, alone, state))
     training, validation = prepared.datasets(spec, NetDataset)
     flat, monitor = net.objective_.flat, Monitor(spec, validation is not None)
     order = generator if spec.shuffle else None
@@ -123,8 +126,6 @@ def train(
     result.net = net
     flat.release()
     net.run = net.start = net.objective_ = None
-    # the fitted net must not keep a process group alive
-    net.spec = replace(spec, processes=None)
     module.scale_input = module.scale_output = True
     module.eval()
     return result
@@ -136,15 +137,6 @@ def _rows_per_step(prepared: Prepared, spec: FitSpec) -> int:
     if share is None:
         return min(spec.batch_size, prepared.rows.n_samples)
     return min(spec.batch_size, share.n_samples) // share.processes.size
-
-
-def _shared(spec: FitSpec, work: Callable[[], RegressionNet]) -> RegressionNet:
-    """What `work` makes; an error on one process is one on all."""
-    if spec.processes is None:
-        return work()
-    made: list[RegressionNet] = []
-    spec.processes.gather(lambda: made.append(work()))
-    return made[0]
 
 
 def _generators(
