@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import Dataset
 
-from ._data import as_tensor
+from ._arrays import as_tensor
 from ._processes import Share
 from ._standardize import scaled
 from ._types import FitSpec, Scaling, TrainingData
@@ -68,7 +68,7 @@ class TabularDataset(Dataset[Any]):
         else:
             X = as_tensor(scaled(data.X, scaling.x_offset, scaling.x_factor, dtype))
             X = X.to(spec.device)
-        target = as_tensor(scaled(data.y, *scaling.y_shift_and_factor, dtype))
+        target = as_tensor(scaled(data.y, *spec.loss.target_units(scaling), dtype))
         weight = None
         if data.weight is not None:
             relative = (data.weight / (mean_weight or data.weight.mean())).astype(dtype)
@@ -108,7 +108,7 @@ class TabularDataset(Dataset[Any]):
         row = np.repeat(np.arange(rows.shape[0]), np.diff(rows.indptr))
         tensor = torch.sparse_coo_tensor(
             torch.from_numpy(np.stack([row, rows.indices.astype(np.int64)])),
-            torch.from_numpy(rows.data),
+            as_tensor(rows.data),
             size=rows.shape,
             is_coalesced=True,
             check_invariants=False,

@@ -60,7 +60,7 @@ def condensed(
     which alone is not 0 in the column of the intercept.
     """
     d = stats.n_features
-    shift, factor = scaling.y_shift_and_factor
+    shift, factor = spec.loss.target_units(scaling)
     n_rows = len(stats.factor) + 2
     rows = np.zeros((n_rows, stats.factor.shape[1] + 1))
     rows[:-2, :-1] = stats.factor

@@ -6,7 +6,6 @@ import os
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from functools import partial
-from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -176,21 +175,6 @@ def validate_rows(
     return TrainingData(X, y, weight, verify), n_dim
 
 
-def as_tensor(a: Any) -> torch.Tensor:
-    """A tensor over the memory of an array that is only read, or over a copy of it.
-
-    torch warns of read-only memory, and has neither negative strides nor fractions of numbers.
-    """
-    a = np.asarray(a)
-    if any(stride < 0 or stride % a.itemsize for stride in a.strides):
-        a = a.copy()
-    elif not a.flags.writeable:
-        address = a.__array_interface__["data"][0]
-        view = {**a.__array_interface__, "data": (address, False)}
-        a = np.asarray(SimpleNamespace(__array_interface__=view, owner=a))
-    return torch.from_numpy(a)
-
-
 def chunks(n_rows: int, n_columns: int, budget: int = CHUNK_BYTES) -> Iterator[slice]:
     """Slices of rows whose float64 copy stays within the byte budget."""
     step = max(1, budget // (8 * max(1, n_columns)))
@@ -226,7 +210,7 @@ def make_scaling(x: Moments, y: Moments, spec: FitSpec) -> Scaling:
     x_scale = column_scale(x, centred)
     if spec.loss.log_link and centred:
         mean = np.where(y.mean > 0, y.mean, 1.0)
-        return Scaling(x_offset, x_scale, np.log(mean), scaling.y_scale, log_link=True)
+        return Scaling(x_offset, x_scale, np.log(mean), scaling.y_scale)
     if not spec.loss.scales_target:
         return Scaling(x_offset, x_scale, scaling.y_offset, scaling.y_scale)
     y_scale = column_scale(y, centred)

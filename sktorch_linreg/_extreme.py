@@ -116,7 +116,7 @@ class Units:
             s,
             x_offset=np.ldexp(s.x_offset, self.x),
             x_scale=np.ldexp(s.x_scale, self.x),
-            y_offset=s.y_offset if s.log_link else np.ldexp(s.y_offset, self.y),
+            y_offset=np.ldexp(s.y_offset, self.y),
             y_scale=np.ldexp(s.y_scale, self.y),
         )
 

@@ -17,7 +17,8 @@ import scipy.sparse as sp
 import torch
 from scipy.linalg import lapack
 
-from ._data import as_tensor, column_scale
+from ._arrays import as_tensor
+from ._data import column_scale
 from ._statistics import EPS, Statistics, condition, split, triangle
 from ._threads import n_spans, over_spans
 from ._types import ExtremeScales, FloatArray, Mask, Moments, TrainingData

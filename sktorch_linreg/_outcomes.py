@@ -260,7 +260,7 @@ def _all_at_once(
     with np.errstate(all="ignore"):
         for first in range(0, len(stack.lanes[g]), at_once):
             places = slice(first, first + at_once)
-            predicted = trained.predict(g, rows, stack.specs[g][0].activation, places)
+            predicted = trained.predict(g, rows, stack.specs[g][0], places)
             tables.append(score_all(known, y, predicted, weight))
             finite = np.isfinite(predicted).all(axis=(1, 2))
             good.append(finite & trained.representable(g, rows.dtype, places))

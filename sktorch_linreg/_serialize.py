@@ -5,9 +5,11 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import stat
 import uuid
 from collections.abc import Mapping
 from contextlib import suppress
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -52,10 +54,12 @@ def flatten(value: Any, arrays: dict[str, np.ndarray[Any, Any]], path: str = "")
             return {"random_state": flatten(("MT19937", *state), arrays, path)}
     if isinstance(value, np.generic) and value.dtype.kind in "biuf":
         return {"scalar": _add(np.array(value), arrays)}
-    if type(value) is np.ndarray and value.dtype.kind in "biuf" and value.dtype.itemsize <= 8:
-        return {"array": _add(value, arrays)}
-    if type(value) is np.ndarray and value.ndim == 1 and all(type(v) is str for v in value):
-        return {"strings": list(value)}
+    # joblib maps the arrays of a pickle into memory as np.memmap
+    if type(value) in (np.ndarray, np.memmap):
+        if value.dtype.kind in "biuf" and value.dtype.itemsize <= 8:
+            return {"array": _add(value, arrays)}
+        if value.ndim == 1 and all(type(v) is str for v in value):
+            return {"strings": list(value)}
     raise NotStorable(
         f"{path.lstrip('.') or 'The value'} is {value!r}, which a file of numbers and names does "
         "not keep."
@@ -148,13 +152,31 @@ def write(path: str | os.PathLike[str], kind: str, content: Any) -> None:
 
 
 def replace(path: str | os.PathLike[str], data: bytes) -> None:
-    """Put bytes in the place of a file: written beside it, synced, renamed."""
-    target = Path(path)
-    name = target.with_name(f".{target.name}.{uuid.uuid4().hex}.tmp")
-    # whose mode is that of any other new file
-    handle = os.open(name, os.O_CREAT | os.O_EXCL | os.O_WRONLY | getattr(os, "O_BINARY", 0), 0o666)
+    """Put bytes in the place of a file: written beside it, synced, renamed.
+
+    A symbolic link is followed, and a file that is replaced keeps its mode and its owner.
+
+    Raises
+    ------
+    OSError
+        If the file cannot be written, or if `path` is something other than a regular file.
+    """
+    target = Path(os.path.realpath(path))
+    found = None
+    with suppress(FileNotFoundError):
+        found = target.stat()
+    if found is not None and not stat.S_ISREG(found.st_mode):
+        raise OSError(f"{str(path)!r} is not a regular file. Give the path of a file.")
+    # a name of the same length whatever that of the file is, which may be the longest allowed
+    name = target.with_name(f".{uuid.uuid4().hex}.tmp")
+    # one that not everybody may read is never open to more readers than it was
+    private = found is not None and not found.st_mode & stat.S_IROTH
+    opener = partial(os.open, mode=0o600) if private else None
     try:
-        with os.fdopen(handle, "wb") as file:
+        # no line of Python runs between opening and keeping it, where Ctrl-C could come in
+        with open(name, "xb", opener=opener) as file:
+            if found is not None:
+                _take_over_permissions(name, found)
             file.write(data)
             file.flush()
             os.fsync(file.fileno())
@@ -164,12 +186,23 @@ def replace(path: str | os.PathLike[str], data: bytes) -> None:
             os.unlink(name)
         raise
     # the name is on the disk once its folder is
+    folder = None
     with suppress(OSError, AttributeError):
-        folder = os.open(target.parent, os.O_RDONLY | os.O_DIRECTORY)
         try:
+            folder = os.open(target.parent, os.O_RDONLY | os.O_DIRECTORY)
             os.fsync(folder)
         finally:
-            os.close(folder)
+            if folder is not None:
+                os.close(folder)
+
+
+def _take_over_permissions(name: Path, found: os.stat_result) -> None:
+    """Give a new file the owner, where that is allowed, and the mode of the one it replaces."""
+    mine = name.stat()
+    if (mine.st_uid, mine.st_gid) != (found.st_uid, found.st_gid):
+        with suppress(OSError, AttributeError):
+            os.chown(name, found.st_uid, found.st_gid)
+    os.chmod(name, stat.S_IMODE(found.st_mode))
 
 
 def read(path: str | os.PathLike[str], kind: str) -> Any:

@@ -8,8 +8,9 @@ from typing import Any
 import numpy as np
 import torch
 
+from ._arrays import as_tensor
 from ._batches import TabularDataset
-from ._data import as_tensor, chunks, own_torch_settings, to_user_units
+from ._data import chunks, own_torch_settings, to_user_units
 from ._lanes import BatchedBackprop, LaneParameters
 from ._packed import PackedBatches, PackedRows
 from ._types import (
@@ -90,7 +91,7 @@ class Trained:
         out: Mask = fine.all(axis=(1, 2))
         return out
 
-    def predict(self, group: int, X: Array, activation: str, places: slice = ALL) -> Array:
+    def predict(self, group: int, X: Array, spec: FitSpec, places: slice = ALL) -> Array:
         """Predictions of lanes of a group, in the precision of X.
 
         Parameters
@@ -99,8 +100,8 @@ class Trained:
             The group.
         X : ndarray of shape (n_rows, n_features)
             Raw features.
-        activation : str
-            That of the hidden layers.
+        spec : FitSpec
+            What was fitted: the activation of the hidden layers, and the link of the loss.
         places : slice, default=all
             Those of the lanes.
 
@@ -110,9 +111,9 @@ class Trained:
             Predictions in the user's units.
         """
         with own_torch_settings(torch.device("cpu")), torch.inference_mode():
-            return self._predict(group, X, activation, places)
+            return self._predict(group, X, spec, places)
 
-    def _predict(self, group: int, X: Array, activation: str, places: slice) -> Array:
+    def _predict(self, group: int, X: Array, spec: FitSpec, places: slice) -> Array:
         s, lanes = self.scalings[group], self.lanes
         n = len(range(*places.indices(lanes.n_each)))
         dtype = as_tensor(X).dtype
@@ -122,7 +123,7 @@ class Trained:
         rows = (X - s.x_offset.astype(X.dtype)) * s.x_factor.astype(X.dtype)
         target = torch.empty(0, lanes.sizes[-1], dtype=one.values.dtype)
         out = np.empty((n, lanes.sizes[-1], len(X)), dtype=X.dtype)
-        backprop = BatchedBackprop(one, activation)
+        backprop = BatchedBackprop(one, spec.activation)
         widest = max(lanes.sizes) * n
         for part in chunks(len(X), widest):
             block = torch.from_numpy(np.ascontiguousarray(rows[part]))
@@ -134,5 +135,5 @@ class Trained:
                     out[:, :, part] = batch.out[0].numpy()
         offset, scale = (a.astype(X.dtype)[:, None] for a in (s.y_offset, s.y_scale))
         out = out * scale + offset
-        predictions: Array = np.exp(out) if s.log_link else out
+        predictions: Array = np.exp(out) if spec.loss.log_link else out
         return predictions

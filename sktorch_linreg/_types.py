@@ -118,22 +118,19 @@ class Moments:
 class Scaling:
     """The linear maps between the user's units and the space that is trained in.
 
-    A constant column has `x_scale` 0: nothing is learned from it and its coefficient is 0. Under
-    a log link targets are divided by their mean, and `y_offset` is its logarithm.
+    A constant column has `x_scale` 0: nothing is learned from it and its coefficient is 0. Targets
+    are shifted and scaled as `Loss.target_units` says.
     """
 
     x_offset: FloatArray
     x_scale: FloatArray
     y_offset: FloatArray
     y_scale: FloatArray
-    log_link: bool = False
 
-    @property
-    def y_shift_and_factor(self) -> tuple[FloatArray, FloatArray]:
-        """What is subtracted from targets, and what they are multiplied by then."""
-        if self.log_link:
-            return np.zeros_like(self.y_offset), np.exp(-self.y_offset)
-        return self.y_offset, 1.0 / self.y_scale
+    @classmethod
+    def from_state(cls, state: Mapping[str, Any]) -> Scaling:
+        """The scaling that `vars` gave; version 0.1 kept the link there, which is the loss's."""
+        return cls(**{name: value for name, value in state.items() if name != "log_link"})
 
     @property
     def fits_single(self) -> bool:
@@ -155,7 +152,8 @@ class Loss:
     only gives their mean has `reduced` set, and can then take no sample weights. A loss with kinks
     has `smoothed(width)`, its Moreau envelope, which L-BFGS follows down to a small width.
     `slope(prediction, target, out)` writes the derivative with respect to the prediction, divided
-    by `slope_factor`; where there is none, autograd has to find it.
+    by `slope_factor`; where there is none, autograd has to find it. With `log_link` the loss sees
+    the logarithm of what is predicted.
     """
 
     name: str
@@ -167,6 +165,15 @@ class Loss:
     reduced: bool = False
     slope: Callable[[Tensor, Tensor, Tensor], None] | None = None
     slope_factor: float = 1.0
+
+    def target_units(self, scaling: Scaling) -> tuple[FloatArray, FloatArray]:
+        """What is subtracted from targets in training, and what they are multiplied by then.
+
+        Under a log link an offset of the output multiplies predictions by its exponential.
+        """
+        if self.log_link:
+            return np.zeros_like(scaling.y_offset), np.exp(-scaling.y_offset)
+        return scaling.y_offset, 1.0 / scaling.y_scale
 
     def mean(self, prediction: Tensor, target: Tensor, weight: Tensor | None) -> Tensor:
         """Mean over the rows; `weight` is relative to its mean over the whole training set."""

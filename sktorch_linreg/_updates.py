@@ -9,10 +9,10 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor, optim
 
+from ._arrays import as_tensor
 from ._backprop import DEVICES
 from ._optimizers import construct, defaults_of
 from ._rules import RULES
@@ -273,7 +273,7 @@ class RuleUpdates:
             self.optimizer.load_state_dict(to_tensors(state["torch"]))
             return self.in_step()
         for name, values in state["slots"].items():
-            self.slot(name).copy_(torch.from_numpy(np.asarray(values)))
+            self.slot(name).copy_(as_tensor(values))
         self.set_count(state["n_steps"], state["mu_product"])
         self.group.update(to_tensors(state["group"]))
         return True

@@ -417,7 +417,7 @@ class TorchMLPRegressor(BaseTorchRegressor):
         self.out_activation_ = "exp" if spec.loss.log_link else "identity"
 
     def _trained_layers(self) -> tuple[Layers, Scaling]:
-        return self._layers, Scaling(**self._scaling)
+        return self._layers, Scaling.from_state(self._scaling)
 
     def _user_layers(self) -> Layers:
         return to_user_units(*self._trained_layers())

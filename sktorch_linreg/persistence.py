@@ -252,6 +252,9 @@ def _check_attributes(fitted: Mapping[str, Any], n_features: int, n_outputs: int
         "n_outputs_", n_outputs
     ) != n_outputs:
         raise ValueError(f"{n_outputs} outputs do not go with the targets it was fitted to")
+    link = "exp" if fitted.get("_log_link") else "identity"
+    if fitted.get("out_activation_", link) != link:
+        raise ValueError("out_activation_ contradicts the link of its loss")
     if fitted.get("_fitted_activation", "identity") not in ACTIVATIONS:
         raise ValueError("its activation is not known")
     if fitted.get("_trained_dtype", "float64") not in DTYPES:
@@ -277,9 +280,9 @@ def _check_attributes(fitted: Mapping[str, Any], n_features: int, n_outputs: int
 
 def _check_scaling(fitted: Mapping[str, Any], n_features: int, n_outputs: int) -> None:
     """Raise where the units of a network are none."""
-    s = Scaling(**fitted["_scaling"])
+    s = Scaling.from_state(fitted["_scaling"])
     shapes = [a.shape for a in (s.x_offset, s.x_scale, s.y_offset, s.y_scale)]
-    if shapes != [(n_features,)] * 2 + [(n_outputs,)] * 2 or s.log_link is not fitted["_log_link"]:
+    if shapes != [(n_features,)] * 2 + [(n_outputs,)] * 2:
         raise ValueError("its units do not go with its layers")
     arrays = np.concatenate([s.x_offset, s.x_scale, s.y_offset, s.y_scale])
     if not np.isfinite(arrays).all() or (s.x_scale < 0).any() or (s.y_scale <= 0).any():

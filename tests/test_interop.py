@@ -99,6 +99,7 @@ def test_it_needs_no_torch(tmp_path):
 
 
 def through_onnx(model, rows, dtype, path=None):
+    pytest.importorskip("skl2onnx")
     onnxruntime = pytest.importorskip("onnxruntime")
     made = to_onnx(model, path, dtype=dtype)
     session = onnxruntime.InferenceSession(
@@ -148,9 +149,8 @@ def test_pipelines_as_onnx(dtype, standardize):
 
 
 def test_the_converters_are_there_for_skl2onnx_itself():
+    theirs = pytest.importorskip("skl2onnx").to_onnx
     register_onnx_converters()
-    from skl2onnx import to_onnx as theirs
-
     model = TorchLinearRegressor().fit(X, y)
     assert len(theirs(model, X[:1].astype(np.float32)).graph.node) > 0
 

@@ -4,6 +4,8 @@ import errno
 import json
 import os
 import pickle
+import signal
+import stat
 import subprocess
 import sys
 import warnings
@@ -12,12 +14,13 @@ from pathlib import Path
 import joblib
 import numpy as np
 import pytest
+import scipy.sparse as sp
 import skops.io
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from sklearn.base import clone
-from sklearn.exceptions import NotFittedError
+from sklearn.exceptions import ConvergenceWarning, NotFittedError
 from sklearn.linear_model import Ridge
 from sklearn.model_selection import GridSearchCV
 from sklearn.pipeline import Pipeline, make_pipeline
@@ -119,6 +122,23 @@ def through_file(model, path):
 def test_copies_are_what_was_copied(way, name, targets, tmp_path):
     model = fitted(name, targets)
     assert same(WAYS[way](model, tmp_path), model)
+
+
+@pytest.mark.parametrize("options", [{}, {"standardize": False}, {"optimizer": "sgd", "lr": 1e-5}])
+def test_poisson_models_of_any_scaling_are_kept(tmp_path, options):
+    counts = np.exp(0.1 * X[:, 0])
+    kinds = [TorchMLPRegressor(loss="poisson", **TRAINED)]
+    kinds += [
+        TorchLinearRegressor(loss="poisson", fit_intercept=intercept, **TRAINED)
+        for intercept in (True, False)
+    ]
+    for model in kinds:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", ConvergenceWarning)
+            model.set_params(**options).fit(X, counts)
+        assert (model.predict(X) > 0).all()
+        for way in WAYS.values():
+            assert same(way(model, tmp_path), model)
 
 
 @pytest.mark.parametrize("way", ["pickle", "joblib", "skops"])
@@ -391,7 +411,7 @@ def wrong_contents():
         "infinite units",
         change(lambda c: c["fitted"]["_scaling"].update(x_scale=np.full(4, np.inf))),
     )
-    yield "another link", change(lambda c: c["fitted"]["_scaling"].update(log_link=True))
+    yield "another link", change(lambda c: c["fitted"].update(_log_link=True))
     yield "epochs", change(lambda c: c["fitted"].update(n_iter_=-5))
     yield (
         "long history",
@@ -555,44 +575,198 @@ def test_a_pipe_does_not_hang(tmp_path):
 
 # -- crashes --------------------------------------------------------------------------------------
 
-CRASHES = """
-import os, random, signal, sys, time
+# saves a model, and meets something at the first line of the function that writes the file, at the
+# second, and so on, each time in a process of its own
+AT_EACH_LINE = """
+import os, signal, sys
 import numpy as np
-from sktorch_linreg import load_model, save_model
-folder = sys.argv[1]
+from sktorch_linreg import _serialize, load_model, save_model
+folder, what = sys.argv[1:]
 target, X = f"{folder}/target", np.load(f"{folder}/X.npy")
 models = [load_model(f"{folder}/{i}") for i in range(2)]
 expected = [model.predict(X).tobytes() for model in models]
-moments, seen = random.Random(0), []
-save_model(models[0], target)
-for i in range(50):
+code = _serialize.replace.__code__
+
+def save(wanted):
+    seen = 0
+    def trace(frame, event, arg):
+        nonlocal seen
+        if frame.f_code is not code:
+            return None
+        seen += event == "line"
+        if event == "line" and seen == wanted:
+            os.kill(os.getpid(), getattr(signal, what))
+        return trace
+    before = len(os.listdir("/proc/self/fd"))
+    sys.settrace(trace)
+    try:
+        save_model(models[1], target)
+        os._exit(0)
+    except KeyboardInterrupt:
+        sys.settrace(None)
+    # what the traceback kept alive is gone here
+    os._exit(1 + (len(os.listdir("/proc/self/fd")) > before))
+
+for line in range(1, 100):
+    save_model(models[0], target)
     child = os.fork()
     if not child:
-        while True:
-            for model in models:
-                save_model(model, target)
-    time.sleep(moments.uniform(0.0, 0.05))
-    os.kill(child, signal.SIGKILL)
-    os.waitpid(child, 0)
-    seen.append(expected.index(load_model(target).predict(X).tobytes()))
-print(*seen)
+        signal.signal(signal.SIGINT, signal.default_int_handler)
+        save(line)
+    status = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
+    written = expected.index(load_model(target).predict(X).tobytes())
+    others = [name for name in os.listdir(folder) if name not in ("0", "1", "X.npy", "target")]
+    print(status, written, len(others))
+    if status == 0:
+        break
 """
 
 
-@pytest.mark.skipif(not hasattr(os, "fork"), reason="processes are forked, to be killed quickly")
-def test_a_crash_leaves_the_old_file_or_the_new_one(tmp_path):
-    np.save(tmp_path / "X.npy", X)
-    for seed in (0, 1):
-        model = TorchMLPRegressor(
-            hidden_layer_sizes=(200, 200), max_epochs=1, tol=None, random_state=seed
-        )
-        save_model(model.fit(X, y), tmp_path / str(seed))
-    run = subprocess.run(
-        [sys.executable, "-c", CRASHES, str(tmp_path)], capture_output=True, text=True, check=True
-    )
-    seen = run.stdout.split()
-    assert len(seen) == 50
-    assert set(seen) == {"0", "1"}
+def at_each_line(folder, what):
+    """What came of it: exit code, whether the new model was written, number of other files."""
+    np.save(folder / "X.npy", X)
+    for i, name in enumerate(("exact", "ridge")):
+        save_model(fitted(name), folder / str(i))
+    command = [sys.executable, "-c", AT_EACH_LINE, str(folder), what]
+    run = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert run.returncode == 0, run.stderr
+    rows = [tuple(map(int, line.split())) for line in run.stdout.splitlines()]
+    # the last one came to the end undisturbed
+    assert rows.pop()[:2] == (0, 1)
+    assert {written for _, written, _ in rows} == {0, 1}
+    return rows
+
+
+on_linux = pytest.mark.skipif(not os.path.isdir("/proc/self/fd"), reason="looks at Linux's /proc")
+
+
+@on_linux
+def test_a_kill_at_any_line_leaves_the_old_file_or_the_new_one(tmp_path):
+    assert {status for status, *_ in at_each_line(tmp_path, "SIGKILL")} == {-signal.SIGKILL}
+
+
+@on_linux
+def test_ctrl_c_at_any_line_leaves_no_temporary_file(tmp_path):
+    for status, written, others in at_each_line(tmp_path, "SIGINT"):
+        assert others == 0
+        # nor a descriptor of it
+        assert status == 1 or (status == 2 and written)
+
+
+@pytest.mark.parametrize("when", ["open", "chmod", "fsync", "replace"])
+@pytest.mark.parametrize("error", [KeyboardInterrupt, OSError])
+def test_an_interrupted_system_call_leaves_no_temporary_file(tmp_path, monkeypatch, when, error):
+    path = tmp_path / "model"
+    save_model(fitted("exact"), path)
+    path.chmod(0o600)
+    before = path.read_bytes()
+    real = getattr(os, when)
+
+    def interrupted(*args, **kwargs):
+        if when != "replace":
+            real(*args, **kwargs)
+        raise error
+
+    monkeypatch.setattr(os, when, interrupted)
+    with pytest.raises(error):
+        save_model(fitted("ridge"), path)
+    monkeypatch.undo()
+    assert [p.name for p in tmp_path.iterdir()] == ["model"]
+    assert path.read_bytes() == before
+
+
+@pytest.mark.parametrize("length", [1, 200, 218, 255])
+def test_names_as_long_as_the_system_takes(tmp_path, length):
+    for path in (tmp_path / ("m" * length), tmp_path / ("\u00e9" * (length // 2 or 1))):
+        for model in (fitted("exact"), fitted("mlp")):
+            assert same(through_file(model, path), model)
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="modes are those of Unix")
+@pytest.mark.parametrize("mode", [0o600, 0o640, 0o644, 0o664, 0o400])
+def test_a_replaced_file_keeps_its_mode(tmp_path, mode):
+    path = tmp_path / "model"
+    save_model(fitted("exact"), path)
+    path.chmod(mode)
+    save_model(fitted("ridge"), path)
+    assert path.stat().st_mode & 0o7777 == mode
+    assert same(load_model(path), fitted("ridge"))
+
+
+@pytest.mark.skipif(not hasattr(os, "symlink"), reason="there are no symbolic links")
+def test_a_symbolic_link_is_written_through(tmp_path):
+    (tmp_path / "models").mkdir()
+    real, link = tmp_path / "models" / "v1", tmp_path / "current"
+    save_model(fitted("exact"), real)
+    link.symlink_to("models/v1")
+    (tmp_path / "indirect").symlink_to(link)
+    for path, name in ((link, "ridge"), (tmp_path / "indirect", "lasso")):
+        save_model(fitted(name), path)
+        assert path.is_symlink()
+        assert same(load_model(real), fitted(name))
+    # one that leads to nothing yet
+    (tmp_path / "next").symlink_to("models/v2")
+    save_model(fitted("exact"), tmp_path / "next")
+    assert sorted(p.name for p in real.parent.iterdir()) == ["v1", "v2"]
+
+
+@pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="there are no named pipes")
+def test_only_files_are_replaced(tmp_path):
+    os.mkfifo(tmp_path / "pipe")
+    for path in (tmp_path / "pipe", tmp_path):
+        with pytest.raises(OSError, match="not a regular file"):
+            save_model(fitted("exact"), path)
+    assert stat.S_ISFIFO((tmp_path / "pipe").stat().st_mode)
+
+
+# -- arrays in memory that is only read -----------------------------------------------------------
+
+
+@pytest.mark.filterwarnings("error")
+@pytest.mark.parametrize("incremental", [False, True])
+@pytest.mark.parametrize("name", [n for n in ESTIMATORS if n != "custom"])
+def test_models_whose_arrays_are_mapped_into_memory(tmp_path, name, incremental):
+    if incremental and not hasattr(ESTIMATORS[name], "partial_fit"):
+        pytest.skip("this optimizer needs all rows at once")
+    model = clone(ESTIMATORS[name])
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", ConvergenceWarning)
+        for _ in range(2):
+            model = (model.partial_fit if incremental else model.fit)(X, np.abs(y))
+    again = joblib.load(joblib.dump(model, tmp_path / "m.joblib")[0], mmap_mode="r")
+    assert same(again, model)
+    assert same(through_file(again, tmp_path / "m.safetensors"), model)
+    np.testing.assert_allclose(again.net_.predict(X), model.net_.predict(X), rtol=1e-4)
+    again.score(X, y)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", ConvergenceWarning)
+        if incremental:
+            np.testing.assert_array_equal(
+                again.partial_fit(X, np.abs(y)).predict(X),
+                model.partial_fit(X, np.abs(y)).predict(X),
+            )
+        again.set_params(warm_start=True).fit(X, np.abs(y))
+
+
+@pytest.mark.filterwarnings("error")
+@pytest.mark.parametrize("name", [n for n in ESTIMATORS if n != "custom"])
+@pytest.mark.parametrize("sparse", [False, True])
+def test_rows_that_are_only_read(tmp_path, name, sparse):
+    # a table of zeros as well, whose rows are sparse
+    rows = X * (np.random.default_rng(3).uniform(size=X.shape) < 0.5) if sparse else X
+    given = sp.csr_matrix(rows) if sparse else rows
+    parts = joblib.load(joblib.dump((given, np.abs(y)), tmp_path / "rows")[0], mmap_mode="r")
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", ConvergenceWarning)
+        try:
+            model = clone(ESTIMATORS[name]).set_params(random_state=0)
+            expected = clone(model).fit(given, np.abs(y))
+        except ValueError:
+            pytest.skip("sparse rows are not for this solver")
+        mapped = clone(model).fit(*parts)
+    np.testing.assert_array_equal(mapped.predict(parts[0]), expected.predict(given))
+    mapped.score(*parts)
+    mapped.net_.predict(rows)
 
 
 FULL = """
