@@ -9,12 +9,12 @@ from typing import Any
 
 import numpy as np
 import scipy.sparse as sp
-import torch
 
+from ._identity import Identity, IncomparableError, describe, fingerprint
+from ._parameters import as_python
 from ._processes import Processes
 from ._types import FitResult, FitSpec, Layers, TrainingData
 
-PLAIN = (bool, int, float, str, type(None))
 # what may differ without a difference to the fit
 FREE = {"copy_X", "device", "n_jobs", "verbose"}
 
@@ -28,16 +28,24 @@ class Local:
     spec: FitSpec
 
 
-def _plain(value: Any) -> Any:
-    """A value that is equal on all processes where it was given alike."""
-    if isinstance(value, np.generic):
-        value = value.item()
-    if isinstance(value, torch.dtype):
-        return str(value)
-    if isinstance(value, PLAIN):
+def _comparable(name: str, value: Any) -> Any:
+    """A parameter as something that is equal on all processes where it was given alike."""
+    value = as_python(value)
+    if name == "callbacks":
+        # each process may have some of its own, of the same kinds
+        return value and tuple(_kind(callback) for callback in value)
+    if value is None or isinstance(value, bool | int | float | str):
         return value
-    if isinstance(value, list | tuple):
-        return tuple(_plain(v) for v in value)
+    try:
+        return Identity(fingerprint(value), describe(value))
+    except IncomparableError:
+        return _kind(value)
+
+
+def _kind(value: Any) -> str:
+    if isinstance(value, tuple) and len(value) == 2:
+        # a callback with its name
+        return f"{value[0]}: {_kind(value[1])}"
     return value.__qualname__ if isinstance(value, type) else type(value).__qualname__
 
 
@@ -60,7 +68,7 @@ def _facts(estimator: Any, local: Local, start: Layers | None, *, told: bool) ->
         "whether X is sparse": bool(sp.issparse(data.X)),
         "whether there are callbacks of scikit-learn": told,
         "the checksum of the model gone on with": digest,
-        **{k: _plain(v) for k, v in estimator.get_params().items() if k not in FREE},
+        **{k: _comparable(k, v) for k, v in estimator.get_params().items() if k not in FREE},
     }
 
 

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from ._batches import Batch
+from ._losses import blamed_on
 from ._modules import ACTIVATIONS, MLPModule
 from ._types import Layers, Loss
 
@@ -242,7 +243,7 @@ class Backprop:
 
 def _slope_by_autograd(loss: Loss, batch: Batch, out: Tensor) -> None:
     """The derivative of the mean loss, for a loss whose derivative is not written out."""
-    with torch.inference_mode(False), torch.enable_grad():
+    with blamed_on(loss), torch.inference_mode(False), torch.enable_grad():
         leaf = batch.out.detach().clone().requires_grad_()
         mean = loss.mean(leaf, batch.y, batch.row_weight)
         (gradient,) = torch.autograd.grad(mean, leaf)

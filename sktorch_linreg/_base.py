@@ -16,6 +16,7 @@ import torch
 from sklearn import get_config
 from sklearn.base import MultiOutputMixin, RegressorMixin
 from sklearn.callback import CallbackSupportMixin
+from sklearn.exceptions import ConvergenceWarning
 from sklearn.utils.validation import check_is_fitted, validate_data
 
 from ._agreement import Local, agree, result_of_first
@@ -36,6 +37,7 @@ from ._data import (
     validate_rows,
     verify_finite,
 )
+from ._errors import collected_warnings
 from ._extreme import Units
 from ._losses import resolve_loss
 from ._modules import MLPModule, build_module
@@ -108,7 +110,11 @@ class BaseTorchRegressor(
             self.__dict__.clear()
             self.__dict__.update(before)
             raise
+        collected = collected_warnings()
         for message, category in caught:
+            if collected is not None and category is ConvergenceWarning:
+                collected.append(message)
+                continue
             # past _fit, fit and scikit-learn's wrapper, to the caller's line
             warnings.warn(message, category, stacklevel=4)
         return self
@@ -185,7 +191,7 @@ class BaseTorchRegressor(
             max_epochs=1 if incremental else int(self.max_epochs),
             shuffle=bool(self.shuffle),
             n_iter_no_change=int(self.n_iter_no_change),
-            validation_fraction=self.validation_fraction if self.early_stopping else None,
+            validation_fraction=float(self.validation_fraction) if self.early_stopping else None,
             seed=resolve_seed(self.random_state),
             incremental=incremental,
             callbacks=self.callbacks,
@@ -197,10 +203,14 @@ class BaseTorchRegressor(
 
     def _with_batches(self, spec: FitSpec, n_samples: int) -> FitSpec:
         """Fill in the rows per update."""
-        sizes: dict[Any, int] = {None: n_samples, "auto": min(200, n_samples)}
-        size = sizes.get(self.batch_size, self.batch_size)
         # L-BFGS needs one and the same function from step to step
-        return replace(spec, batch_size=n_samples if spec.is_lbfgs else size)
+        if self.batch_size is None or spec.is_lbfgs:
+            size = n_samples
+        elif isinstance(self.batch_size, str):
+            size = min(200, n_samples)
+        else:
+            size = int(self.batch_size)
+        return replace(spec, batch_size=size)
 
     def _model_spec(self, incremental: bool) -> dict[str, Any]:
         """Fields of the FitSpec that only one of the estimators has."""

@@ -7,7 +7,6 @@ import os
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
-from types import FunctionType
 from typing import Any
 
 import numpy as np
@@ -15,6 +14,8 @@ import scipy.sparse as sp
 import torch
 
 from . import _serialize
+from ._identity import describe, identify
+from ._parameters import as_python
 from ._state import load_schedule_state, pack_history, schedule_state, to_arrays, unpack_history
 from ._types import Layers, TrainingData
 
@@ -28,7 +29,7 @@ OF_NO_EFFECT = {
     "verbose", "warm_start",
 }  # fmt: skip
 MONITORED = (
-    "loss_curve", "validation_curve", "best_train", "best_validation", "minimised",
+    "loss_curve", "validation_curve", "best_train", "best_validation", "reference", "minimised",
     "no_improvement", "stopped", "settled",
 )  # fmt: skip
 
@@ -60,18 +61,15 @@ class _OtherFit(ValueError):
     """The checkpoint is that of another fit."""
 
 
-def _describe(value: Any) -> str:
-    """A parameter in words that are the same in another process."""
-    if isinstance(value, np.generic):
-        return repr(value.item())
-    if isinstance(value, list | tuple):
-        return f"({', '.join(map(_describe, value))})"
+def _known_again(name: str, value: Any) -> list[str]:
+    """A parameter in words, and what tells it from others in another process."""
+    value = as_python(value)
+    # 1 and 1.0 are one rate
+    plain = float(value) if isinstance(value, int) and not isinstance(value, bool) else value
     if isinstance(value, torch.device | torch.dtype):
-        return repr(str(value).removeprefix("torch."))
-    if isinstance(value, FunctionType):
-        code = hashlib.sha256(value.__code__.co_code + repr(value.__code__.co_consts).encode())
-        return f"{value.__module__}.{value.__qualname__} {code.hexdigest()[:8]}"
-    return repr(value)
+        plain = str(value).removeprefix("torch.")
+    found = identify(plain, name, "no later fit goes on from this checkpoint")
+    return [describe(value), found.digest]
 
 
 def _whole(training: Mapping[str, Any], max_epochs: int) -> Mapping[str, Any]:
@@ -120,11 +118,11 @@ class Checkpoint:
     ) -> None:
         _serialize.require_safetensors()
         self.path, self.every = Path(folder) / FILE, every
-        about = {k: _describe(v) for k, v in params.items() if k not in OF_NO_EFFECT}
+        about = {k: _known_again(k, v) for k, v in params.items() if k not in OF_NO_EFFECT}
         if isinstance(params["random_state"], np.random.RandomState):
-            about["random_state"] = f"one that drew the seed {seed}"
+            about["random_state"] = [f"one that drew the seed {seed}", str(seed)]
         elif params["random_state"] is not None:
-            about["random_state"] = repr(int(params["random_state"]))
+            about["random_state"] = _known_again("random_state", params["random_state"])
         self.about: dict[str, Any] = {"params": about, "data": _fingerprint(data, start)}
         self.seed = seed
         self.state: Mapping[str, Any] | None = None
@@ -139,11 +137,14 @@ class Checkpoint:
 
     def _check(self, found: Mapping[str, Any]) -> None:
         theirs, mine = found["params"], self.about["params"]
-        names = [k for k in sorted({*theirs, *mine}) if theirs.get(k) != mine.get(k)]
-        if names:
+        not_set = ["not set", ""]
+        pairs = {k: (theirs.get(k, not_set), mine.get(k, not_set)) for k in {*theirs, *mine}}
+        # what a person reads of two objects can be the same
+        differ = {k: (a[0], b[0]) for k, (a, b) in sorted(pairs.items()) if a[1] != b[1]}
+        if differ:
             what = "of other parameters: " + ", ".join(
-                f"{k} is {theirs.get(k, 'not set')} there and {mine.get(k, 'not set')} here"
-                for k in names
+                f"{k} is {a} there and {b if a != b else 'another of that name'} here"
+                for k, (a, b) in differ.items()
             )
         elif found["data"] != self.about["data"]:
             what = "of other rows, weights or starting coefficients"

@@ -63,7 +63,7 @@ def check_start(
 
 def can_partial_fit(estimator: Any) -> bool:
     """Whether the estimator learns from single batches; raises AttributeError saying why not."""
-    if estimator.early_stopping is True:
+    if estimator.early_stopping:
         raise AttributeError(
             "partial_fit does not go with early_stopping=True: it sees one batch at a time and has "
             "no rows to hold out. Set early_stopping=False, or call fit."

@@ -5,6 +5,7 @@ Arrays of numbers per model have the shape (n_groups, n_each) of `LaneParameters
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -13,8 +14,10 @@ import torch
 from torch import Tensor
 from torch.optim import lr_scheduler
 
+from ._identity import Identity, identify
 from ._lanes import LaneParameters
 from ._losses import Penalty
+from ._monitor import ROUNDING
 from ._optimizers import construct, defaults_of
 from ._packed import PackedBatch
 from ._types import Array, FitSpec, FloatArray, Mask
@@ -27,10 +30,11 @@ class LaneOptions:
     """Options of an optimizer: one value for all lanes, or a number per lane."""
 
     def __init__(self, specs: Specs) -> None:
-        first = specs[0][0]
-        cls: Any = first.optimizer_class
-        known = {**defaults_of(cls), **first.optimizer_options}
-        every = [[{**known, **spec.optimizer_options} for spec in row] for row in specs]
+        cls: Any = specs[0][0].optimizer_class
+        # what a model does not name is the default of the class
+        defaults = defaults_of(cls)
+        every = [[{**defaults, **spec.optimizer_options} for spec in row] for row in specs]
+        known = every[0][0]
         self.same: dict[str, Any] = {}
         self.varied: dict[str, FloatArray] = {}
         for name, value in known.items():
@@ -41,10 +45,6 @@ class LaneOptions:
                 self.same[name] = value
             else:
                 self._add(name, [[float(o[name]) for o in row] for row in every])
-        if "momentum" in self.varied and "dampening" in known:
-            # without momentum there is nothing to dampen
-            dampening = self.varied.get("dampening", self.same.get("dampening", 0.0))
-            self.varied["dampening"] = np.where(self.varied["momentum"] == 0, 0.0, dampening)
 
     def _add(self, name: str, values: Any) -> None:
         table = np.array(values)
@@ -55,8 +55,13 @@ class LaneOptions:
 
     def group(self, device: Any) -> dict[str, Any]:
         """As `RuleUpdates` takes them."""
-        tensors = {k: torch.from_numpy(v.copy()).to(device) for k, v in self.varied.items()}
-        flat = {**self.same, **tensors}
+        varied, same = dict(self.varied), dict(self.same)
+        if "momentum" in varied and "dampening" in {**same, **varied}:
+            # without momentum, which schedules may change, there is nothing to dampen
+            dampening = varied.get("dampening", same.pop("dampening", 0.0))
+            varied["dampening"] = np.where(varied["momentum"] == 0, 0.0, dampening)
+        tensors = {k: torch.from_numpy(v.copy()).to(device) for k, v in varied.items()}
+        flat = {**same, **tensors}
         out = {k: v for k, v in flat.items() if "." not in k}
         for name in {k.split(".")[0] for k in flat if "." in k}:
             out[name] = flat[f"{name}.0"], flat[f"{name}.1"]
@@ -80,10 +85,10 @@ class LaneSchedules:
         self.which = np.zeros((len(specs), len(specs[0])), dtype=np.intp)
         self.optimizers: list[Any] = []
         self.schedules: list[Any] = []
-        known: dict[str, int] = {}
+        known: dict[Any, int] = {}
         for g, row in enumerate(specs):
             for c, spec in enumerate(row):
-                key = repr((g, c)) if self.by_loss else _schedule_key(spec)
+                key = (g, c) if self.by_loss else _schedule_key(spec)
                 if key not in known:
                     known[key] = len(self.schedules)
                     self._make(spec)
@@ -96,7 +101,10 @@ class LaneSchedules:
         optimizer._opt_called = True
         self.optimizers.append(optimizer)
         self.schedules.append(
-            construct("lr_schedule", cls_of_schedule, optimizer, spec.schedule_options)
+            # a function may keep a state, which is that of one fit
+            construct(
+                "lr_schedule", cls_of_schedule, optimizer, copy.deepcopy(spec.schedule_options)
+            )
         )
 
     def apply(self, options: LaneOptions) -> None:
@@ -124,8 +132,9 @@ class LaneSchedules:
             self.schedules[self.which[g, c]].step(float(monitored[g, c]))
 
 
-def _schedule_key(spec: FitSpec) -> str:
-    return repr((sorted(spec.optimizer_options.items()), sorted(spec.schedule_options.items())))
+def _schedule_key(spec: FitSpec) -> Identity:
+    options = dict(spec.optimizer_options), dict(spec.schedule_options)
+    return identify(options, "lr_schedule__*", "its schedule is kept apart from the others")
 
 
 class LaneMonitor:
@@ -137,25 +146,29 @@ class LaneMonitor:
         tols = [[np.nan if s.tol is None else s.tol for s in row] for row in specs]
         self.tol = np.array(tols, dtype=np.float64)
         self.patience = np.array([[s.n_iter_no_change for s in row] for row in specs])
-        self.best = np.full(shape, np.inf)
+        self.rounding = ROUNDING * torch.finfo(specs[0][0].dtype).eps
+        self.best, self.reference = np.full(shape, np.inf), np.full(shape, np.inf)
         self.no_improvement = np.zeros(shape, dtype=np.int64)
         self.active = np.ones(shape, dtype=bool)
 
     def update(self, monitored: FloatArray) -> tuple[Mask, Mask]:
         """Take in an epoch; which lanes are better than ever, and which stop."""
+        first = np.isinf(self.reference)
+        reference, best = (np.where(first, 0.0, a) for a in (self.reference, self.best))
+        improved = first | (monitored < reference - self.rounding * np.abs(reference))
+        self.reference = np.where(improved, monitored, self.reference)
         asked = ~np.isnan(self.tol)
-        worse = monitored > self.best - np.where(asked, self.tol, 0.0)
-        if self.validates:
-            worse |= ~asked & (monitored == self.best)
+        least = np.fmax(np.where(asked, self.tol, 0.0), self.rounding * np.abs(best))
+        gained = (monitored < self.best) & (monitored <= best - least)
+        worse = ~first & np.where(asked, ~gained, ~improved)
         counts = asked | self.validates
         self.no_improvement = np.where(counts & worse, self.no_improvement + 1, 0)
-        improved = monitored < self.best
         self.best = np.fmin(self.best, monitored)
         return improved, self.active & (self.no_improvement > self.patience)
 
     def select(self, group: Array, place: Array) -> None:
         """Keep some lanes."""
-        for name in ("tol", "patience", "best", "no_improvement", "active"):
+        for name in ("tol", "patience", "best", "reference", "no_improvement", "active"):
             setattr(self, name, getattr(self, name)[group, place])
 
 

@@ -21,8 +21,12 @@ from ._optimizers import OrthantLBFGS
 from ._processes import on_all
 from ._report import EpochTable
 from ._types import TrainingDivergedError
-from ._updates import RuleUpdates, TorchUpdates
+from ._updates import RuleUpdates, TorchUpdates, rate_of
 from ._watch import FitTask
+
+# the most steps of L-BFGS, of twenty iterations each, for one width of an envelope, and the share
+# of that width, by which an envelope is off anyway, that the last of them gains
+ENVELOPE_STEPS, SETTLED_WIDTH = 200, 1e-4
 
 
 class StopTraining(Exception):
@@ -57,6 +61,8 @@ class Run:
     n_kept: int = 0
     # the mean over the last epoch of what the optimizer minimises
     minimised: float = math.inf
+    # whether it then ran until it gained nothing more; None where it makes a number of steps
+    settled: bool | None = None
     warnings: list[tuple[str, type[Warning]]] = field(default_factory=list)
 
 
@@ -130,6 +136,10 @@ class TrainingLoop:
                 run.warnings.append((message, UserWarning))
         finally:
             table.close()
+        # before on_train_end, so that what callbacks load or save there is what remains
+        if run.monitor.best_values is not None:
+            self.objective_.flat.values.copy_(run.monitor.best_values)
+            run.monitor.best_values = None
         return self
 
     def _needs_no_autograd(self) -> bool:
@@ -241,7 +251,7 @@ class TrainingLoop:
             self.objective_.processes.from_first_(flat.values)
         loss, validation = row["train_loss"], row.get("valid_loss")
         updates: Any = self.optimizer_updates
-        lr = float(updates.group["lr"])
+        lr = rate_of(updates.group)
         if not (math.isfinite(loss) and (validation is None or math.isfinite(validation))):
             raise TrainingDivergedError(len(monitor.loss_curve) + 1, lr)
         # skorch's Checkpoint and PrintLog look for these
@@ -249,9 +259,7 @@ class TrainingLoop:
         if validation is not None:
             row["valid_loss_best"] = validation < monitor.best_validation
         row["lr"], row["dur"] = lr, seconds
-        # an envelope is off by about its width anyway
-        slack = 1e-4 * (self.objective_.width or 0.0)
-        monitor.update(loss, validation, self.run.minimised, flat, slack)
+        monitor.update(loss, validation, self.run.minimised, flat, self.run.settled)
         if self.run.path is not None:
             self.run.path.append(flat.values.cpu().clone())
         if self.schedule_ is not None:
@@ -366,14 +374,32 @@ class TrainingLoop:
             value: Tensor = smooth
             return value
 
+        step = updates.step
+        # a convex loss with kinks takes numbers of steps that depend on the last bits of it
+        follows = self.spec.is_lbfgs and objective.width is not None and not self.spec.hidden
+        if follows:
+            step = self._step_until_settled
         if objective.processes is not None and self.spec.is_lbfgs:
-            objective.processes.led(updates.step, closure, objective.flat.values)
+            objective.processes.led(step, closure, objective.flat.values)
+            if follows:
+                self.run.settled = objective.processes.from_first(self.run.settled)
         else:
-            updates.step(closure)
+            step(closure)
         with torch.no_grad():
             objective.flat.take_parameters()
             objective.project_()
         return first
+
+    def _step_until_settled(self, closure: Callable[[], Tensor]) -> None:
+        """Make steps of L-BFGS until one gains next to nothing of the width of the envelope."""
+        slack = SETTLED_WIDTH * self.objective_.width
+        before, self.run.settled = math.inf, False
+        for _ in range(ENVELOPE_STEPS):
+            value = float(self.optimizer_updates.step(closure))
+            if not math.isfinite(value) or abs(before - value) <= slack:
+                self.run.settled = math.isfinite(value)
+                return
+            before = value
 
     def validation_step(self, batch: Any, shown: Any = None, **kwargs: Any) -> dict[str, Any]:
         """Loss of held-out rows, without the penalty."""

@@ -17,6 +17,7 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Callable, Iterable, Mapping
+from contextlib import AbstractContextManager, nullcontext, suppress
 from dataclasses import dataclass, field
 from functools import partial
 from numbers import Real
@@ -25,6 +26,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from ._errors import came_from
 from ._names import check_options, unknown_name
 from ._types import Loss
 
@@ -162,22 +164,74 @@ def resolve_loss(loss: Any, options: Mapping[str, Any]) -> Loss:
         raise unknown_name("loss", loss, LOSSES, "or a torch.nn.Module loss class")
     known = inspect.signature(loss).parameters
     check_options("loss", loss.__name__, options, [k for k in known if k != "reduction"])
-    reduces = "reduction" not in known
-    try:
-        module = loss(**options) if reduces else loss(**options, reduction="none")
-        module(torch.ones(2, 1), torch.ones(2, 1)).mean()
-    except (AttributeError, RuntimeError, TypeError, ValueError) as error:
-        raise ValueError(
-            f"The loss {loss.__name__} cannot be used: {error} It has to be constructed from its "
-            "loss__* options and called with predictions and targets of one shape."
-        ) from error
+    module, reduced = _own_loss(loss, options, "reduction" in known)
     return Loss(
         loss.__name__,
-        module,
+        OwnLoss(module),
         scales_target=issubclass(loss, SHIFT_INVARIANT),
-        reduced=reduces,
+        reduced=reduced,
+        own=True,
         smoothed=partial(_envelope, smooth_absolute_error) if loss is nn.L1Loss else None,
     )
+
+
+def _own_loss(
+    cls: type[nn.Module], options: Mapping[str, Any], has_reduction: bool
+) -> tuple[nn.Module, bool]:
+    """A loss module, and whether it only gives one number for all rows."""
+    rows = torch.ones(2, 1), torch.ones(2, 1)
+    if has_reduction:
+        # one that refuses, or does not mind, what it is asked for is a mean
+        with suppress(Exception):
+            module = cls(**options, reduction="none")
+            if module(*rows).ndim:
+                return module, False
+    _check_call(cls, cls, options=options)
+    with came_from("loss", cls):
+        module = cls(**options)
+    _check_call(cls, module.forward, *rows)
+    with came_from("loss", cls):
+        values = module(*rows)
+    if not isinstance(values, Tensor) or values.numel() != 1:
+        raise ValueError(
+            f"The loss {cls.__name__} cannot be used: for two rows it returned {values!r}. Let its "
+            "forward return one number as a tensor, or give the class a 'reduction' parameter "
+            "that takes 'none'."
+        )
+    return module, True
+
+
+def _check_call(
+    cls: type[nn.Module],
+    called: Callable[..., Any],
+    *args: Any,
+    options: Mapping[str, Any] | None = None,
+) -> None:
+    """Raise ValueError where a loss cannot be called as losses are."""
+    try:
+        inspect.signature(called).bind(*args, **(options or {}))
+    except TypeError as error:
+        raise ValueError(
+            f"The loss {cls.__name__} cannot be used: {error}. It has to be constructed from its "
+            "loss__* options and called with predictions and targets of one shape."
+        ) from error
+
+
+def blamed_on(loss: Loss) -> AbstractContextManager[None]:
+    """Round what is done with a loss: errors of a user's own say where they came from."""
+    return came_from("loss", loss.name) if loss.own else nullcontext()
+
+
+class OwnLoss:
+    """A loss module of the user's, whose errors say which parameter it came from."""
+
+    def __init__(self, module: nn.Module) -> None:
+        self.module = module
+
+    def __call__(self, prediction: Tensor, target: Tensor) -> Tensor:
+        with came_from("loss", self.module):
+            values: Tensor = self.module(prediction, target)
+            return values
 
 
 @dataclass(frozen=True)

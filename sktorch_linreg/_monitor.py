@@ -10,6 +10,10 @@ from torch import Tensor
 from ._backprop import FlatParameters
 from ._types import FitSpec
 
+# losses that differ by less, in units of the precision, may differ by the rounding of sums alone,
+# which neither stops training nor changes the weights that are kept
+ROUNDING = 16
+
 
 class Monitor:
     """Plateau stop, best weights and the curves of one training run."""
@@ -22,6 +26,9 @@ class Monitor:
         self.validation_curve: list[float] = []
         self.best_train = self.best_validation = math.inf
         self.best_values: Tensor | None = None
+        # the monitored loss of the last epoch that was better by more than rounding
+        self.reference = math.inf
+        self.rounding = ROUNDING * torch.finfo(spec.dtype).eps
         self.minimised = math.inf
         self.no_improvement = 0
         self.stopped = False
@@ -33,11 +40,11 @@ class Monitor:
         validation: float | None,
         minimised: float,
         flat: FlatParameters,
-        slack: float = 0.0,
+        settled: bool | None = None,
     ) -> None:
         """Take in one epoch: its losses, and the value of what the optimizer works on.
 
-        `slack` is the gain of an epoch below which L-BFGS has converged well enough.
+        `settled` tells of an optimizer that ran until it gained nothing more.
         """
         gain, self.minimised = self.minimised - minimised, minimised
         best = self.best
@@ -48,18 +55,24 @@ class Monitor:
         # from here on the epoch counts
         self.loss_curve.append(loss)
         monitored = loss if validation is None else validation
-        tol = self.spec.tol
+        tol, first = self.spec.tol, math.isinf(best)
+        # by more than rounding since the last epoch that was better
+        improved = first or monitored < self.reference - self.rounding * abs(self.reference)
+        if improved:
+            self.reference = monitored
         if tol is not None:
-            self.no_improvement = self.no_improvement + 1 if monitored > best - tol else 0
+            least = 0.0 if first else max(tol, self.rounding * abs(best))
+            gained = monitored < best and monitored <= best - least
+            self.no_improvement = 0 if gained else self.no_improvement + 1
         elif self.validates:
-            self.no_improvement = self.no_improvement + 1 if monitored >= best else 0
-        if self.validates and monitored < best:
+            self.no_improvement = 0 if improved else self.no_improvement + 1
+        if self.validates and improved:
             self.best_values = flat.keep(self.best_values)
         self.stopped = self.no_improvement > self.spec.n_iter_no_change
         if self.is_lbfgs:
             # twenty iterations that gain nothing in this precision have converged
-            rounding = 4 * torch.finfo(self.spec.dtype).eps * abs(minimised)
-            self.settled = gain <= max(rounding, slack)
+            gained = gain > self.rounding * abs(minimised)
+            self.settled = not gained if settled is None else settled
 
     @property
     def best(self) -> float:

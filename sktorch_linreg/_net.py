@@ -12,6 +12,7 @@ from skorch.callbacks import Callback, PrintLog
 from torch import Tensor, nn
 
 from ._batches import BLOCK_ENTRIES, BatchIterator, SharedBatchIterator, TabularDataset
+from ._errors import came_from
 from ._loop import Run, StopTraining, TrainingLoop
 from ._losses import Penalty
 from ._modules import MLPModule
@@ -69,6 +70,10 @@ class RegressionNet(TrainingLoop, skorch.NeuralNet):  # type: ignore[misc]
     def _default_callbacks(self) -> list[Any]:
         return []
 
+    def initialize_callbacks(self) -> Any:
+        with came_from("callbacks", "a callback"):
+            return super().initialize_callbacks()
+
     def initialize_criterion(self) -> RegressionNet:
         self.criterion_ = self.criterion
         return self
@@ -121,7 +126,7 @@ class RegressionNet(TrainingLoop, skorch.NeuralNet):  # type: ignore[misc]
         updates: Any = self.optimizer_updates
         begin = {k: updates.group[k] for k in ("lr", "initial_lr") if k in updates.group}
         updates = self.load_updates(state["optimizer"])
-        if state["rates"] == self.spec.rates:
+        if state["same_rates"]:
             # after the schedule was made, whose constructor sets the first learning rate
             load_schedule_state(self.schedule_, state["schedule"])
         else:
@@ -177,7 +182,10 @@ class RegressionNet(TrainingLoop, skorch.NeuralNet):  # type: ignore[misc]
 
     def notify(self, method_name: str, **kwargs: Any) -> None:
         try:
-            super().notify(method_name, **kwargs)
+            getattr(self, method_name)(self, **kwargs)
+            for _, callback in self.callbacks_:
+                with came_from("callbacks", callback):
+                    getattr(callback, method_name)(self, **kwargs)
         except KeyboardInterrupt as error:
             if method_name in ("on_train_begin", "on_train_end"):
                 raise

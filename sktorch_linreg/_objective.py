@@ -11,7 +11,7 @@ from torch import Tensor
 
 from ._backprop import DEVICES, Backprop, FlatParameters
 from ._batches import Batch, BatchIterator, Block
-from ._losses import Penalty
+from ._losses import Penalty, blamed_on
 from ._modules import ACTIVATIONS, MLPModule
 from ._processes import Processes
 from ._types import Loss
@@ -134,8 +134,9 @@ class TrainingObjective:
             return
         with torch.inference_mode(False), torch.enable_grad():
             output = self.module(batch.x)
-            mean = self.minimised.mean(output, batch.y, batch.row_weight)
-            mean.backward()  # type: ignore[no-untyped-call]
+            with blamed_on(self.minimised):
+                mean = self.minimised.mean(output, batch.y, batch.row_weight)
+                mean.backward()  # type: ignore[no-untyped-call]
         batch.out.copy_(output.detach())
         if self.penalty.l2:
             for w, grad in self.weights:

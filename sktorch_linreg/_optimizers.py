@@ -6,12 +6,14 @@ import inspect
 import math
 from collections.abc import Callable, Mapping
 from functools import cache
+from numbers import Real
 from typing import Any
 
 import torch
 from torch import Tensor
 from torch.optim import lr_scheduler
 
+from ._errors import came_from
 from ._losses import Penalty
 from ._names import check_options, unknown_name
 
@@ -81,8 +83,28 @@ def defaults_of(cls: Any) -> Mapping[str, Any]:
     return {k: v for k, v in named.items() if v is not inspect.Parameter.empty}
 
 
+def is_torchs(cls: Any) -> bool:
+    """Whether a class is one of torch, whose errors are about its options, or of this package."""
+    owner = getattr(cls, "func", cls)
+    return str(owner.__module__).partition(".")[0] in ("torch", __package__)
+
+
+def takes_closure(optimizer: torch.optim.Optimizer) -> bool:
+    """Whether the `step` of an optimizer has a parameter for the closure."""
+    return len(inspect.signature(optimizer.step).parameters) > 0
+
+
 def construct(kind: str, cls: Callable[..., Any], target: Any, options: Mapping[str, Any]) -> Any:
-    """Make an optimizer or a schedule; raises ValueError where it does not take the options."""
+    """Make an optimizer or a schedule.
+
+    Raises
+    ------
+    ValueError
+        Where a class of torch does not take the options. Errors of other classes are their own.
+    """
+    if not is_torchs(cls):
+        with came_from(kind, cls):
+            return cls(target, **options)
     try:
         return cls(target, **options)
     except Exception as error:
@@ -115,9 +137,13 @@ def resolve_optimizer(
     resolved = {**(LBFGS_DEFAULTS if optimizer == "lbfgs" else {}), **options}
     if "lr" in known_options:
         default = known_options["lr"]
-        if lr is None and default is inspect.Parameter.empty:
+        if lr is not None:
+            resolved["lr"] = float(lr)
+        elif isinstance(default, Real):
+            resolved["lr"] = float(default)
+        elif default is inspect.Parameter.empty or "required" in repr(default):
+            # torch marks such options in its own way
             raise ValueError(f"The optimizer {name} has no default learning rate: set lr.")
-        resolved["lr"] = float(default if lr is None else lr)
     elif lr is not None and takes_others:
         resolved["lr"] = float(lr)
     elif lr is not None:

@@ -6,8 +6,10 @@ import inspect
 from collections.abc import Mapping
 from contextlib import suppress
 from functools import cache
+from numbers import Integral, Real
 from typing import Any, ClassVar, Self
 
+import numpy as np
 from sklearn.base import BaseEstimator
 
 from ._compat import InvalidParameterError, validate_parameter_constraints
@@ -16,6 +18,20 @@ from ._processes import current_processes, safely
 
 # prefixes of options that are handed on: `optimizer__momentum` reaches the optimizer as `momentum`
 PREFIXES = ("optimizer__", "loss__", "lr_schedule__")
+
+
+def as_python(value: Any) -> Any:
+    """Numbers of any kind that scikit-learn takes as Python's own, within tuples and lists too.
+
+    numpy's integers are none to `torch`, and its booleans are never ``is True``.
+    """
+    if isinstance(value, list | tuple) and type(value) in (list, tuple):
+        return type(value)(map(as_python, value))
+    if isinstance(value, bool | np.bool_):
+        return bool(value)
+    if isinstance(value, Integral):
+        return int(value)
+    return float(value) if isinstance(value, Real) else value
 
 
 class ParametersMixin(BaseEstimator):  # type: ignore[misc]
@@ -111,7 +127,9 @@ class ParametersMixin(BaseEstimator):  # type: ignore[misc]
         return self
 
     def _options_of(self, prefix: str) -> dict[str, Any]:
-        return {k.removeprefix(prefix): v for k, v in self._options.items() if k.startswith(prefix)}
+        """Options of a prefix, under the names of their owner, with Python's own numbers."""
+        named = {k: v for k, v in self._options.items() if k.startswith(prefix)}
+        return {k.removeprefix(prefix): as_python(v) for k, v in named.items()}
 
     @classmethod
     def _get_param_names(cls) -> list[str]:

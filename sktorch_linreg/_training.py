@@ -17,13 +17,14 @@ from ._data import (
     make_generator,
     to_user_units,
 )
+from ._identity import identify
 from ._loop import Run
 from ._modules import MLPModule, make_module
 from ._monitor import Monitor
 from ._net import NetDataset, RegressionNet, make_net
 from ._prepare import Prepared, prepare
 from ._processes import safely
-from ._state import schedule_state, to_arrays
+from ._state import schedule_state
 from ._threads import threads_for
 from ._types import (
     FitResult,
@@ -33,18 +34,33 @@ from ._types import (
     TrainingData,
     TrainingDivergedError,
 )
+from ._updates import rate_of
 from ._watch import FitTask
 
 
-def _fits(spec: FitSpec) -> dict[str, Any]:
-    """What has to be as it was for an optimizer's state to be of use; the rate may change."""
-    options = {k: to_arrays(v) for k, v in spec.optimizer_options.items() if k != "lr"}
-    return {
+def _kept_for(spec: FitSpec) -> tuple[dict[str, Any], str]:
+    """What has to be as it was for an optimizer's state to be of use, and for its rates to go on.
+
+    The learning rate and the schedule may change; they then begin from their start.
+    """
+    options = dict(spec.optimizer_options)
+    lr = options.pop("lr", None)
+    anew = "{} begins anew in each partial_fit" if spec.incremental else ""
+    optimizer = identify(
+        (spec.optimizer_class, options), "optimizer__*", anew.format("the optimizer's state")
+    )
+    rates = identify(
+        (lr, spec.schedule_class, dict(spec.schedule_options)),
+        "lr_schedule__*",
+        anew.format("the schedule"),
+    )
+    fits = {
         "optimizer": spec.optimizer,
-        "options": repr(sorted(options.items())),
+        "options": optimizer.digest,
         "fit_intercept": spec.fit_intercept,
         "standardize": spec.standardize,
     }
+    return fits, rates.digest
 
 
 def train(
@@ -79,8 +95,10 @@ def train(
     module = _start_module(rows, spec, scaling, generator, start)
     module.scale_input = sp.issparse(rows.X) and prepared.stats is None
     state = None if start is None else start.state
-    if state is not None and state["fits"] != _fits(spec):
-        state = None
+    fits, rates = _kept_for(spec)
+    if state is not None:
+        same_rates = state["rates"] == rates
+        state = {**state, "same_rates": same_rates} if state["fits"] == fits else None
     generator, dropout_generator = _generators(spec, generator, state)
     module.dropout.generator = dropout_generator
     # a net that outlives the fit, or that a callback pickles, must not hold a process group
@@ -107,16 +125,14 @@ def train(
     batch = _rows_per_step(prepared, spec)
     with threads_for(batch * sum(w.numel() for w in module.weights)):
         net.train(training, run)
-    if monitor.best_values is not None:
-        flat.values.copy_(monitor.best_values)
     if spec.processes is not None:
         # where a few rows stand for all each process trains for itself
         spec.processes.from_first_(flat.values)
     _check_finite(flat, monitor, net)
     result = so_far()
     result.state = {
-        "fits": _fits(spec),
-        "rates": spec.rates,
+        "fits": fits,
+        "rates": rates,
         "optimizer": net.optimizer_updates.state(),
         "schedule": schedule_state(net.schedule_),
         "rank": 0 if spec.processes is None else spec.processes.rank,
@@ -219,5 +235,5 @@ def _rows_to_show(
 def _check_finite(flat: FlatParameters, monitor: Monitor, net: RegressionNet) -> None:
     """The last update can diverge after the last loss was seen."""
     if not bool(torch.isfinite(flat.values).all()):
-        lr = float(net.optimizer_updates.group["lr"])
+        lr = rate_of(net.optimizer_updates.group)
         raise TrainingDivergedError(len(monitor.loss_curve), lr)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -46,9 +47,12 @@ class TrainingDivergedError(ValueError):
     """
 
     def __init__(self, epoch: int, lr: float) -> None:
+        # an optimizer of the user's own may keep its rate elsewhere
+        known = math.isfinite(lr)
+        at, smaller = (f" at learning rate {lr:g}", f"lr={lr / 10:g}") if known else ("", "lr")
         super().__init__(
-            f"The training loss stopped being finite in epoch {epoch} at learning rate {lr:g}. "
-            f"Try a smaller one (lr={lr / 10:g}), standardize=True, gradient clipping through "
+            f"The training loss stopped being finite in epoch {epoch}{at}. Try a smaller learning "
+            f"rate ({smaller}), standardize=True, gradient clipping through "
             "callbacks=[skorch.callbacks.GradientNormClipping(1.0)], or optimizer='lbfgs'."
         )
         self.epoch = epoch
@@ -163,6 +167,8 @@ class Loss:
     smoothed: Callable[[float], Callable[[Tensor, Tensor], Tensor]] | None = None
     minimum_target: float | None = None
     reduced: bool = False
+    # whether it is a module of the user's own
+    own: bool = False
     slope: Callable[[Tensor, Tensor, Tensor], None] | None = None
     slope_factor: float = 1.0
 
@@ -218,12 +224,6 @@ class FitSpec:
     checkpoint: Any = None
     # the processes that share the fit, each with rows of its own
     processes: Any = None
-
-    @property
-    def rates(self) -> str:
-        """Learning rate and schedule, to tell whether they were changed."""
-        options = sorted(self.schedule_options.items())
-        return repr((self.optimizer_options.get("lr"), self.schedule_class, options))
 
     @property
     def is_lbfgs(self) -> bool:

@@ -6,7 +6,9 @@ user.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping
+from numbers import Real
 from typing import Any
 
 import torch
@@ -14,7 +16,8 @@ from torch import Tensor, optim
 
 from ._arrays import as_tensor
 from ._backprop import DEVICES
-from ._optimizers import construct, defaults_of
+from ._errors import came_from
+from ._optimizers import construct, defaults_of, is_torchs, takes_closure
 from ._rules import RULES
 from ._state import to_arrays, to_tensors
 
@@ -25,8 +28,34 @@ TINY_RATE = 1e-20
 UNUSUAL = ("maximize", "capturable", "differentiable", "foreach", "fused")
 
 
+class _Evaluated:
+    """A closure that was evaluated before an optimizer asks for it, since some never do.
+
+    The first call returns what is known if parameters are as they were.
+    """
+
+    def __init__(self, closure: Callable[[], Tensor], parameters: list[Tensor]) -> None:
+        self.closure, self.asked = closure, False
+        self.value = closure()
+        self.kept = [
+            (p, p.detach().clone(), p.grad, None if p.grad is None else p.grad.clone())
+            for p in parameters
+        ]
+
+    def __call__(self) -> Tensor:
+        if self.asked or not all(torch.equal(p.detach(), before) for p, before, *_ in self.kept):
+            self.asked = True
+            return self.closure()
+        self.asked = True
+        for p, _, grad, before in self.kept:
+            # which an optimizer may clear before it asks
+            if grad is not None and before is not None:
+                p.grad = grad.copy_(before)
+        return self.value
+
+
 class TorchUpdates:
-    """Updates by an optimizer of torch.
+    """Updates by an optimizer of torch, or of the user's own.
 
     Parameters
     ----------
@@ -43,9 +72,22 @@ class TorchUpdates:
         group: dict[str, Any] = self.optimizer.param_groups[0]
         return group
 
-    def step(self, closure: Callable[[], Tensor] | None = None) -> None:
-        """Make one update from the gradients that are there, or that `closure` fills in."""
-        self.optimizer.step(closure)
+    def step(self, closure: Callable[[], Tensor] | None = None) -> Any:
+        """Make one update from the gradients that are there, or that `closure` fills in.
+
+        Returns what the optimizer returns: the value of the closure before the update.
+        """
+        with came_from("optimizer", self.optimizer):
+            if closure is None:
+                return self.optimizer.step()
+            if is_torchs(type(self.optimizer)):
+                return self.optimizer.step(closure)
+            # one of the user's own may take no closure, or never call it
+            parameters = [p for group in self.optimizer.param_groups for p in group["params"]]
+            evaluated = _Evaluated(closure, parameters)
+            if takes_closure(self.optimizer):
+                return self.optimizer.step(evaluated)
+            return self.optimizer.step()
 
     def in_step(self) -> bool:
         """Whether nobody has replaced what the updates work on."""
@@ -277,6 +319,12 @@ class RuleUpdates:
         self.set_count(state["n_steps"], state["mu_product"])
         self.group.update(to_tensors(state["group"]))
         return True
+
+
+def rate_of(group: Mapping[str, Any]) -> float:
+    """The learning rate of a parameter group; NaN where an optimizer keeps none there."""
+    lr = group.get("lr")
+    return float(lr) if isinstance(lr, Real | Tensor) else math.nan
 
 
 def has_rule(cls: Any, options: Mapping[str, Any], device: torch.device) -> bool:

@@ -102,7 +102,10 @@ FITS = {
         linear(optimizer="sgd", lr=0.05, batch_size=50, alpha=0.1, l1_ratio=0.5, max_epochs=30),
         None,
     ),
-    "batches of sparse rows": (linear(optimizer="adam", lr=0.1, batch_size=40), "sparse"),
+    "batches of sparse rows": (
+        linear(optimizer="adam", lr=0.1, batch_size=40, max_epochs=60),
+        "sparse",
+    ),
     "as given": (
         linear(optimizer="sgd", lr=1e-5, batch_size=20, max_epochs=5, standardize=False),
         None,

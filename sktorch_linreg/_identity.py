@@ -1,0 +1,372 @@
+"""What objects of the user are, so that equal ones are known again in any process.
+
+Functions and classes that can be imported are known by their path. Others, and those of a script,
+whose path leads elsewhere in another script, are known by what they consist of: code, constants,
+names, default values and closures. Instances are known by class and state, arrays by their values.
+Neither `repr`, which hides differences and shows addresses, nor pickled bytes, which differ after a
+copy, can tell this.
+"""
+
+from __future__ import annotations
+
+import builtins
+import contextlib
+import copyreg
+import dis
+import functools
+import hashlib
+import pickle
+import sys
+import types
+import uuid
+import warnings
+import weakref
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import torch
+from torch import nn
+
+# modules whose names lead to other objects in another process
+SCRIPTS = {None, "__main__", "__mp_main__"}
+# what a class statement leaves in a class without a difference to what the class does
+NO_PART_OF_A_CLASS = {
+    "__dict__", "__weakref__", "__doc__", "__module__", "__qualname__", "__annotations__",
+    "__annotate__", "__annotate_func__", "__annotations_cache__", "__firstlineno__",
+    "__static_attributes__", "_abc_impl",
+}  # fmt: skip
+# objects within an object, beyond which it is too large to be compared
+MOST_PARTS = 1_000_000
+
+
+class IncomparableError(TypeError):
+    """An object holds something that has no value to compare, such as an open file or a lock."""
+
+
+@dataclass(frozen=True)
+class Identity:
+    """What an object is: identities are equal where the objects do the same.
+
+    `text` is for people.
+    """
+
+    digest: str
+    text: str = field(compare=False)
+
+    def __repr__(self) -> str:
+        return self.text
+
+
+def identify(value: Any, parameter: str, consequence: str = "") -> Identity:
+    """The identity of a parameter's value; one that cannot be compared equals itself alone.
+
+    Parameters
+    ----------
+    value : object
+        Of any kind.
+    parameter : str
+        Its name, for the warning.
+    consequence : str
+        What follows where it cannot be compared, after "so"; without one there is no warning.
+    """
+    try:
+        return Identity(fingerprint(value), describe(value))
+    except IncomparableError as error:
+        if consequence:
+            warnings.warn(
+                f"{parameter} holds {error}, which cannot be compared with others. It is treated "
+                f"as different from all of them, so {consequence}.",
+                stacklevel=2,
+            )
+        return Identity(_own_token(value), describe(value))
+
+
+def fingerprint(value: Any) -> str:
+    """SHA-256 of what an object is.
+
+    Raises
+    ------
+    IncomparableError
+        If it holds something without a value to compare.
+    """
+    try:
+        return _Reader().digest(value).hex()
+    except RecursionError:
+        raise IncomparableError("an object that is nested too deeply") from None
+
+
+def describe(value: Any) -> str:
+    """An object in a few words; objects without a name of their own have some digits instead."""
+    if isinstance(value, np.generic):
+        value = value.item()
+    if isinstance(value, torch.device | torch.dtype):
+        return repr(str(value).removeprefix("torch."))
+    if isinstance(value, list | tuple):
+        return f"({', '.join(map(describe, value))})"
+    if value is None or isinstance(value, bool | int | float | str):
+        return repr(value)
+    path = _import_path(value)
+    if path is not None:
+        return path
+    name = getattr(value, "__qualname__", type(value).__qualname__)
+    try:
+        return f"{name} {fingerprint(value)[:8]}"
+    except IncomparableError:
+        return str(name)
+
+
+# (the object as long as it lives, what stands for it)
+_tokens: dict[int, tuple[Any, str]] = {}
+
+
+def _own_token(value: Any) -> str:
+    """What is equal for one and the same object alone, in this process."""
+    known = _tokens.get(id(value))
+    if known is not None and known[0]() is value:
+        return known[1]
+    token = uuid.uuid4().hex
+    # one that cannot be referred to weakly may leave its place in memory to another
+    with contextlib.suppress(TypeError):
+        forget = functools.partial(_forget, id(value))
+        _tokens[id(value)] = weakref.ref(value, forget), token
+    return token
+
+
+def _forget(key: int, _: Any) -> None:
+    _tokens.pop(key, None)
+
+
+def _import_path(value: Any) -> str | None:
+    """``module.name`` of a function or class that is found there, in any process."""
+    module, name = getattr(value, "__module__", None), getattr(value, "__qualname__", None)
+    callables = (type, types.FunctionType, types.BuiltinFunctionType)
+    if not isinstance(value, callables) or module in SCRIPTS or not isinstance(name, str):
+        return None
+    return f"{module}.{name}" if _found(module, name) is value else None
+
+
+def _found(module: Any, name: str) -> Any:
+    found = sys.modules.get(module)
+    for part in name.split("."):
+        found = getattr(found, part, None)
+    return found
+
+
+def _global_names(code: types.CodeType) -> Iterator[str]:
+    """Names of globals that code reads, functions within it included."""
+    for instruction in dis.get_instructions(code):
+        if instruction.opname in ("LOAD_GLOBAL", "LOAD_NAME"):
+            yield str(instruction.argval)
+    for constant in code.co_consts:
+        if isinstance(constant, types.CodeType):
+            yield from _global_names(constant)
+
+
+def _is_data(value: Any) -> bool:
+    """Whether a global is a value that a function works with."""
+    if isinstance(value, list | tuple | set | frozenset):
+        return all(map(_is_data, value))
+    if isinstance(value, dict):
+        return all(map(_is_data, value)) and all(map(_is_data, value.values()))
+    kinds = (bool, int, float, complex, str, bytes, np.generic, np.ndarray, torch.Tensor)
+    return value is None or isinstance(value, kinds)
+
+
+class _Reader:
+    """Takes an object apart; digests of its parts make up its own."""
+
+    def __init__(self) -> None:
+        # objects that are being looked at, each within the one before
+        self.within: dict[int, int] = {}
+        self.n_parts = 0
+
+    def digest(self, value: Any) -> bytes:
+        self.n_parts += 1
+        if self.n_parts > MOST_PARTS:
+            raise IncomparableError("an object of too many parts")
+        atom = _atom(value)
+        if atom is not None:
+            return _hash(*atom)
+        if id(value) in self.within:
+            # how far up it stands, which is the same wherever one begins
+            return _hash("again", str(len(self.within) - self.within[id(value)]))
+        self.within[id(value)] = len(self.within)
+        try:
+            return self._compound(value)
+        finally:
+            del self.within[id(value)]
+
+    def all(self, values: Iterable[Any]) -> bytes:
+        """Of several in their order."""
+        return _hash("all", *map(self.digest, values))
+
+    def unordered(self, values: Iterable[Any]) -> bytes:
+        return _hash("set", *sorted(map(self.digest, values)))
+
+    def items(self, mapping: Any) -> bytes:
+        """Of keys and values, whose order counts for nothing."""
+        pairs = (_hash(self.digest(k), self.digest(v)) for k, v in mapping.items())
+        return _hash("items", *sorted(pairs))
+
+    def _compound(self, value: Any) -> bytes:
+        kind = type(value)
+        if kind in (list, tuple, torch.Size):
+            return _hash("list" if kind is list else "tuple", self.all(value))
+        if kind in (set, frozenset):
+            return _hash("set", self.unordered(value))
+        if kind in (dict, types.MappingProxyType):
+            return _hash("dict", self.items(value))
+        if kind in (np.ndarray, np.memmap):
+            # of objects
+            return _hash("objects", str(value.shape), self.all(value.ravel().tolist()))
+        if isinstance(value, type):
+            return self._class(value)
+        if kind is types.FunctionType:
+            return self._function(value)
+        if kind is types.CodeType:
+            return self._code(value)
+        if kind is types.MethodType:
+            return _hash("method", self.digest(value.__self__), self.digest(value.__func__))
+        if kind is types.BuiltinFunctionType:
+            owner = value.__self__
+            owner = None if isinstance(owner, types.ModuleType) else self.digest(owner)
+            return _hash("builtin", str(value.__module__), value.__qualname__, owner or b"")
+        if kind is functools.partial:
+            parts = self.digest(value.func), self.all(value.args), self.items(value.keywords)
+            return _hash("partial", *parts, self.items(vars(value)))
+        if kind in (staticmethod, classmethod):
+            return _hash(kind.__name__, self.digest(value.__func__))
+        if kind is property:
+            return _hash("property", self.all((value.fget, value.fset, value.fdel)))
+        if kind is functools.cached_property:
+            # which may hold a lock
+            return _hash("cached property", self.digest(value.func))
+        if isinstance(value, torch.Tensor):
+            return self._tensor(value)
+        return self._instance(value)
+
+    def _class(self, cls: type) -> bytes:
+        path = _import_path(cls)
+        if path is not None:
+            return _hash("class", path)
+        own = {k: v for k, v in vars(cls).items() if k not in NO_PART_OF_A_CLASS}
+        return _hash("class", cls.__name__, self.all(cls.__bases__), self.items(own))
+
+    def _function(self, function: types.FunctionType) -> bytes:
+        path = _import_path(function)
+        if path is not None:
+            return _hash("function", path)
+        parts = [
+            self.digest(function.__code__),
+            self.digest(function.__defaults__),
+            self.digest(function.__kwdefaults__),
+            self.all(map(_cell, function.__closure__ or ())),
+            self.items({k: v for k, v in vars(function).items() if k != "__wrapped__"}),
+        ]
+        for name in sorted(set(_global_names(function.__code__))):
+            value = function.__globals__.get(name, builtins)
+            if _is_data(value) or isinstance(value, types.FunctionType | type):
+                parts.append(_hash(name, self.digest(value)))
+            elif value is not builtins:
+                # objects that programs share, such as modules and loggers
+                parts.append(_hash(name, getattr(value, "__name__", type(value).__name__)))
+        return _hash("function", *parts)
+
+    def _code(self, code: types.CodeType) -> bytes:
+        numbers = (
+            code.co_argcount, code.co_posonlyargcount, code.co_kwonlyargcount, code.co_flags,
+            code.co_code, getattr(code, "co_exceptiontable", b""),
+        )  # fmt: skip
+        return _hash("code", self.all(numbers), self.all(code.co_names), self.all(code.co_consts))
+
+    def _tensor(self, tensor: torch.Tensor) -> bytes:
+        kind = type(tensor) if type(tensor) in (torch.Tensor, nn.Parameter) else None
+        if kind is None or tensor.layout != torch.strided or tensor.is_quantized:
+            return self._instance(tensor)
+        if tensor.device.type == "meta":
+            raise IncomparableError("a tensor without values")
+        flat = tensor.detach().cpu().resolve_neg().resolve_conj().contiguous().reshape(-1)
+        about = str((kind.__name__, tensor.dtype, tuple(tensor.shape), tensor.requires_grad))
+        return _hash("tensor", about, flat.view(torch.uint8).numpy().tobytes())
+
+    def _instance(self, value: Any) -> bytes:
+        if isinstance(value, torch.Generator):
+            return _hash("generator", str(value.device), self.digest(value.get_state()))
+        if isinstance(value, np.random.RandomState):
+            return _hash("random state", self.digest(value.get_state(legacy=False)))
+        if isinstance(value, np.random.Generator):
+            return _hash("generator", self.digest(value.bit_generator.state))
+        try:
+            reduce = copyreg.dispatch_table.get(type(value))
+            reduced = value.__reduce_ex__(4) if reduce is None else reduce(value)
+        except Exception as error:
+            raise IncomparableError(f"an object of type {type(value).__name__}") from error
+        if isinstance(reduced, str):
+            module = pickle.whichmodule(value, reduced)  # type: ignore[attr-defined]
+            if module in SCRIPTS or _found(module, reduced) is not value:
+                raise IncomparableError(f"an object of type {type(value).__name__}")
+            return _hash("global", module, reduced)
+        make, args, *rest = reduced
+        state, in_list, in_dict = (*rest, None, None, None)[:3]
+        parts = [
+            self.digest(make),
+            self.all(args),
+            self.digest(state),
+            self.all(in_list or ()),
+            # an ordered dictionary
+            self.all(in_dict or ()),
+        ]
+        if isinstance(value, nn.Module):
+            # a sequence of modules is one by their order
+            parts.append(self.all(name for name, _ in value.named_modules()))
+        return _hash("instance", *parts)
+
+
+def _cell(cell: types.CellType) -> Any:
+    """What a closure holds, which may not be there yet."""
+    try:
+        return cell.cell_contents
+    except ValueError:
+        return "empty cell"
+
+
+def _atom(value: Any) -> tuple[str | bytes, ...] | None:
+    """Kind and value of what has no parts, None for what has."""
+    if isinstance(value, np.generic):
+        if value.dtype.kind in "biufcUS" and value.dtype.itemsize <= 16:
+            value = value.item()
+        if isinstance(value, np.generic):
+            return "scalar", value.dtype.str, value.tobytes()
+    kind = type(value)
+    if value is None or kind in (bool, int, type(Ellipsis), type(NotImplemented)):
+        return kind.__name__, repr(value)
+    if kind is float:
+        return "float", value.hex()
+    if kind is complex:
+        return "complex", value.real.hex(), value.imag.hex()
+    if kind is str:
+        return "str", value
+    if kind in (bytes, bytearray):
+        return kind.__name__, bytes(value)
+    if kind in (np.ndarray, np.memmap) and not value.dtype.hasobject:
+        native = np.ascontiguousarray(value, dtype=value.dtype.newbyteorder("="))
+        return "array", native.dtype.str, str(value.shape), native.tobytes()
+    if isinstance(value, np.dtype | torch.dtype | torch.device | torch.layout):
+        return "name", str(value)
+    if isinstance(value, types.ModuleType):
+        return "module", value.__name__
+    if kind in (types.MemberDescriptorType, types.GetSetDescriptorType):
+        return "slot", value.__name__
+    return None
+
+
+def _hash(*parts: str | bytes) -> bytes:
+    """SHA-256 of parts that cannot run into each other."""
+    total = hashlib.sha256()
+    for part in parts:
+        data = part.encode("utf-8", "surrogatepass") if isinstance(part, str) else part
+        total.update(len(data).to_bytes(8, "little"))
+        total.update(data)
+    return total.digest()
