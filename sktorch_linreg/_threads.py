@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -26,6 +27,10 @@ class _SerialBlas(AbstractContextManager[None]):
     """BLAS on one thread while any fit uses threads of its own; the last to leave restores it."""
 
     def __init__(self) -> None:
+        self.begin_anew()
+
+    def begin_anew(self) -> None:
+        """Forget who uses it: in a forked process, threads that are not there."""
         self._lock = threading.Lock()
         self._users = 0
         self._limit: Any = None
@@ -49,6 +54,20 @@ def _controller() -> ThreadpoolController:
 
 
 _serial_blas = _SerialBlas()
+
+
+def _after_fork() -> None:
+    """Work on one thread in a forked process.
+
+    OpenMP, which torch computes with, would wait there for ever for threads that only the parent
+    has.
+    """
+    torch.set_num_threads(1)
+    _serial_blas.begin_anew()
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_after_fork)
 
 
 def quiet_blas(n_rows: int, n_columns: int) -> AbstractContextManager[None]:

@@ -53,20 +53,19 @@ def digest(name):
 # -- the same bits --------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("name", MODELS)
-def test_another_process_gives_the_same_bits(name):
+def test_another_process_gives_the_same_bits():
     script = (
         "import sys; sys.path.insert(0, sys.argv[1]); import test_reliability as t;"
-        "print(t.digest(sys.argv[2]))"
+        "print(*map(t.digest, t.MODELS))"
     )
     run = subprocess.run(
-        [sys.executable, "-c", script, os.path.dirname(__file__), name],
+        [sys.executable, "-c", script, os.path.dirname(__file__)],
         capture_output=True,
         text=True,
         check=True,
         env={**os.environ, "OMP_NUM_THREADS": "1"},
     )
-    assert run.stdout.strip() == digest(name)
+    assert run.stdout.split() == [digest(name) for name in MODELS]
 
 
 @pytest.mark.parametrize("name", MODELS)
@@ -78,6 +77,7 @@ def test_cross_validation_under_any_backend(name, backend):
     np.testing.assert_array_equal(together, alone)
 
 
+@pytest.mark.slow
 def test_cross_validation_on_a_cluster():
     distributed = pytest.importorskip("distributed")
     cluster = distributed.LocalCluster(
@@ -101,13 +101,76 @@ def test_processes_after_a_fit_in_the_parent(way):
     try:
         big = RNG.normal(size=(200_000, 20))
         TorchLinearRegressor().fit(big, big[:, 0])
-        clone(MODELS["mlp"]).set_params(batch_size=None, max_epochs=1).fit(big, big[:, 0])
+        network = clone(MODELS["mlp"]).set_params(batch_size=None, max_epochs=1)
+        network.fit(big, big[:, 0]).predict(big)
     finally:
         torch.set_num_threads(before)
     expected = [digest(name) for name in MODELS]
     with multiprocessing.get_context(way).Pool(2) as pool:
         found = pool.map_async(digest, list(MODELS)).get(timeout=120)
     assert found == expected
+
+
+FORKS = """
+import os, pathlib, signal, sys, tempfile, threading, time, warnings
+import numpy as np
+import torch
+sys.path.insert(0, sys.argv[1])
+import test_reliability as t
+warnings.simplefilter("ignore")
+torch.set_num_threads(2)
+rows = np.random.default_rng(0).normal(size=(20_000, 30))
+net = t.TorchMLPRegressor(max_epochs=1, tol=None, random_state=0)
+wide = t.clone(net).set_params(hidden_layer_sizes=(512,), batch_size=4000)
+search = t.BatchedGridSearchCV(t.TorchMLPRegressor(max_epochs=1, tol=None), {"lr": [0.1, 0.2]})
+search.set_params(cv=2)
+
+def work():
+    net.predict(rows[:2000])
+    net.score(rows[:2000], rows[:2000, 0])
+    wide.fit(rows[:4000], rows[:4000, 0])
+    t.TorchLinearRegressor().fit(rows, rows[:, 0]).predict(rows)
+    search.fit(rows[:2000], rows[:2000, 0])
+
+def in_child():
+    signal.alarm(120)
+    work()
+    # as servers do that answer each request in a thread
+    thread = threading.Thread(target=work)
+    thread.start()
+    thread.join()
+    os._exit(0)
+
+net.fit(rows[:2000], rows[:2000, 0])
+for what, call in t.calls(pathlib.Path(tempfile.mkdtemp())):
+    try:
+        call()
+    except ValueError:
+        pass
+    net.predict(rows)
+    child = os.fork()
+    if not child:
+        in_child()
+    status = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
+    assert status == 0, (what, status)
+    # the parent keeps its threads
+    assert torch.get_num_threads() == 2
+print("done")
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="processes are forked")
+def test_a_fork_after_any_call_leaves_both_processes_at_work():
+    run = subprocess.run(
+        [sys.executable, "-c", FORKS, os.path.dirname(__file__)],
+        capture_output=True,
+        text=True,
+        check=False,
+        env={**os.environ, "OMP_NUM_THREADS": "2", "MPLBACKEND": "Agg"},
+    )
+    assert run.returncode == 0, run.stderr
+    assert run.stdout.endswith("done\n")
 
 
 @pytest.mark.parametrize("name", MODELS)
