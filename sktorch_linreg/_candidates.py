@@ -8,6 +8,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
+import scipy.sparse as sp
 import torch
 from sklearn.base import clone
 from sklearn.pipeline import Pipeline
@@ -15,8 +16,9 @@ from sklearn.pipeline import Pipeline
 from ._backprop import DEVICES
 from ._base import BaseTorchRegressor
 from ._batched import steps_per_epoch
-from ._compat import check_method_params, safe_split
+from ._compat import check_method_params, num_samples, safe_indexing, safe_split
 from ._data import resolve_seed, validate_rows
+from ._identity import identify
 from ._modules import ACTIVATIONS
 from ._optimizers import SCHEDULES, construct, defaults_of
 from ._types import Array, FitSpec, TrainingData
@@ -53,21 +55,33 @@ class Candidate:
 
 
 @dataclass(frozen=True)
+class Side:
+    """Rows of a fold that models are scored on; of training rows only where that is asked for."""
+
+    X: Any
+    y: Any
+    params: Mapping[str, Any]
+    # as they come out of the fitted steps
+    inner: Any
+
+    def for_one_model(self) -> tuple[Any, Any, dict[str, Any]]:
+        """Rows, targets and metadata that a scorer, or a step within it, may change in place."""
+        params = {k: v.copy() if isinstance(v, np.ndarray) else v for k, v in self.params.items()}
+        return copy_of_rows(self.X), copy_of_rows(self.y), params
+
+
+@dataclass(frozen=True)
 class Cell:
     """The rows of a fold, as they come out of the steps before the last."""
 
     split: int
     train: TrainingData
     n_dim: int
-    # what scorers are given
-    X_train: Any
-    y_train: Any
-    X_test: Any
-    y_test: Any
-    score_params: tuple[Mapping[str, Any], Mapping[str, Any]]
-    # for the last step alone
+    # before the steps, as they are after a fit; scorers are given copies
+    train_side: Side
+    test_side: Side
+    # what the last step is fitted to
     inner_train: Any
-    inner_test: Any
     weight: Any
     before: Pipeline | None
     # an estimator that has seen the rows
@@ -76,7 +90,9 @@ class Cell:
     @property
     def n_bytes(self) -> int:
         """Memory of the rows, and of their copies in training."""
-        kept = {id(X): X for X in (self.X_train, self.X_test, self.inner_train, self.inner_test)}
+        sides = self.train_side, self.test_side
+        rows = [self.inner_train, *(X for side in sides for X in (side.X, side.inner))]
+        kept = {id(X): X for X in rows if X is not None}
         return sum(map(n_bytes_of, kept.values())) + COPIES * n_bytes_of(self.train.X)
 
 
@@ -90,7 +106,9 @@ def make_candidate(base: Any, index: int, params: Mapping[str, Any], seed: int) 
             before = whole[:-1]
             mine = f"{whole.steps[-1][0]}__"
             key = tuple(
-                (k, _identity(v)) for k, v in sorted(params.items()) if not k.startswith(mine)
+                (k, identify(v, k, "the steps before the last are fitted once more for it"))
+                for k, v in sorted(params.items())
+                if not k.startswith(mine)
             )
     if type(last) not in OURS:
         raise CannotStack(f"{type(last).__name__} is not an estimator of this package")
@@ -121,17 +139,30 @@ def _is_plain(value: Any) -> bool:
 
 
 def n_bytes_of(rows: Any) -> int:
-    """Memory of an array or a sparse matrix, about that of a frame."""
-    if hasattr(rows, "nbytes"):
+    """Memory of an array or a sparse matrix, about that of a frame or of nested lists."""
+    if isinstance(rows, np.ndarray | torch.Tensor):
         return int(rows.nbytes)
-    if hasattr(rows, "data") and hasattr(rows.data, "nbytes"):
-        return int(rows.data.nbytes)
-    return int(8 * np.prod(np.shape(rows)))
+    if sp.issparse(rows):
+        # values and their places
+        return int(2 * rows.nnz * rows.dtype.itemsize)
+    # columns of a frame can have any name, attributes of its class cannot
+    shape = rows.shape if hasattr(type(rows), "shape") else (len(rows), _width(rows))
+    return int(8 * np.prod(shape))
 
 
-def _identity(value: Any) -> Any:
-    # equal numbers of other types, or of other signs, are not the same to every step
-    return (type(value).__name__, repr(value)) if _is_plain(value) else id(value)
+def _width(rows: Any) -> int:
+    """Entries of the longest of some nested lists, or of texts."""
+    return max((len(row) if hasattr(row, "__len__") else 1 for row in rows), default=0)
+
+
+def copy_of_rows(rows: Any) -> Any:
+    """Rows that may be changed in place, as those of a split by scikit-learn may be."""
+    for name in ("copy", "clone"):
+        # of arrays, matrices and pandas, or of polars and tensors
+        if hasattr(type(rows), name):
+            return getattr(rows, name)()
+    # taking all rows of a frame in their order would be no copy
+    return None if rows is None else safe_indexing(rows, np.arange(num_samples(rows)))
 
 
 def make_cell(
@@ -141,24 +172,35 @@ def make_cell(
     parts: tuple[Array, Array],
     fit_params: Mapping[str, Any],
     score_params: Mapping[str, Any],
+    *,
+    with_train: bool,
 ) -> Cell:
-    """The rows of a fold for candidates with the same steps before the last."""
+    """The rows of a fold for candidates with the same steps before the last.
+
+    Steps may change rows in place, so that each call of one has rows of its own. `with_train` asks
+    for training rows to score on; in scikit-learn these are the ones that the fit was given, with
+    what it has changed in them.
+    """
     X, y = rows
-    train, test = parts
     if c.whole is c.last and type(X) is type(y) is np.ndarray:
         # what scikit-learn does with plain arrays, after many questions
+        train, test = map(np.asarray, parts)
         X_train, y_train, X_test, y_test = X[train], y[train], X[test], y[test]
     else:
+        train, test = parts
         X_train, y_train = safe_split(c.whole, X, y, train)
         X_test, y_test = safe_split(c.whole, X, y, test, train)
-    inner_train, inner_test, before = X_train, X_test, None
+    inner_train, inner_test, scored_train, before = X_train, X_test, X_train, None
     if c.before is not None:
         before = clone(c.before)
         inner_train = before.fit_transform(X_train, y_train)
-        for _, step in before.steps:
-            # one by one, since the last of a pipeline may keep nothing that says it was fitted
-            if step is not None and step != "passthrough":
-                inner_test = step.transform(inner_test)
+        inner_test = _through(before, copy_of_rows(X_test))
+        if with_train:
+            # what is trained on may be these rows, which must not change any more
+            X_train = copy_of_rows(X_train)
+            scored_train = _through(before, copy_of_rows(X_train))
+    if not with_train:
+        X_train = scored_train = None
     weight = _weight_of(c, check_method_params(X, params=fit_params, indices=train))
     template = _with_params(c.last, {})
     data, n_dim = validate_rows(template, inner_train, y_train, weight, reset=True)
@@ -166,9 +208,25 @@ def make_cell(
         data.verify()
     scored = tuple(check_method_params(X, params=score_params, indices=i) for i in (train, test))
     return Cell(
-        split, data, n_dim, X_train, y_train, X_test, y_test,
-        (scored[0], scored[1]), inner_train, inner_test, weight, before, template,
-    )  # fmt: skip
+        split,
+        data,
+        n_dim,
+        Side(X_train, y_train, scored[0], scored_train),
+        Side(X_test, y_test, scored[1], inner_test),
+        inner_train,
+        weight,
+        before,
+        template,
+    )
+
+
+def _through(before: Pipeline, X: Any) -> Any:
+    """Rows after the fitted steps."""
+    for _, step in before.steps:
+        # one by one, since the last of a pipeline may keep nothing that says it was fitted
+        if step is not None and step != "passthrough":
+            X = step.transform(X)
+    return X
 
 
 def _weight_of(c: Candidate, fit_params: Mapping[str, Any]) -> Any:
@@ -216,20 +274,20 @@ def _shape(spec: FitSpec, data: TrainingData) -> Any:
         return spec.fit_intercept, spec.standardize, spec.tol, spec.dtype, str(spec.device)
     known = {**defaults_of(spec.optimizer_class), **spec.optimizer_options}  # type: ignore[arg-type]
     flags = {k: v for k, v in known.items() if not _is_number(v)}
-    pointwise: Any = spec.loss.pointwise
     whole = spec.batch_size >= data.n_samples
     schedule = {k: v for k, v in spec.schedule_options.items() if k != "max_lr"}
+    apart = "models that use it are not trained together"
     return (
         data.n_features,
         data.n_targets,
-        (spec.loss.name, repr(sorted(pointwise.keywords.items()))),
+        identify(spec.loss.pointwise, "loss__*", apart),
         spec.standardize,
         spec.dtype,
         str(spec.device),
         spec.optimizer_class,
-        repr(sorted(flags.items())),
+        identify(flags, "optimizer__*", apart),
         spec.schedule_class,
-        repr(sorted(schedule.items())),
+        identify(schedule, "lr_schedule__*", apart),
         (spec.positive, spec.l1 > 0),
         spec.fit_intercept,
         (spec.hidden, spec.activation, spec.dropout > 0),
@@ -246,10 +304,10 @@ def _is_number(option: Any) -> bool:
     return isinstance(option, float | int | tuple) and not isinstance(option, bool)
 
 
-def tried(make: Callable[..., Any], *args: Any) -> Any:
+def tried(make: Callable[..., Any], *args: Any, **options: Any) -> Any:
     """What comes out, or the reason why there is nothing."""
     try:
-        return make(*args)
+        return make(*args, **options)
     except CannotStack as reason:
         return str(reason)
     except Exception as error:

@@ -16,6 +16,7 @@ from sklearn.model_selection._validation import _score as score_estimator
 from sklearn.model_selection._validation import (
     _warn_or_raise_about_fit_failures as tell_fit_failures,
 )
+from sklearn.utils import _safe_indexing as safe_indexing
 from sklearn.utils._param_validation import (
     Interval,
     InvalidParameterError,
@@ -25,6 +26,7 @@ from sklearn.utils._param_validation import (
 from sklearn.utils.metaestimators import _safe_split as safe_split
 from sklearn.utils.validation import _check_method_params as check_method_params
 from sklearn.utils.validation import _check_sample_weight as check_sample_weight
+from sklearn.utils.validation import _num_samples as num_samples
 
 __all__ = [
     "Interval",
@@ -40,6 +42,8 @@ __all__ = [
     "fit_context",
     "insert_error_scores",
     "nested_fit_context",
+    "num_samples",
+    "safe_indexing",
     "safe_split",
     "score_estimator",
     "tell_fit_failures",

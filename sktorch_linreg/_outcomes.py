@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 import traceback
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -17,17 +17,15 @@ from sklearn.pipeline import Pipeline
 from . import _exact
 from ._base import BaseTorchRegressor
 from ._batched import train_lanes
-from ._candidates import Candidate, Cell
-from ._compat import (
-    MultimetricScorer,
-    score_estimator,
-)
+from ._candidates import Candidate, Cell, Side
+from ._compat import MultimetricScorer, PredictScorer, num_samples, score_estimator
 from ._data import identity_scaling, own_torch_settings, to_host
+from ._errors import collect_convergence_warnings
 from ._lanes import LaneParameters
 from ._plan import Stack
 from ._scoring import LEAST_ROWS, Score, known_scores, score_all
 from ._trained import Trained
-from ._types import Array, FitSpec
+from ._types import Array, FitSpec, FloatArray
 
 Outcome = dict[str, Any]
 
@@ -80,7 +78,7 @@ def fitted(c: Candidate, cell: Cell, trained: Trained, at: tuple[int, int], spec
     last: BaseTorchRegressor = clone(c.last)
     if spec.optimizer_class is None:
         # what a scorer may ask of it is more than its coefficients
-        return _whole(c, cell, last.fit(cell.inner_train, cell.y_train, cell.weight))
+        return _whole(c, cell, last.fit(cell.inner_train, cell.train_side.y, cell.weight))
     for name in ("n_features_in_", "feature_names_in_"):
         if name in vars(cell.template):
             setattr(last, name, getattr(cell.template, name))
@@ -131,33 +129,34 @@ def score_stack(stack: Stack, trained: Trained, seconds: float, s: Scoring) -> l
     return out
 
 
-def fit_one_by_one(stack: Stack, s: Scoring) -> list[Outcome]:
-    """Outcomes of all fits of a stack, each of which is fitted by itself after all."""
+def fit_one_by_one(stack: Stack, s: Scoring) -> tuple[list[Outcome], int]:
+    """Outcomes of all fits of a stack, each of which is fitted by itself after all.
+
+    Also returns how many of them have not converged.
+    """
     out: list[Outcome] = []
+    n_unfinished = 0
     for cell, row in zip(stack.cells, stack.lanes, strict=True):
         for c in row:
             begin = time.perf_counter()
             try:
                 last = clone(c.last).set_params(random_state=c.seed)
-                last.fit(cell.inner_train, cell.y_train, cell.weight)
+                with collect_convergence_warnings() as messages:
+                    last.fit(cell.inner_train, cell.train_side.y, cell.weight)
+                n_unfinished += bool(messages)
             except Exception as error:
                 outcome = _failed(error, s)
                 outcome["score_time"], scored = 0.0, time.perf_counter()
             else:
                 model, scored = _whole(c, cell, last), time.perf_counter()
-                sides = {"test_scores": (cell.X_test, cell.y_test, 1)}
+                outcome = {"fit_error": None, "test_scores": _asked(model, cell.test_side, s)}
                 if s.return_train_score:
-                    sides["train_scores"] = cell.X_train, cell.y_train, 0
-                outcome = {"fit_error": None}
-                for name, (X, y, side) in sides.items():
-                    params = cell.score_params[side]
-                    scores = score_estimator(model, X, y, s.scorer, params, s.error_score)
-                    outcome[name] = scores
+                    outcome["train_scores"] = _asked(model, cell.train_side, s)
                 outcome["score_time"] = time.perf_counter() - scored
             outcome["fit_time"] = scored - begin
-            outcome["n_test_samples"] = len(cell.y_test)
+            outcome["n_test_samples"] = num_samples(cell.test_side.y)
             out.append(outcome)
-    return out
+    return out, n_unfinished
 
 
 def _score_group(
@@ -178,7 +177,7 @@ def _score_group(
             outcome = {"fit_error": None, "test_scores": test[c]}
             if s.return_train_score:
                 outcome["train_scores"] = train[c]
-        outcome["n_test_samples"] = len(cell.y_test)
+        outcome["n_test_samples"] = num_samples(cell.test_side.y)
         outcome["score_time"] = 0.0 if error is not None else score_time
         out.append(outcome)
     return out
@@ -199,14 +198,14 @@ def _scores(
 ) -> list[Any]:
     """The scores of each lane of a group on one side of its split."""
     cell, row = stack.cells[g], stack.lanes[g]
-    params = cell.score_params[0 if train else 1]
-    X, y = (cell.X_train, cell.y_train) if train else (cell.X_test, cell.y_test)
+    side = cell.train_side if train else cell.test_side
+    params = side.params
     table: dict[str, Any] = {}
     good = np.zeros(len(row), dtype=bool)
-    # several scores may be routed the weights one by one
-    routes = len(params) > 0 and isinstance(s.scorer, MultimetricScorer) and _routing()
+    # who gets the weights, and whether that was asked for, is decided scorer by scorer
+    routes = len(params) > 0 and _routing() and not isinstance(s.scorer, PredictScorer)
     if known is not None and params.keys() <= {"sample_weight"} and not routes:
-        found = _all_at_once(stack, g, trained, known, params, train=train)
+        found = _all_at_once(stack, g, trained, known, side)
         if found is not None:
             table, good = found
     multiple = isinstance(s.scorer, MultimetricScorer)
@@ -224,36 +223,45 @@ def _scores(
                 trained.errors[g, c] = error
                 out.append(None)
             else:
-                out.append(score_estimator(model, X, y, s.scorer, params, s.error_score))
+                out.append(_asked(model, side, s))
     return out
 
 
-def _all_at_once(
-    stack: Stack,
-    g: int,
-    trained: Trained,
-    known: dict[str, Score],
-    params: Mapping[str, Any],
-    *,
-    train: bool,
-) -> tuple[dict[str, Any], Array] | None:
-    """Scores of all lanes, and which of them hold; None where scikit-learn has to be asked."""
-    cell = stack.cells[g]
-    X = cell.inner_train if train else cell.inner_test
-    y = np.asarray(to_host(cell.y_train if train else cell.y_test))
+def _asked(model: Any, side: Side, s: Scoring) -> Any:
+    """The scores that a scorer gives a model."""
+    X, y, params = side.for_one_model()
+    return score_estimator(model, X, y, s.scorer, params, s.error_score)
+
+
+def _scored_rows(cell: Cell, side: Side) -> tuple[Array, FloatArray, FloatArray | None] | None:
+    """Rows, targets and weights as numbers; None where scikit-learn has to look at them."""
     try:
-        rows, verify = cell.template._validate_predict_rows(X)
+        rows, verify = cell.template._validate_predict_rows(side.inner)
         if verify is not None:
             verify()
-    except ValueError:
+        y = np.asarray(to_host(side.y))
+        weight = to_host(side.params.get("sample_weight"))
+        weight = None if weight is None else np.asarray(weight, dtype=np.float64)
+    except Exception:
+        # it raises again, and is reported, where the scorer is asked
         return None
     if len(y) < LEAST_ROWS or y.dtype.kind not in "fiu" or not np.isfinite(y).all():
         return None
-    weight = to_host(params.get("sample_weight"))
-    if weight is not None:
-        weight = np.asarray(weight, dtype=np.float64)
-        if weight.shape != (len(y),) or not (np.isfinite(weight).all() and weight.sum() > 0):
-            return None
+    if weight is not None and (
+        weight.shape != (len(y),) or not (np.isfinite(weight).all() and weight.sum() > 0)
+    ):
+        return None
+    return rows, y, weight
+
+
+def _all_at_once(
+    stack: Stack, g: int, trained: Trained, known: dict[str, Score], side: Side
+) -> tuple[dict[str, Any], Array] | None:
+    """Scores of all lanes, and which of them hold; None where scikit-learn has to be asked."""
+    found = _scored_rows(stack.cells[g], side)
+    if found is None:
+        return None
+    rows, y, weight = found
     y = y.reshape(len(y), -1)
     tables, good = [], []
     at_once = max(1, SCORED_ENTRIES // y.size)

@@ -181,14 +181,15 @@ def make_plans(
     params: tuple[Mapping[str, Any], Mapping[str, Any]],
     *,
     known_scorer: bool,
+    with_train: bool,
     max_memory: int | None,
 ) -> Iterator[Plan]:
     """Sort the fits of a search into stacks and what is left.
 
     There is one plan where the rows of all folds fit into half of the memory, several where not;
     those of one have to be done with before the next is asked for. `params` are those of `fit` and
-    of the scorer. Anything that goes wrong here goes wrong again, and is reported, where the fit is
-    run alone.
+    of the scorer; `with_train` asks for scores on training rows as well. Anything that goes wrong
+    here goes wrong again, and is reported, where the fit is run alone.
     """
     # which an estimator takes as its random_state, too
     seed = resolve_seed(None) % 2**32
@@ -206,7 +207,7 @@ def make_plans(
     for group in by_key.values():
         known: list[dict[Any, Any]] = [{} for _ in group]
         for split, parts in enumerate(splits):
-            cell = tried(make_cell, group[0], split, rows, parts, *params)
+            cell = tried(make_cell, group[0], split, rows, parts, *params, with_train=with_train)
             if not isinstance(cell, Cell):
                 for c in group:
                     sorter.leave(c.index, split, cell)

@@ -21,6 +21,7 @@ from ._compat import (
     insert_error_scores,
     tell_fit_failures,
 )
+from ._errors import collect_convergence_warnings
 from ._outcomes import Outcome, Scoring, fit_one_by_one, score_stack, train_stack
 from ._plan import Plan, Stack, make_plans
 from ._scoring import known_scores
@@ -34,7 +35,9 @@ THREADED_STACK = 10_000_000
 def describe(plan: Plan) -> str:
     """How many fits were stacked, and why the others were not."""
     together = plan.n_fits - len(plan.alone)
-    text = f"{together} of {plan.n_fits} fits are trained together in {len(plan.stacks)} stacks"
+    n = len(plan.stacks)
+    stacks = f"{n} stack{'' if n == 1 else 's'}"
+    text = f"{together} of {plan.n_fits} fits are trained together in {stacks}"
     if not plan.alone:
         return f"{text}."
     listed = "; ".join(f"{n} because {reason}" for reason, n in plan.reasons.most_common())
@@ -71,6 +74,7 @@ class Evaluation:
         self.outcomes: list[Outcome] = []
         self.more: dict[str, list[Any]] = defaultdict(list)
         self.results: dict[str, Any] = {}
+        self.n_fits = self.n_unfinished = 0
 
     def evaluate(
         self,
@@ -122,6 +126,7 @@ class Evaluation:
             splits,
             (routed.estimator.fit, routed.scorer.score),
             known_scorer=known_scores(self.scoring.scorer) is not None,
+            with_train=search.return_train_score,
             max_memory=search.max_memory,
         )
         plan = next(plans)
@@ -135,27 +140,42 @@ class Evaluation:
             .call_on_fit_task_begin(estimator=search)
         )
         found: list[Any] = [None] * n_fits
-        n_unfinished = n_tasks = 0
+        n_tasks = 0
+        self.n_fits += n_fits
         with Parallel(n_jobs=search.n_jobs, pre_dispatch=search.pre_dispatch) as parallel:
             while True:
                 if search.verbose > 0:
                     print(describe(plan))
-                n_unfinished += self._run_stacks(plan, parallel, (about, n_tasks), found)
+                self.n_unfinished += self._run_stacks(plan, parallel, (about, n_tasks), found)
                 n_tasks += len(plan.stacks)
-                self._run_alone(plan, parallel, (about, n_tasks), found, (candidates, splits))
+                grid = candidates, splits
+                self.n_unfinished += self._run_alone(plan, parallel, (about, n_tasks), found, grid)
                 n_tasks += len(plan.alone)
                 if plan.last:
                     break
                 plan = next(plans)
         about.call_on_fit_task_end(estimator=search)
-        if n_unfinished:
-            message = (
-                f"{n_unfinished} of {n_fits} fits stopped at max_epochs before the loss settled "
-                "within tol. Raise max_epochs, lr or tol, or set tol=None to run a fixed number of "
-                "epochs."
-            )
-            warnings.warn(message, ConvergenceWarning, stacklevel=2)
         return found
+
+    def refit(self, best: Any, X: Any, y: Any) -> None:
+        """Fit the best candidate to all rows."""
+        params = self.routed.estimator.fit
+        with collect_convergence_warnings() as messages:
+            best.fit(X, **params) if y is None else best.fit(X, y, **params)
+        self.n_fits += 1
+        self.n_unfinished += bool(messages)
+
+    def warn_unfinished(self) -> None:
+        """One warning for all fits, from within the `fit` of the search."""
+        if self.n_unfinished:
+            refit = " (the refit is counted)" if self.search.refit else ""
+            message = (
+                f"{self.n_unfinished} of {self.n_fits} fits{refit} stopped at max_epochs before "
+                "they had converged. Raise max_epochs, lr or tol, or set tol=None to run a fixed "
+                "number of epochs."
+            )
+            # past fit and scikit-learn's wrapper, to the caller's line
+            warnings.warn(message, ConvergenceWarning, stacklevel=4)
 
     def _run_stacks(
         self, plan: Plan, parallel: Any, tasks: tuple[Any, int], found: list[Any]
@@ -199,15 +219,18 @@ class Evaluation:
         tasks: tuple[Any, int],
         found: list[Any],
         grid: tuple[list[Any], list[Any]],
-    ) -> None:
-        """Fill in the outcomes of fits that are not stacked, as scikit-learn runs them."""
+    ) -> int:
+        """Fill in the outcomes of fits that are not stacked, as scikit-learn runs them.
+
+        Returns how many of these have not converged.
+        """
         search, (candidates, splits), (about, first) = self.search, grid, tasks
         contexts = [
             about.subcontext(task_name="candidate-split-evaluation", task_id=first + i)
             for i in range(len(plan.alone))
         ]
         outcomes = parallel(
-            delayed(fit_and_score)(
+            delayed(_fit_alone)(
                 clone(self.base),
                 self.X,
                 self.y,
@@ -229,8 +252,18 @@ class Evaluation:
             )
             for (index, split), context in zip(plan.alone, contexts, strict=True)
         )
-        for (index, split), outcome in zip(plan.alone, outcomes, strict=True):
+        n_unfinished = 0
+        for (index, split), (outcome, unfinished) in zip(plan.alone, outcomes, strict=True):
             found[index * len(splits) + split] = outcome
+            n_unfinished += unfinished
+        return n_unfinished
+
+
+def _fit_alone(*args: Any, **options: Any) -> tuple[Outcome, bool]:
+    """The outcome of a fit by scikit-learn, and whether it has not converged."""
+    with collect_convergence_warnings() as messages:
+        outcome = fit_and_score(*args, **options)
+    return outcome, bool(messages)
 
 
 def _n_epochs(stack: Stack) -> int:
@@ -282,5 +315,5 @@ def _scored(
     stack: Stack, trained: Trained | None, seconds: float, scoring: Scoring
 ) -> tuple[list[Outcome], int]:
     if trained is None:
-        return fit_one_by_one(stack, scoring), 0
+        return fit_one_by_one(stack, scoring)
     return score_stack(stack, trained, seconds, scoring), trained.n_unfinished

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping
 from inspect import signature
 from numbers import Integral
 from typing import Any, ClassVar, Self
@@ -125,7 +124,8 @@ class _BatchedSearch:
                 self.best_score_ = results[f"mean_test_{refit_metric}"][self.best_index_]
             self.best_params_ = results["params"][self.best_index_]
         if self.refit:
-            self._refit(X, y, routed.estimator.fit, context, about)
+            self._refit(tried, X, y, context, about)
+        tried.warn_unfinished()
         one_of_many = isinstance(scorers, MultimetricScorer)
         self.scorer_ = scorers._scorers if one_of_many else scorers
         self.cv_results_ = results
@@ -133,7 +133,7 @@ class _BatchedSearch:
         return self
 
     def _refit(
-        self, X: Any, y: Any, fit_params: Mapping[str, Any], context: Any, about: dict[str, Any]
+        self, tried: Evaluation, X: Any, y: Any, context: Any, about: dict[str, Any]
     ) -> None:
         """Fit the best candidate to all rows."""
         best = clone(self.estimator).set_params(**clone(self.best_params_, safe=False))
@@ -141,7 +141,7 @@ class _BatchedSearch:
         with part.propagate_callback_context(best):
             part.call_on_fit_task_begin(**about)
             begin = time.time()
-            best.fit(X, **fit_params) if y is None else best.fit(X, y, **fit_params)
+            tried.refit(best, X, y)
             self.refit_time_ = time.time() - begin
         self.best_estimator_ = best
         if hasattr(best, "feature_names_in_"):

@@ -9,15 +9,20 @@ import warnings
 
 import numpy as np
 import pandas as pd
+import polars as pl
 import pytest
+import scipy.sparse as sp
 import torch
 from scipy.stats import loguniform
 from sklearn import config_context
 from sklearn.base import BaseEstimator, TransformerMixin, clone
 from sklearn.callback import ProgressBar
-from sklearn.compose import TransformedTargetRegressor
-from sklearn.decomposition import PCA
+from sklearn.compose import ColumnTransformer, TransformedTargetRegressor
+from sklearn.decomposition import NMF, PCA
 from sklearn.exceptions import ConvergenceWarning, FitFailedWarning
+from sklearn.feature_extraction.text import CountVectorizer
+from sklearn.feature_selection import SelectKBest, f_regression
+from sklearn.impute import SimpleImputer
 from sklearn.linear_model import Ridge
 from sklearn.metrics import make_scorer, mean_pinball_loss, mean_squared_error
 from sklearn.model_selection import (
@@ -28,8 +33,16 @@ from sklearn.model_selection import (
     ShuffleSplit,
     TimeSeriesSplit,
 )
-from sklearn.pipeline import Pipeline, make_pipeline
-from sklearn.preprocessing import StandardScaler
+from sklearn.pipeline import FeatureUnion, Pipeline, make_pipeline
+from sklearn.preprocessing import (
+    FunctionTransformer,
+    KBinsDiscretizer,
+    MaxAbsScaler,
+    OneHotEncoder,
+    RobustScaler,
+    StandardScaler,
+    TargetEncoder,
+)
 from sklearn.utils.estimator_checks import parametrize_with_checks
 
 from sktorch_linreg import (
@@ -185,7 +198,7 @@ def test_exact_solutions_share_a_decomposition(shape, options, weighted, capsys)
         y,
         verbose=1,
     )
-    compare(model, {"alpha": [1e-3, 0.1], "l1_ratio": [0.0, 0.5]}, X, y, tolerance=1e-7)
+    compare(model, {"alpha": [0.1, 1.0], "l1_ratio": [0.0, 0.5]}, X, y, tolerance=1e-7)
     assert "one by one" not in n_stacked(capsys)
     compare(model, {"alpha": alphas}, X, y, verbose=1, scoring=r2_of_half)
     assert "solved exactly, and the scorer" in n_stacked(capsys)
@@ -204,6 +217,11 @@ def r2_of_half(estimator, X, y):
 
 def several(estimator, X, y):
     return {"half": r2_of_half(estimator, X, y), "epochs": float(estimator.n_iter_)}
+
+
+def repr_of(scoring):
+    """The same in every process."""
+    return getattr(scoring, "__name__", str(scoring))
 
 
 def curve(estimator, X, y):
@@ -358,10 +376,318 @@ def test_progress(capsys):
     assert "BatchedGridSearchCV - stack" in capsys.readouterr().out
 
 
-def test_one_warning_for_fits_that_had_not_settled():
-    base = clone(LINEAR).set_params(tol=1e-9)
-    with pytest.warns(ConvergenceWarning, match="10 of 10 fits stopped"):
-        BatchedGridSearchCV(base, {"lr": [0.01, 0.1]}, refit=False).fit(*rows())
+@pytest.mark.parametrize("n_jobs", [1, 2])
+@pytest.mark.parametrize("refit", [True, False])
+def test_one_warning_for_all_fits_that_have_not_converged(refit, n_jobs):
+    # one of the optimizers is stacked, the other fitted alone
+    base = TorchMLPRegressor(max_epochs=3, random_state=0, hidden_layer_sizes=(4,))
+    search = BatchedGridSearchCV(
+        base, {"lr": [0.01, 0.1], "optimizer": ["adam", "lbfgs"]}, cv=2, refit=refit, n_jobs=n_jobs
+    )
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        search.fit(*rows())
+    (warning,) = caught
+    n = 9 if refit else 8
+    refit_too = r" \(the refit is counted\)" if refit else ""
+    assert re.match(rf"{n} of {n} fits{refit_too} stopped at max_epochs", str(warning.message))
+    assert warning.category is ConvergenceWarning
+    assert warning.filename == __file__
+
+
+def test_warnings_of_other_kinds_are_shown():
+    class Warns(StandardScaler):
+        def fit(self, X, y=None, sample_weight=None):
+            warnings.warn("something else", UserWarning, stacklevel=2)
+            return super().fit(X, y)
+
+    pipe = make_pipeline(Warns(), clone(LINEAR).set_params(optimizer="lbfgs", batch_size=None))
+    with pytest.warns(UserWarning, match="something else"):
+        BatchedGridSearchCV(pipe, {"torchlinearregressor__alpha": [0.0, 0.1]}).fit(*rows())
+
+
+def test_one_stack(capsys):
+    BatchedGridSearchCV(LINEAR, RATES, verbose=1).fit(*rows(100))
+    assert "30 of 30 fits are trained together in 1 stack." in n_stacked(capsys)
+
+
+# -- rows that steps change -----------------------------------------------------------------------
+
+
+def take_logs(frame):
+    frame["c"] = np.log(np.abs(frame["c"]) + 1)
+    return frame
+
+
+def halve(X):
+    X *= 0.5
+    return X
+
+
+def halve_sparse(X):
+    X.data *= 0.5
+    return X
+
+
+def halve_polars(frame):
+    frame.insert_column(0, (0.5 * frame.to_series(0)).alias("a2"))
+    return frame
+
+
+IN_PLACE = {
+    "scaler": (StandardScaler(copy=False), lambda X: X),
+    "robust": (RobustScaler(copy=False), lambda X: X),
+    "several": (make_pipeline(StandardScaler(copy=False), FunctionTransformer(halve)), lambda X: X),
+    "function": (FunctionTransformer(halve), lambda X: X),
+    "frame": (FunctionTransformer(take_logs), lambda X: pd.DataFrame(X, columns=list("abcd"))),
+    "sparse": (FunctionTransformer(halve_sparse, accept_sparse=True), sp.csr_matrix),
+    "frame of polars": (
+        FunctionTransformer(halve_polars), lambda X: pl.DataFrame(X, schema=list("abcd"))
+    ),
+}  # fmt: skip
+
+
+def changes_rows(estimator, X, y):
+    """A scorer that works in place as well."""
+    out = -np.abs(estimator.predict(X) - y).mean()
+    y *= 0.5
+    if isinstance(X, np.ndarray):
+        X += 1.0
+    return out
+
+
+@pytest.mark.parametrize("kind", IN_PLACE)
+@pytest.mark.parametrize(
+    "scoring",
+    ["r2", ["r2", "neg_mean_squared_error"], "neg_mean_absolute_percentage_error",
+     ["r2", "neg_max_error"], changes_rows],
+    ids=repr_of,
+)  # fmt: skip
+def test_rows_that_steps_change_are_those_of_one_candidate(kind, scoring):
+    step, given = IN_PLACE[kind]
+    X, y = rows()
+    before = X.copy()
+    refit = False
+    for last, key in ((LINEAR, "lr"), (TorchLinearRegressor(), "alpha")):
+        pipe = Pipeline([("step", step), ("reg", last)])
+        grid = {f"reg__{key}": [0.1, 0.01, 0.001]}
+        options = {"cv": 3, "scoring": scoring, "refit": refit, "return_train_score": True}
+        compare(pipe, grid, given(X.copy()), y, **options)
+    np.testing.assert_array_equal(X, before)
+
+
+@pytest.mark.parametrize("scoring", ["r2", r2_of_half, ["r2", "neg_max_error"]], ids=repr_of)
+def test_training_scores_are_those_of_the_fitted_pipeline(scoring):
+    rng = np.random.default_rng(0)
+    X, y = rng.normal(size=(150, 6)), rng.normal(size=150)
+    city = rng.integers(0, 60, 150).astype(str)[:, None]
+    grid = {"torchlinearregressor__alpha": [0.01, 0.1]}
+    options = {"cv": 3, "scoring": scoring, "refit": False, "return_train_score": True}
+    for step, given in (
+        (TargetEncoder(random_state=0), city),
+        (NMF(3, random_state=0, max_iter=20), np.abs(X)),
+        (KBinsDiscretizer(3, subsample=None), X),
+    ):
+        for last in (TorchLinearRegressor(), clone(LINEAR).set_params(max_epochs=3)):
+            pipe = make_pipeline(step, last)
+            ours, _ = compare(pipe, grid, given, y, tolerance=1e-7, **options)
+    assert any(name.startswith("mean_train") for name in ours.cv_results_)
+
+
+# -- options that a candidate leaves out ----------------------------------------------------------
+
+LEFT_OUT = [
+    ("sgd", [{"optimizer__weight_decay": [5.0]}, {"lr": [0.01]}]),
+    (
+        "sgd",
+        [{"optimizer__momentum": [0.9]}, {"lr": [0.01]}, {"optimizer__dampening": [0.1]}],
+    ),
+    ("adam", [{"optimizer__betas": [(0.1, 0.2)]}, {"lr": [0.01]}, {"optimizer__eps": [0.1]}]),
+    ("adamw", [{"lr": [0.01]}, {"optimizer__weight_decay": [3.0]}, {"alpha": [0.1]}]),
+    ("nadam", [{"optimizer__momentum_decay": [0.5]}, {"lr": [0.01]}]),
+    ("radam", [{"optimizer__weight_decay": [1.0]}, {"optimizer__betas": [(0.5, 0.5)]}]),
+    ("rmsprop", [{"optimizer__alpha": [0.1]}, {"optimizer__momentum": [0.5]}, {"lr": [0.01]}]),
+    ("adagrad", [{"optimizer__lr_decay": [0.5]}, {"optimizer__initial_accumulator_value": [1.0]}]),
+    ("adadelta", [{"optimizer__rho": [0.5]}, {"optimizer__eps": [0.01]}, {"alpha": [0.1]}]),
+    ("adamax", [{"optimizer__betas": [(0.5, 0.5)]}, {"optimizer__eps": [0.1]}, {"lr": [0.01]}]),
+]
+
+
+@pytest.mark.parametrize(("optimizer", "grid"), LEFT_OUT, ids=str)
+def test_an_option_that_is_left_out_is_the_default(optimizer, grid):
+    X, y = rows()
+    for base in (LINEAR, MLP):
+        model = clone(base).set_params(optimizer=optimizer, max_epochs=4)
+        compare(model, grid, X, y, refit=False, cv=3)
+        compare(model, grid[::-1], X, y, refit=False, cv=3)
+    # as in a random search over several spaces
+    ours, theirs = (
+        cls(model, grid, n_iter=3, random_state=0, cv=3, refit=False).fit(X, y).cv_results_
+        for cls in (BatchedRandomizedSearchCV, RandomizedSearchCV)
+    )
+    np.testing.assert_allclose(ours["mean_test_score"], theirs["mean_test_score"], rtol=1e-9)
+
+
+def test_momentum_that_a_schedule_turns_on_is_dampened():
+    model = clone(LINEAR).set_params(optimizer="sgd", lr_schedule="one_cycle", max_epochs=5)
+    grid = {"optimizer__momentum": [0.0, 0.9], "optimizer__dampening": [0.0, 0.2]}
+    compare(model, grid, *rows(), cv=3)
+
+
+# -- steps in all arrangements --------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("seed", [0, 2, 5])
+def test_nested_steps_that_work_in_place(seed):
+    rng = np.random.default_rng(seed)
+    frame = pd.DataFrame(rng.normal(size=(80, 4)) * [1, 10, 0.1, 3], columns=list("abcd"))
+    y = frame["a"].to_numpy() + rng.normal(size=80)
+    frame["e"] = rng.integers(0, 4, 80).astype(str)
+    if seed % 2:
+        frame.loc[rng.integers(0, 80, 3), "a"] = np.nan
+    numbers = Pipeline([("fill", SimpleImputer(copy=False)), ("scale", StandardScaler(copy=False))])
+    names = [OneHotEncoder(handle_unknown="ignore"), TargetEncoder(random_state=0)][seed // 2 % 2]
+    steps = [
+        ("columns", ColumnTransformer([("n", numbers, list("abcd")), ("s", names, ["e"])])),
+        ("best", FeatureUnion([("two", SelectKBest(f_regression, k=2)), ("one", PCA(1))])),
+        ("last", MaxAbsScaler(copy=False)),
+    ]
+    if seed // 2 % 2 == 0:
+        # of sparse rows
+        del steps[1]
+    # whose scores depend on the scale of each column
+    last = clone(LINEAR).set_params(lr=1e-3) if seed < 3 else TorchLinearRegressor()
+    pipe = Pipeline([*steps, ("reg", last.set_params(standardize=False))])
+    grid = {
+        "reg__alpha": [0.1, 1.0],
+        "columns__n__scale": ["passthrough", RobustScaler(copy=False)],
+        "last": ["passthrough", MaxAbsScaler(copy=False)],
+    }
+    for scoring in ("neg_median_absolute_error", ["r2", "neg_max_error"]):
+        options = {"cv": 3, "scoring": scoring, "refit": False, "return_train_score": True}
+        compare(pipe, grid, frame, y, tolerance=1e-7, **options)
+
+
+@pytest.mark.parametrize("params", [{}, {"standardize": False}, {"fit_intercept": False}])
+@pytest.mark.parametrize("scoring", [None, "neg_mean_poisson_deviance"])
+def test_counts_are_scored_on_predictions(params, scoring):
+    X, _ = rows()
+    y = np.exp(0.3 * (X[:, 0] - 3)) + 0.1
+    for base in (LINEAR, MLP):
+        if "fit_intercept" in params and base is MLP:
+            continue
+        model = clone(base).set_params(loss="poisson", **params)
+        compare(model, {"lr": [1e-4, 1e-3]}, X, y, scoring=scoring, return_train_score=True)
+
+
+# -- rows of any kind -----------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", ["nbytes", "shape", "dtype", "data", "strides", "ndim", "columns"])
+@pytest.mark.parametrize("library", ["pandas", "polars"])
+def test_columns_of_any_name(name, library):
+    X, y = rows(d=2)
+    frame = pd.DataFrame(X, columns=["npackets", name])
+    if library == "polars":
+        frame = pl.from_pandas(frame)
+    for model in (TorchLinearRegressor(), LINEAR):
+        compare(model, {"alpha": [0.1, 1.0]}, frame, y)
+        pipe = Pipeline([("scale", StandardScaler()), ("reg", model)])
+        compare(pipe, {"reg__alpha": [0.1, 1.0]}, frame, y, scoring="neg_max_error")
+
+
+def test_rows_that_are_lists():
+    rng = np.random.default_rng(0)
+    tokens = [list(rng.choice(list("abcdefg"), rng.integers(0, 6))) for _ in range(90)]
+    texts = [" ".join(row) + " end" for row in tokens]
+    y = rng.normal(size=90)
+    words = CountVectorizer(token_pattern=r"\w")
+    dense = FunctionTransformer(lambda X: X.toarray(), accept_sparse=True)
+    for X, step in ((tokens, CountVectorizer(analyzer=list)), (texts, words)):
+        for last in (TorchLinearRegressor(), LINEAR):
+            grid = {f"{type(last).__name__.lower()}__alpha": [0.1, 1.0]}
+            compare(make_pipeline(step, last), grid, X, y, cv=3)
+            compare(make_pipeline(step, dense, last), grid, X, y, cv=3)
+
+
+@pytest.mark.parametrize("hole", [None, pd.NA, np.nan, "text", pd.NaT], ids=repr)
+@pytest.mark.parametrize("side", ["test", "train", "both"])
+@pytest.mark.parametrize("scoring", ["r2", ["r2", "neg_max_error"]], ids=str)
+def test_something_that_is_no_number_is_a_failed_fit(hole, side, scoring):
+    X, y = rows(90)
+    given = X.astype(object)
+    first, second, third = np.split(np.arange(90), 3)
+    given[0 if side != "train" else 45, 0] = hole
+    if side == "both":
+        given[45, 1] = hole
+    cv = [(np.r_[second, third], first), (second, third)]
+    for model in (TorchLinearRegressor(), LINEAR, make_pipeline(StandardScaler(), LINEAR)):
+        key = "alpha" if not hasattr(model, "steps") else "torchlinearregressor__alpha"
+        options = {"cv": cv, "scoring": scoring, "refit": False}
+        outcomes = []
+        for cls in (BatchedGridSearchCV, GridSearchCV):
+            search = cls(model, {key: [0.1, 1.0]}, **options)
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore")
+                try:
+                    found = search.fit(given, y).cv_results_
+                except ValueError as error:
+                    outcomes.append("fits failed" in str(error))
+                else:
+                    outcomes.append({k: v for k, v in found.items() if k.endswith("_score")})
+        ours, theirs = outcomes
+        if theirs is True:
+            assert ours is True
+            continue
+        for name, values in theirs.items():
+            np.testing.assert_allclose(ours[name], values, rtol=1e-9)
+
+
+def test_grids_of_numpy_numbers():
+    X, y = rows()
+    grid = {"batch_size": 2 ** np.arange(4, 7), "lr": np.array([0.01, 0.1], dtype=np.float32)}
+    for base in (LINEAR, MLP):
+        compare(base, grid, X, y, cv=3)
+        compare(base, {"early_stopping": np.array([True, False])}, X, y, cv=3)
+        betas = [(np.float32(0.5), np.float32(0.9)), (0.5, np.float64(0.9))]
+        model = clone(base).set_params(optimizer="adam")
+        compare(model, {"optimizer__betas": betas, "optimizer__amsgrad": [np.True_]}, X, y, cv=3)
+        steps = {"lr_schedule": ["step"], "lr_schedule__step_size": np.array([1, 2])}
+        compare(base, steps, X, y, cv=3)
+
+
+ROUTES = [
+    (fit, score, scale) for fit in (True, False) for score in (None, True, False)
+    for scale in (True, False)
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("fit", "score", "scale"), ROUTES)
+@pytest.mark.parametrize("scoring", [None, "r2", ["r2", "neg_mean_squared_error"]], ids=str)
+def test_weights_that_scikit_learn_does_not_route_are_not_used(fit, score, scale, scoring):
+    X, y = rows(60)
+    with config_context(enable_metadata_routing=True), warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        last = clone(LINEAR).set_fit_request(sample_weight=fit)
+        if score is not None:
+            last.set_score_request(sample_weight=score)
+        scaler = StandardScaler().set_fit_request(sample_weight=scale)
+        pipe = Pipeline([("scale", scaler), ("reg", last)])
+        outcomes = []
+        for cls in (BatchedGridSearchCV, GridSearchCV):
+            search = cls(pipe, {"reg__lr": [0.01, 0.1]}, cv=2, scoring=scoring, refit=False)
+            try:
+                search.fit(X, y, sample_weight=np.linspace(0.1, 2, 60))
+            except Exception as error:
+                outcomes.append(type(error))
+            else:
+                scores = [v for k, v in search.cv_results_.items() if k.startswith("mean_test")]
+                outcomes.append(np.array(scores))
+    ours, theirs = outcomes
+    if isinstance(theirs, type):
+        assert ours is theirs
+    else:
+        np.testing.assert_allclose(ours, theirs, rtol=1e-9)
 
 
 def test_a_splitter_that_contradicts_itself():
@@ -604,7 +930,15 @@ MEMORY = """
 import resource, sys
 import numpy as np
 from sklearn.pipeline import make_pipeline
-from sklearn.preprocessing import StandardScaler
+from sklearn.preprocessing import (
+    FunctionTransformer,
+    KBinsDiscretizer,
+    MaxAbsScaler,
+    OneHotEncoder,
+    RobustScaler,
+    StandardScaler,
+    TargetEncoder,
+)
 from sktorch_linreg import BatchedGridSearchCV, TorchLinearRegressor
 
 def peak():
@@ -627,6 +961,7 @@ print(peak() - before)
 """
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(sys.platform == "win32", reason="the peak of a process is read in Unix's way")
 @pytest.mark.parametrize("kind", ["pipeline", "seeds"])
 def test_memory_stays_within_what_is_stated(kind):
