@@ -52,6 +52,7 @@ def kill_one_at_work(client, killed):
         time.sleep(0.01)
 
 
+@pytest.mark.slow
 @pytest.mark.filterwarnings("ignore::UserWarning")
 def test_a_worker_that_dies_changes_nothing(client, search):
     rng = np.random.default_rng(0)

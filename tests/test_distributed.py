@@ -131,6 +131,7 @@ def test_after_the_context_each_process_works_alone(found):
         assert_array_equal(found[rank]["after the context"], job.learned(job.linear().fit(X, y)))
 
 
+@pytest.mark.slow
 def test_processes_that_round_differently_end_alike(tmp_path):
     run_job(ROUNDING, tmp_path, threads=2)
     first, second = (dict(np.load(tmp_path / f"found{rank}.npz")) for rank in range(2))

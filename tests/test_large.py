@@ -54,6 +54,7 @@ for model in (whole, parts):
 """
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(sys.platform != "linux", reason="needs RLIMIT_DATA")
 @pytest.mark.parametrize("weights", ["plain", "weighted"])
 def test_a_file_larger_than_memory(tmp_path, weights):

@@ -4,6 +4,7 @@ import pickle
 
 import numpy as np
 import pytest
+import rich
 from sklearn.base import clone
 from sklearn.callback import ProgressBar, ScoringMonitor
 from sklearn.linear_model import LinearRegression
@@ -193,6 +194,8 @@ def test_warm_start_hands_over_the_whole_curve():
 @pytest.mark.parametrize("name", list(MODELS))
 def test_progress_bar(capsys, monkeypatch, where, name):
     monkeypatch.setenv("COLUMNS", "200")
+    # another test may have made rich's console, which keeps the width that it began with
+    monkeypatch.setattr(rich, "_console", None)
     model = clone(MODELS[name])
     if where == "pipeline":
         model = make_pipeline(StandardScaler(), model)

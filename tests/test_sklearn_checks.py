@@ -13,13 +13,13 @@ CONFIGURATIONS = [
     TorchLinearRegressor(optimizer="lbfgs", max_epochs=50),
     TorchLinearRegressor(positive=True),
     TorchLinearRegressor(loss="huber"),
-    TorchLinearRegressor(loss="quantile", loss__quantile=0.4, max_epochs=60),
+    TorchLinearRegressor(loss="quantile", loss__quantile=0.4, max_epochs=4),
     TorchLinearRegressor(alpha=0.1, l1_ratio=0.5),
     TorchLinearRegressor(fit_intercept=False, standardize=False),
     TorchLinearRegressor(lr=0.05, dtype="float32", early_stopping=True, max_epochs=100),
     TorchMLPRegressor(),
     TorchMLPRegressor(early_stopping=True),
-    TorchMLPRegressor(optimizer="lbfgs", hidden_layer_sizes=(8,), max_epochs=10),
+    TorchMLPRegressor(optimizer="lbfgs", hidden_layer_sizes=(8,), max_epochs=5),
     TorchMLPRegressor(lr_schedule="cosine", dropout=0.1, activation="silu", max_epochs=100),
 ]
 

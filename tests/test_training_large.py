@@ -39,6 +39,7 @@ else:
 """
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(sys.platform != "linux", reason="needs RLIMIT_DATA")
 @pytest.mark.parametrize(
     ("kind", "limit"),
