@@ -18,7 +18,7 @@ from ._base import BaseTorchRegressor
 from ._batched import steps_per_epoch
 from ._compat import check_method_params, num_samples, safe_indexing, safe_split
 from ._data import resolve_seed, validate_rows
-from ._identity import identify
+from ._identity import identify, key_of
 from ._modules import ACTIVATIONS
 from ._optimizers import SCHEDULES, construct, defaults_of
 from ._types import Array, FitSpec, TrainingData
@@ -276,18 +276,19 @@ def _shape(spec: FitSpec, data: TrainingData) -> Any:
     flags = {k: v for k, v in known.items() if not _is_number(v)}
     whole = spec.batch_size >= data.n_samples
     schedule = {k: v for k, v in spec.schedule_options.items() if k != "max_lr"}
+    pointwise: Any = spec.loss.pointwise
     apart = "models that use it are not trained together"
     return (
         data.n_features,
         data.n_targets,
-        identify(spec.loss.pointwise, "loss__*", apart),
+        (spec.loss.name, key_of(pointwise.keywords, "loss__*", apart)),
         spec.standardize,
         spec.dtype,
         str(spec.device),
         spec.optimizer_class,
-        identify(flags, "optimizer__*", apart),
+        key_of(flags, "optimizer__*", apart),
         spec.schedule_class,
-        identify(schedule, "lr_schedule__*", apart),
+        key_of(schedule, "lr_schedule__*", apart),
         (spec.positive, spec.l1 > 0),
         spec.fit_intercept,
         (spec.hidden, spec.activation, spec.dropout > 0),

@@ -25,7 +25,7 @@ def came_from(parameter: str, owner: Any) -> Iterator[None]:
         if not any(note.startswith(NOTE) for note in getattr(error, "__notes__", ())):
             cls = owner if isinstance(owner, type | str) else type(owner)
             name = cls if isinstance(cls, str) else cls.__qualname__
-            error.add_note(f"{NOTE}{name}, which the parameter {parameter} holds.")
+            error.add_note(f"{NOTE}{name}, which was given as the parameter {parameter!r}.")
         raise
 
 

@@ -21,7 +21,7 @@ import types
 import uuid
 import warnings
 import weakref
-from collections.abc import Iterable, Iterator
+from collections.abc import Hashable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -37,6 +37,8 @@ NO_PART_OF_A_CLASS = {
     "__annotate__", "__annotate_func__", "__annotations_cache__", "__firstlineno__",
     "__static_attributes__", "_abc_impl",
 }  # fmt: skip
+# what is compared by its value and type
+PLAIN = {bool, int, float, str, type(None)}
 # objects within an object, beyond which it is too large to be compared
 MOST_PARTS = 1_000_000
 
@@ -49,11 +51,11 @@ class IncomparableError(TypeError):
 class Identity:
     """What an object is: identities are equal where the objects do the same.
 
-    `text` is for people.
+    `text`, if any, is for people.
     """
 
     digest: str
-    text: str = field(compare=False)
+    text: str = field(default="", compare=False)
 
     def __repr__(self) -> str:
         return self.text
@@ -72,7 +74,7 @@ def identify(value: Any, parameter: str, consequence: str = "") -> Identity:
         What follows where it cannot be compared, after "so"; without one there is no warning.
     """
     try:
-        return Identity(fingerprint(value), describe(value))
+        return Identity(fingerprint(value))
     except IncomparableError as error:
         if consequence:
             warnings.warn(
@@ -80,7 +82,15 @@ def identify(value: Any, parameter: str, consequence: str = "") -> Identity:
                 f"as different from all of them, so {consequence}.",
                 stacklevel=2,
             )
-        return Identity(_own_token(value), describe(value))
+        return Identity(_own_token(value))
+
+
+def key_of(options: Mapping[str, Any], parameter: str, consequence: str) -> Hashable:
+    """What is equal for equal options: their values where that is enough, their identity else."""
+    if all(type(v) in PLAIN for v in options.values()):
+        # which takes no time; numbers of other types are other options
+        return tuple((k, type(v), v) for k, v in sorted(options.items()))
+    return identify(dict(options), parameter, consequence)
 
 
 def fingerprint(value: Any) -> str:

@@ -6,7 +6,7 @@ Arrays of numbers per model have the shape (n_groups, n_each) of `LaneParameters
 from __future__ import annotations
 
 import copy
-from collections.abc import Mapping, Sequence
+from collections.abc import Hashable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 from torch.optim import lr_scheduler
 
-from ._identity import Identity, identify
+from ._identity import key_of
 from ._lanes import LaneParameters
 from ._losses import Penalty
 from ._monitor import ROUNDING
@@ -132,9 +132,12 @@ class LaneSchedules:
             self.schedules[self.which[g, c]].step(float(monitored[g, c]))
 
 
-def _schedule_key(spec: FitSpec) -> Identity:
-    options = dict(spec.optimizer_options), dict(spec.schedule_options)
-    return identify(options, "lr_schedule__*", "its schedule is kept apart from the others")
+def _schedule_key(spec: FitSpec) -> Hashable:
+    apart = "its schedule is kept apart from the others"
+    return (
+        key_of(spec.optimizer_options, "optimizer__*", apart),
+        key_of(spec.schedule_options, "lr_schedule__*", apart),
+    )
 
 
 class LaneMonitor:

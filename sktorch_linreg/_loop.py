@@ -395,6 +395,7 @@ class TrainingLoop:
         slack = SETTLED_WIDTH * self.objective_.width
         before, self.run.settled = math.inf, False
         for _ in range(ENVELOPE_STEPS):
+            # the value before the step
             value = float(self.optimizer_updates.step(closure))
             if not math.isfinite(value) or abs(before - value) <= slack:
                 self.run.settled = math.isfinite(value)

@@ -12,6 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor
 from torch.optim import lr_scheduler
+from torch.optim.optimizer import required
 
 from ._errors import came_from
 from ._losses import Penalty
@@ -141,8 +142,7 @@ def resolve_optimizer(
             resolved["lr"] = float(lr)
         elif isinstance(default, Real):
             resolved["lr"] = float(default)
-        elif default is inspect.Parameter.empty or "required" in repr(default):
-            # torch marks such options in its own way
+        elif default is inspect.Parameter.empty or default is required:
             raise ValueError(f"The optimizer {name} has no default learning rate: set lr.")
     elif lr is not None and takes_others:
         resolved["lr"] = float(lr)

@@ -168,10 +168,10 @@ class Evaluation:
     def warn_unfinished(self) -> None:
         """One warning for all fits, from within the `fit` of the search."""
         if self.n_unfinished:
-            refit = " (the refit is counted)" if self.search.refit else ""
+            refit = ", counting the refit," if self.search.refit else ""
             message = (
                 f"{self.n_unfinished} of {self.n_fits} fits{refit} stopped at max_epochs before "
-                "they had converged. Raise max_epochs, lr or tol, or set tol=None to run a fixed "
+                "they converged. Raise max_epochs, lr or tol, or set tol=None to run a fixed "
                 "number of epochs."
             )
             # past fit and scikit-learn's wrapper, to the caller's line

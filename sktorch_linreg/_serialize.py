@@ -166,7 +166,10 @@ def replace(path: str | os.PathLike[str], data: bytes) -> None:
     with suppress(FileNotFoundError):
         found = target.stat()
     if found is not None and not stat.S_ISREG(found.st_mode):
-        raise OSError(f"{str(path)!r} is not a regular file. Give the path of a file.")
+        raise OSError(
+            f"{str(path)!r} is not a regular file, so nothing was written there. Choose another "
+            "path."
+        )
     # a name of the same length whatever that of the file is, which may be the longest allowed
     name = target.with_name(f".{uuid.uuid4().hex}.tmp")
     # one that not everybody may read is never open to more readers than it was

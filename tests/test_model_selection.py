@@ -389,7 +389,7 @@ def test_one_warning_for_all_fits_that_have_not_converged(refit, n_jobs):
         search.fit(*rows())
     (warning,) = caught
     n = 9 if refit else 8
-    refit_too = r" \(the refit is counted\)" if refit else ""
+    refit_too = ", counting the refit," if refit else ""
     assert re.match(rf"{n} of {n} fits{refit_too} stopped at max_epochs", str(warning.message))
     assert warning.category is ConvergenceWarning
     assert warning.filename == __file__

@@ -193,7 +193,7 @@ def test_errors_of_an_optimizer_keep_their_type(error, where):
     for model in models(optimizer=Broken):
         with pytest.raises(error, match="not today") as raised:
             model.fit(X, y)
-        assert "Broken, which the parameter optimizer holds" in note_of(raised)
+        assert "Broken, which was given as the parameter 'optimizer'" in note_of(raised)
         assert not hasattr(model, "n_iter_")
 
 
@@ -201,7 +201,7 @@ def test_sparse_gradients_are_asked_for_in_vain():
     for model in models(optimizer=torch.optim.SparseAdam):
         with pytest.raises(RuntimeError, match="does not support dense gradients") as raised:
             model.fit(X, y)
-        assert "SparseAdam, which the parameter optimizer holds" in note_of(raised)
+        assert "SparseAdam, which was given as the parameter 'optimizer'" in note_of(raised)
 
 
 @pytest.mark.parametrize("error", [Fails, AssertionError, KeyError, RuntimeError, TypeError])
@@ -225,7 +225,7 @@ def test_errors_of_a_loss_keep_their_type(error, where, kind):
     for model in models(loss=Broken, optimizer=Calls if kind == "own optimizer" else "adam"):
         with pytest.raises(error, match="not today") as raised:
             model.fit(rows, y)
-        assert "Broken, which the parameter loss holds" in note_of(raised)
+        assert "Broken, which was given as the parameter 'loss'" in note_of(raised)
 
 
 def test_a_loss_without_a_gradient():
@@ -236,7 +236,7 @@ def test_a_loss_without_a_gradient():
     for model in models(loss=Detached, optimizer="adam"):
         with pytest.raises(RuntimeError, match="does not require grad") as raised:
             model.fit(X, y)
-        assert "Detached, which the parameter loss holds" in note_of(raised)
+        assert "Detached, which was given as the parameter 'loss'" in note_of(raised)
 
 
 class MeanOrSum(nn.Module):
@@ -302,7 +302,7 @@ def test_errors_of_a_callback_keep_their_type(error, method):
     for model in models(callbacks=[cls()], optimizer="adam"):
         with pytest.raises(error, match="not today") as raised:
             model.fit(X, y)
-        assert "which the parameter callbacks holds" in note_of(raised)
+        assert "which was given as the parameter 'callbacks'" in note_of(raised)
         assert not hasattr(model, "n_iter_")
 
 
