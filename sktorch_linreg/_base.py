@@ -21,8 +21,8 @@ from sklearn.utils.validation import check_is_fitted, validate_data
 
 from ._agreement import Local, agree, result_of_first
 from ._checkpoint import Checkpoint
-from ._checks import check_start, check_targets
-from ._compat import Interval, StrOptions
+from ._checks import check_penalty, check_start, check_targets
+from ._compat import Interval, Options, StrOptions
 from ._data import (
     SPARSE_FORMATS,
     adopt_names,
@@ -43,7 +43,7 @@ from ._losses import resolve_loss
 from ._modules import MLPModule, build_module
 from ._net import check_callbacks, wrap
 from ._optimizers import resolve_optimizer, resolve_schedule
-from ._parameters import ParametersMixin
+from ._parameters import ParametersMixin, as_python
 from ._processes import current_processes, safely
 from ._state import pack_history, unpack_history
 from ._training import train
@@ -81,7 +81,7 @@ class BaseTorchRegressor(
         "batch_size": [None, StrOptions({"auto"}), Interval(Integral, 1, None, closed="left")],
         "shuffle": ["boolean"],
         "tol": [None, Interval(Real, 0, None, closed="left")],
-        "n_iter_no_change": [Interval(Integral, 1, None, closed="left")],
+        "n_iter_no_change": [Interval(Integral, 1, None, closed="left"), Options(Real, {np.inf})],
         "early_stopping": ["boolean"],
         "validation_fraction": [Interval(Real, 0, 1, closed="neither")],
         "standardize": ["boolean"],
@@ -149,7 +149,8 @@ class BaseTorchRegressor(
             spec = self._with_checkpoint(spec, data, goes_on)
 
         def take_over(estimator: Self, result: FitResult) -> None:
-            if goes_on:
+            if goes_on and spec.optimizer_class is not None:
+                # an exact solver has one value each time, and streams have no end
                 estimator._append_curves(result)
             estimator._adopt(result, data, spec, n_dim)
             estimator._incremental = incremental
@@ -190,15 +191,18 @@ class BaseTorchRegressor(
             optimizer="",
             max_epochs=1 if incremental else int(self.max_epochs),
             shuffle=bool(self.shuffle),
-            n_iter_no_change=int(self.n_iter_no_change),
+            n_iter_no_change=as_python(self.n_iter_no_change),
             validation_fraction=float(self.validation_fraction) if self.early_stopping else None,
-            seed=resolve_seed(self.random_state),
             incremental=incremental,
             callbacks=self.callbacks,
             verbose=int(self.verbose),
             **self._model_spec(incremental),
         )
         spec = self._with_optimizer(spec, data, incremental)
+        if spec.optimizer_class is not None:
+            # exact solvers take nothing from a RandomState that others go on with
+            spec = replace(spec, seed=resolve_seed(self.random_state))
+        check_penalty(spec)
         return self._with_batches(spec, data.n_samples)
 
     def _with_batches(self, spec: FitSpec, n_samples: int) -> FitSpec:
@@ -332,7 +336,7 @@ class BaseTorchRegressor(
             adopt_names(self, X, reset=False)
             X = np.asarray(X)
             return X, partial(verify_finite, self, X=X)
-        with patient_validation():
+        with patient_validation(X=X):
             X = validate_data(self, X, reset=False, accept_sparse=SPARSE_FORMATS)
             return as_float(self, X), None
 

@@ -157,6 +157,8 @@ def _width(rows: Any) -> int:
 
 def copy_of_rows(rows: Any) -> Any:
     """Rows that may be changed in place, as those of a split by scikit-learn may be."""
+    if isinstance(rows, list | tuple):
+        return copy.deepcopy(rows)
     for name in ("copy", "clone"):
         # of arrays, matrices and pandas, or of polars and tensors
         if hasattr(type(rows), name):
@@ -190,6 +192,9 @@ def make_cell(
         train, test = parts
         X_train, y_train = safe_split(c.whole, X, y, train)
         X_test, y_test = safe_split(c.whole, X, y, test, train)
+        if isinstance(X, list | tuple):
+            # whose rows are those of all folds
+            X_train, X_test = copy_of_rows(X_train), copy_of_rows(X_test)
     inner_train, inner_test, scored_train, before = X_train, X_test, X_train, None
     if c.before is not None:
         before = clone(c.before)

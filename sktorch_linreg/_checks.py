@@ -33,6 +33,16 @@ def check_targets(data: TrainingData, spec: FitSpec) -> None:
         )
 
 
+def check_penalty(spec: FitSpec) -> None:
+    """Raise where the precision of the computation does not hold the penalty."""
+    largest = torch.finfo(spec.dtype).max
+    if spec.alpha > largest and spec.optimizer_class is not None:
+        raise ValueError(
+            f"alpha={spec.alpha:g} is more than a {str(spec.dtype).removeprefix('torch.')} holds, "
+            f"which is {largest:.3g}. Choose a smaller alpha, or dtype='float64'."
+        )
+
+
 def check_start(
     layers: Layers, hidden: tuple[int, ...], log_link: bool, data: TrainingData, spec: FitSpec
 ) -> None:

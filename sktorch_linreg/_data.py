@@ -17,8 +17,18 @@ from sklearn.utils import assert_all_finite, check_random_state
 from sklearn.utils.validation import validate_data
 
 from ._compat import check_sample_weight
+from ._dates import refuse_dates
 from ._processes import current_processes
-from ._types import Array, FitSpec, FloatArray, Layers, Moments, Scaling, TrainingData
+from ._types import (
+    Array,
+    FitSpec,
+    FloatArray,
+    Layers,
+    Moments,
+    Scaling,
+    TrainingData,
+    reciprocal,
+)
 
 # rows of float64 work space at a time, in bytes
 CHUNK_BYTES = 8 * 2**20
@@ -36,8 +46,17 @@ def to_host(a: Any) -> Any:
     """A tensor, on any device, as an array; anything else as it is."""
     if not isinstance(a, torch.Tensor):
         return a
-    a = a.detach().cpu()
-    return (a.float() if a.dtype == torch.bfloat16 else a).numpy()
+    if a.device.type == "meta":
+        raise ValueError("A tensor on the device 'meta' has no values. Pass one that has.")
+    try:
+        a = a.detach().cpu()
+        a = a.dequantize() if a.is_quantized else a.resolve_conj().resolve_neg()
+        return (a.float() if a.dtype == torch.bfloat16 else a).numpy()
+    except (RuntimeError, NotImplementedError) as error:
+        raise ValueError(
+            f"A tensor of layout {a.layout} and dtype {a.dtype} is no array of numbers: {error}. "
+            "Pass a dense tensor of numbers, or a NumPy array."
+        ) from error
 
 
 def like_input(out: Array, X: Any) -> Any:
@@ -75,12 +94,18 @@ def verify_finite(estimator: BaseEstimator, **arrays: Array) -> None:
 
 
 @contextmanager
-def patient_validation() -> Iterator[None]:
-    """Round scikit-learn's checks: sums may overflow, and of strings it says what to do."""
+def patient_validation(**given: Any) -> Iterator[None]:
+    """Round scikit-learn's checks: sums may overflow, and of strings it says what to do.
+
+    Of what is `given`, by name, dates and durations are refused, which NumPy would take as numbers
+    of whatever unit they have.
+    """
+    for name, rows in given.items():
+        refuse_dates(rows, name)
     try:
         with np.errstate(over="ignore", invalid="ignore"):
             yield
-    except ValueError as error:
+    except (TypeError, ValueError) as error:
         if "could not convert string" not in str(error):
             raise
         raise ValueError(
@@ -124,7 +149,7 @@ def validate_rows(
         X, y = np.asarray(X), np.asarray(y)
         verify = partial(verify_finite, estimator, X=X, y=y)
     else:
-        with patient_validation():
+        with patient_validation(X=X, y=y):
             X, y = validate_data(
                 estimator,
                 X,
@@ -214,7 +239,6 @@ def make_scaling(x: Moments, y: Moments, spec: FitSpec) -> Scaling:
     if not spec.loss.scales_target:
         return Scaling(x_offset, x_scale, scaling.y_offset, scaling.y_scale)
     y_scale = column_scale(y, centred)
-    y_scale[y_scale == 0] = 1.0
     return Scaling(x_offset, x_scale, y.mean if centred else scaling.y_offset, y_scale)
 
 
@@ -234,8 +258,9 @@ def from_user_units(layers: Layers, scaling: Scaling) -> Layers:
     """Inverse of `to_user_units`, for a constant column up to its lost coefficient."""
     out = [(w.astype(np.float64), None if b is None else b.astype(np.float64)) for w, b in layers]
     weight, bias = out[-1]
-    weight = weight / scaling.y_scale[:, None]
-    out[-1] = weight, None if bias is None else (bias - scaling.y_offset) / scaling.y_scale
+    y_factor = reciprocal(scaling.y_scale)
+    weight = weight * y_factor[:, None]
+    out[-1] = weight, None if bias is None else (bias - scaling.y_offset) * y_factor
     weight, bias = out[0]
     shift = weight @ scaling.x_offset
     out[0] = weight * scaling.x_scale, None if bias is None else bias + shift

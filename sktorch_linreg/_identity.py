@@ -64,6 +64,9 @@ class Identity:
 def identify(value: Any, parameter: str, consequence: str = "") -> Identity:
     """The identity of a parameter's value; one that cannot be compared equals itself alone.
 
+    A function or another callable object stays what it was when it was seen first, since one that
+    counts or remembers changes while it is used.
+
     Parameters
     ----------
     value : object
@@ -73,16 +76,41 @@ def identify(value: Any, parameter: str, consequence: str = "") -> Identity:
     consequence : str
         What follows where it cannot be compared, after "so"; without one there is no warning.
     """
+    if type(value) in (list, tuple):
+        parts = [identify(part, parameter, consequence).digest for part in value]
+        return Identity(fingerprint([type(value).__name__, *parts]))
+    known = _seen.get(id(value))
+    same = known is not None and known[0]() is value
+    digest, reason = known[1:] if known is not None and same else _look_at(value)
+    if reason and consequence:
+        warnings.warn(
+            f"{parameter} holds {reason}, which cannot be compared with others. It is treated as "
+            f"different from all of them, so {consequence}.",
+            stacklevel=2,
+        )
+    return Identity(digest)
+
+
+# by place in memory: the object as long as it lives, its digest, and why it has none of its own
+_seen: dict[int, tuple[Any, str, str]] = {}
+
+
+def _look_at(value: Any) -> tuple[str, str]:
+    """The digest of an object seen for the first time, and why it cannot be compared, if so."""
     try:
-        return Identity(fingerprint(value))
+        digest, reason = fingerprint(value), ""
     except IncomparableError as error:
-        if consequence:
-            warnings.warn(
-                f"{parameter} holds {error}, which cannot be compared with others. It is treated "
-                f"as different from all of them, so {consequence}.",
-                stacklevel=2,
-            )
-        return Identity(_own_token(value))
+        digest, reason = uuid.uuid4().hex, str(error)
+    if reason or (callable(value) and not isinstance(value, type)):
+        # what cannot be referred to weakly may leave its place in memory to another object
+        with contextlib.suppress(TypeError):
+            forget = functools.partial(_forget, id(value))
+            _seen[id(value)] = weakref.ref(value, forget), digest, reason
+    return digest, reason
+
+
+def _forget(key: int, _: Any) -> None:
+    _seen.pop(key, None)
 
 
 def key_of(options: Mapping[str, Any], parameter: str, consequence: str) -> Hashable:
@@ -90,7 +118,7 @@ def key_of(options: Mapping[str, Any], parameter: str, consequence: str) -> Hash
     if all(type(v) in PLAIN for v in options.values()):
         # which takes no time; numbers of other types are other options
         return tuple((k, type(v), v) for k, v in sorted(options.items()))
-    return identify(dict(options), parameter, consequence)
+    return tuple((k, identify(v, parameter, consequence)) for k, v in sorted(options.items()))
 
 
 def fingerprint(value: Any) -> str:
@@ -127,27 +155,6 @@ def describe(value: Any) -> str:
         return str(name)
 
 
-# (the object as long as it lives, what stands for it)
-_tokens: dict[int, tuple[Any, str]] = {}
-
-
-def _own_token(value: Any) -> str:
-    """What is equal for one and the same object alone, in this process."""
-    known = _tokens.get(id(value))
-    if known is not None and known[0]() is value:
-        return known[1]
-    token = uuid.uuid4().hex
-    # one that cannot be referred to weakly may leave its place in memory to another
-    with contextlib.suppress(TypeError):
-        forget = functools.partial(_forget, id(value))
-        _tokens[id(value)] = weakref.ref(value, forget), token
-    return token
-
-
-def _forget(key: int, _: Any) -> None:
-    _tokens.pop(key, None)
-
-
 def _import_path(value: Any) -> str | None:
     """``module.name`` of a function or class that is found there, in any process."""
     module, name = getattr(value, "__module__", None), getattr(value, "__qualname__", None)
@@ -172,16 +179,6 @@ def _global_names(code: types.CodeType) -> Iterator[str]:
     for constant in code.co_consts:
         if isinstance(constant, types.CodeType):
             yield from _global_names(constant)
-
-
-def _is_data(value: Any) -> bool:
-    """Whether a global is a value that a function works with."""
-    if isinstance(value, list | tuple | set | frozenset):
-        return all(map(_is_data, value))
-    if isinstance(value, dict):
-        return all(map(_is_data, value)) and all(map(_is_data, value.values()))
-    kinds = (bool, int, float, complex, str, bytes, np.generic, np.ndarray, torch.Tensor)
-    return value is None or isinstance(value, kinds)
 
 
 class _Reader:
@@ -262,7 +259,8 @@ class _Reader:
         if path is not None:
             return _hash("class", path)
         own = {k: v for k, v in vars(cls).items() if k not in NO_PART_OF_A_CLASS}
-        return _hash("class", cls.__name__, self.all(cls.__bases__), self.items(own))
+        kind = b"" if type(cls) is type else self.digest(type(cls))
+        return _hash("class", cls.__name__, kind, self.all(cls.__bases__), self.items(own))
 
     def _function(self, function: types.FunctionType) -> bytes:
         path = _import_path(function)
@@ -277,11 +275,8 @@ class _Reader:
         ]
         for name in sorted(set(_global_names(function.__code__))):
             value = function.__globals__.get(name, builtins)
-            if _is_data(value) or isinstance(value, types.FunctionType | type):
+            if value is not builtins:
                 parts.append(_hash(name, self.digest(value)))
-            elif value is not builtins:
-                # objects that programs share, such as modules and loggers
-                parts.append(_hash(name, getattr(value, "__name__", type(value).__name__)))
         return _hash("function", *parts)
 
     def _code(self, code: types.CodeType) -> bytes:
@@ -289,7 +284,10 @@ class _Reader:
             code.co_argcount, code.co_posonlyargcount, code.co_kwonlyargcount, code.co_flags,
             code.co_code, getattr(code, "co_exceptiontable", b""),
         )  # fmt: skip
-        return _hash("code", self.all(numbers), self.all(code.co_names), self.all(code.co_consts))
+        # by which arguments may be given
+        n_arguments = code.co_argcount + code.co_kwonlyargcount
+        names = (*code.co_varnames[:n_arguments], "in", *code.co_names)
+        return _hash("code", self.all(numbers), self.all(names), self.all(code.co_consts))
 
     def _tensor(self, tensor: torch.Tensor) -> bytes:
         kind = type(tensor) if type(tensor) in (torch.Tensor, nn.Parameter) else None
@@ -328,6 +326,11 @@ class _Reader:
             # an ordered dictionary
             self.all(in_dict or ()),
         ]
+        if isinstance(state, dict) and hasattr(value, "__dict__"):
+            # functions that no pickle could keep
+            left_out = vars(value).keys() - state.keys()
+            kept = {k: vars(value)[k] for k in left_out if callable(vars(value)[k])}
+            parts.append(self.items(kept))
         if isinstance(value, nn.Module):
             # a sequence of modules is one by their order
             parts.append(self.all(name for name, _ in value.named_modules()))
@@ -350,7 +353,9 @@ def _atom(value: Any) -> tuple[str | bytes, ...] | None:
         if isinstance(value, np.generic):
             return "scalar", value.dtype.str, value.tobytes()
     kind = type(value)
-    if value is None or kind in (bool, int, type(Ellipsis), type(NotImplemented)):
+    if kind is int:
+        return "int", hex(value)
+    if value is None or kind in (bool, type(Ellipsis), type(NotImplemented)):
         return kind.__name__, repr(value)
     if kind is float:
         return "float", value.hex()

@@ -15,9 +15,10 @@ from torch import Tensor
 from torch.optim import lr_scheduler
 
 from ._batches import Batch, TabularDataset
+from ._errors import came_from
 from ._monitor import Monitor
 from ._objective import longer
-from ._optimizers import OrthantLBFGS
+from ._optimizers import OrthantLBFGS, is_torchs
 from ._processes import on_all
 from ._report import EpochTable
 from ._types import TrainingDivergedError
@@ -273,6 +274,11 @@ class TrainingLoop:
     def _step_schedule(self, monitored: float) -> None:
         if isinstance(self.schedule_, lr_scheduler.ReduceLROnPlateau):
             self.schedule_.step(monitored)
+            return
+        options = self.spec.schedule_options.values()
+        if not is_torchs(type(self.schedule_)) or any(map(callable, options)):
+            with came_from("lr_schedule", self.schedule_):
+                self.schedule_.step()
             return
         try:
             self.schedule_.step()

@@ -5,7 +5,7 @@ from __future__ import annotations
 import inspect
 import math
 from collections.abc import Callable, Mapping
-from functools import cache
+from functools import cache, partial
 from numbers import Real
 from typing import Any
 
@@ -90,9 +90,19 @@ def is_torchs(cls: Any) -> bool:
     return str(owner.__module__).partition(".")[0] in ("torch", __package__)
 
 
-def takes_closure(optimizer: torch.optim.Optimizer) -> bool:
-    """Whether the `step` of an optimizer has a parameter for the closure."""
-    return len(inspect.signature(optimizer.step).parameters) > 0
+def closure_call(step: Callable[..., Any], closure: Callable[[], Tensor]) -> Callable[[], Any]:
+    """A call of an optimizer's `step` with the closure, or without it where it takes none."""
+    parameters = inspect.signature(step).parameters
+    named = parameters.get("closure")
+    if named is not None and named.kind is not named.POSITIONAL_ONLY:
+        return partial(step, closure=closure)
+    first = next(iter(parameters.values()), None)
+    takes = named is not None or (
+        first is not None
+        and first.kind not in (first.KEYWORD_ONLY, first.VAR_KEYWORD)
+        and (first.kind is first.VAR_POSITIONAL or first.default is first.empty)
+    )
+    return partial(step, closure) if takes else step
 
 
 def construct(kind: str, cls: Callable[..., Any], target: Any, options: Mapping[str, Any]) -> Any:

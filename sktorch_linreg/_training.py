@@ -17,7 +17,7 @@ from ._data import (
     make_generator,
     to_user_units,
 )
-from ._identity import identify
+from ._identity import fingerprint, identify
 from ._loop import Run
 from ._modules import MLPModule, make_module
 from ._monitor import Monitor
@@ -45,22 +45,22 @@ def _kept_for(spec: FitSpec) -> tuple[dict[str, Any], str]:
     """
     options = dict(spec.optimizer_options)
     lr = options.pop("lr", None)
-    anew = "{} begins anew in each partial_fit" if spec.incremental else ""
-    optimizer = identify(
-        (spec.optimizer_class, options), "optimizer__*", anew.format("the optimizer's state")
-    )
-    rates = identify(
-        (lr, spec.schedule_class, dict(spec.schedule_options)),
-        "lr_schedule__*",
-        anew.format("the schedule"),
-    )
+
+    def digest(parameter: str, cls: Any, given: Mapping[str, Any], what: str) -> str:
+        anew = f"{what} begins anew in each partial_fit" if spec.incremental else ""
+        parts = [(k, identify(v, f"{parameter}__{k}", anew).digest) for k, v in given.items()]
+        return fingerprint((identify(cls, parameter, anew).digest, sorted(parts)))
+
+    optimizer = digest("optimizer", spec.optimizer_class, options, "the optimizer's state")
+    rates = {"lr": lr, **spec.schedule_options}
+    schedule = digest("lr_schedule", spec.schedule_class, rates, "the schedule")
     fits = {
         "optimizer": spec.optimizer,
-        "options": optimizer.digest,
+        "options": optimizer,
         "fit_intercept": spec.fit_intercept,
         "standardize": spec.standardize,
     }
-    return fits, rates.digest
+    return fits, schedule
 
 
 def train(

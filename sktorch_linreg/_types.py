@@ -122,8 +122,9 @@ class Moments:
 class Scaling:
     """The linear maps between the user's units and the space that is trained in.
 
-    A constant column has `x_scale` 0: nothing is learned from it and its coefficient is 0. Targets
-    are shifted and scaled as `Loss.target_units` says.
+    A constant column has `x_scale` 0: nothing is learned from it and its coefficient is 0. So has a
+    constant target `y_scale` 0: its predictions are that constant. Targets are shifted and scaled
+    as `Loss.target_units` says.
     """
 
     x_offset: FloatArray
@@ -179,7 +180,7 @@ class Loss:
         """
         if self.log_link:
             return np.zeros_like(scaling.y_offset), np.exp(-scaling.y_offset)
-        return scaling.y_offset, 1.0 / scaling.y_scale
+        return scaling.y_offset, reciprocal(scaling.y_scale)
 
     def mean(self, prediction: Tensor, target: Tensor, weight: Tensor | None) -> Tensor:
         """Mean over the rows; `weight` is relative to its mean over the whole training set."""
@@ -213,7 +214,7 @@ class FitSpec:
     max_epochs: int = 1
     batch_size: int = 1
     shuffle: bool = True
-    n_iter_no_change: int = 10
+    n_iter_no_change: float = 10
     validation_fraction: float | None = None
     seed: int = 0
     incremental: bool = False

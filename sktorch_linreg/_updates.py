@@ -17,7 +17,7 @@ from torch import Tensor, optim
 from ._arrays import as_tensor
 from ._backprop import DEVICES
 from ._errors import came_from
-from ._optimizers import construct, defaults_of, is_torchs, takes_closure
+from ._optimizers import closure_call, construct, defaults_of, is_torchs
 from ._rules import RULES
 from ._state import to_arrays, to_tensors
 
@@ -84,10 +84,7 @@ class TorchUpdates:
                 return self.optimizer.step(closure)
             # one of the user's own may take no closure, or never call it
             parameters = [p for group in self.optimizer.param_groups for p in group["params"]]
-            evaluated = _Evaluated(closure, parameters)
-            if takes_closure(self.optimizer):
-                return self.optimizer.step(evaluated)
-            return self.optimizer.step()
+            return closure_call(self.optimizer.step, _Evaluated(closure, parameters))()
 
     def in_step(self) -> bool:
         """Whether nobody has replaced what the updates work on."""

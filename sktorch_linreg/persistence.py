@@ -285,7 +285,7 @@ def _check_scaling(fitted: Mapping[str, Any], n_features: int, n_outputs: int) -
     if shapes != [(n_features,)] * 2 + [(n_outputs,)] * 2:
         raise ValueError("its units do not go with its layers")
     arrays = np.concatenate([s.x_offset, s.x_scale, s.y_offset, s.y_scale])
-    if not np.isfinite(arrays).all() or (s.x_scale < 0).any() or (s.y_scale <= 0).any():
+    if not np.isfinite(arrays).all() or (s.x_scale < 0).any() or (s.y_scale < 0).any():
         raise ValueError("its units are no numbers")
 
 

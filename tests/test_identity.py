@@ -76,6 +76,33 @@ def two_optimizers(factor):
     return Scaled
 
 
+def with_metaclass(factor):
+    class Meta(type):
+        def __call__(cls, *args):
+            return factor
+
+    class Made(metaclass=Meta):
+        pass
+
+    return Made
+
+
+class Sparing:
+    """Keeps its function out of pickles."""
+
+    def __init__(self, fn):
+        self.fn = fn
+
+    def __getstate__(self):
+        return {"version": 1}
+
+
+def with_global(value):
+    space = {"VALUE": value}
+    exec("def rate(epoch): return VALUE(epoch)", space)
+    return space["rate"]
+
+
 def network(*order):
     torch.manual_seed(0)
     parts = {"a": torch.nn.Linear(2, 2), "b": torch.nn.Tanh()}
@@ -90,6 +117,16 @@ DIFFERENT = {
     "names": (lambda e: 1 / (1 + np.sqrt(e)), lambda e: 1 / (1 + np.exp(e))),
     "constants": (lambda e: 0.9**e, lambda e: 0.1**e),
     "nested constants": (lambda e: max(0.9**i for i in [e]), lambda e: max(0.1**i for i in [e])),
+    "names of arguments": (lambda e, a=1, b=2: e * a + b, lambda e, b=1, a=2: e * b + a),
+    "names of keywords": (lambda *, a, b: a - b, lambda *, b, a: b - a),
+    "metaclasses": (with_metaclass(1), with_metaclass(2)),
+    "left out by __getstate__": (Sparing(np.sin), Sparing(np.cos)),
+    "large integers": (10**5000, 10**5000 + 1),
+    "globals that are instances": (with_global(Decay(0.9)), with_global(Decay(0.1))),
+    "globals that are partials": (
+        with_global(functools.partial(power, 0.9)),
+        with_global(functools.partial(power, 0.1)),
+    ),
     "partials": (functools.partial(power, 0.9), functools.partial(power, 0.1)),
     "keywords of partials": (
         functools.partial(power, 0.9, shift=1),
@@ -128,6 +165,9 @@ def test_what_does_something_else_is_told_apart(name):
 def test_copies_are_known_again(name):
     for value in DIFFERENT[name]:
         expected = fingerprint(value)
+        if isinstance(value, Sparing):
+            # whose copies lack what it leaves out
+            continue
         assert fingerprint(copy.deepcopy(value)) == expected
         assert fingerprint([value, value]) == fingerprint([value, copy.deepcopy(value)])
         try:
@@ -214,6 +254,9 @@ def test_what_has_no_value_equals_itself_alone(name):
         fingerprint(value)
     with pytest.warns(UserWarning, match=r"loss__x holds an object .* so nothing follows\."):
         first = identify(value, "loss__x", "nothing follows")
+    # within others as well
+    assert identify([1, value], "loss__x") == identify([1, value], "loss__x")
+    assert identify([1, value], "loss__x") != identify([1, other], "loss__x")
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         assert first == identify(value, "loss__x")
@@ -364,6 +407,48 @@ class Fading:
     def __call__(self, epoch):
         self.n_calls += 1
         return 0.8**self.n_calls
+
+
+def remembering():
+    cache = {}
+
+    def rate(epoch):
+        return cache.setdefault(epoch, 0.8**epoch)
+
+    return rate
+
+
+class Locked:
+    """Cannot be compared."""
+
+    def __init__(self):
+        self.lock = threading.Lock()
+
+    def __call__(self, epoch):
+        return 0.8**epoch
+
+
+@pytest.mark.parametrize("make", [remembering, Locked], ids=["cache", "lock"])
+@pytest.mark.filterwarnings("ignore:lr_schedule__lr_lambda holds")
+def test_a_schedule_that_remembers_stays_what_it_is(make, tmp_path):
+    def model(rate, **params):
+        return TorchLinearRegressor(
+            optimizer="sgd", lr=0.05, max_epochs=4, random_state=0, lr_schedule=LambdaLR,
+            lr_schedule__lr_lambda=rate, **params,
+        )  # fmt: skip
+
+    own, plain = model(make()), model(lambda epoch: 0.8**epoch)
+    for _ in range(4):
+        own.partial_fit(X, y)
+        plain.partial_fit(X, y)
+    np.testing.assert_array_equal(own.coef_, plain.coef_)
+    kept = model(make(), checkpoint_dir=tmp_path)
+    coef = kept.fit(X, y).coef_
+    np.testing.assert_array_equal(kept.fit(X, y).coef_, coef)
+    if make is remembering:
+        # one that is made anew is what the other was
+        again = model(make(), checkpoint_dir=tmp_path)
+        np.testing.assert_array_equal(again.fit(X, y).coef_, coef)
 
 
 def test_a_schedule_with_a_state_is_that_of_one_fit():

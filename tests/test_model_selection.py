@@ -610,6 +610,26 @@ def test_rows_that_are_lists():
             compare(make_pipeline(step, dense, last), grid, X, y, cv=3)
 
 
+def test_nested_lists_that_steps_change():
+    X, y = rows(40)
+    longer = FunctionTransformer(lambda table: [row.append(1.0) or row for row in table])
+    pipe = Pipeline([("longer", longer), ("reg", LINEAR)])
+    given = X.tolist()
+    search = BatchedGridSearchCV(pipe, {"reg__lr": [0.01, 0.1]}, cv=3, refit=False).fit(given, y)
+    assert np.isfinite(search.cv_results_["mean_test_score"]).all()
+    assert given == X.tolist()
+
+
+def test_functions_that_differ_in_the_names_of_their_arguments():
+    X, y = rows()
+    first = lambda X, a=1.0, b=2.0: np.c_[X, np.sin(X * a) + b * X**2]  # noqa: E731
+    second = lambda X, b=1.0, a=2.0: np.c_[X, np.sin(X * b) + a * X**2]  # noqa: E731
+    last = clone(LINEAR).set_params(optimizer="adam")
+    pipe = Pipeline([("more", FunctionTransformer(kw_args={"a": 5.0})), ("reg", last)])
+    ours, _ = compare(pipe, {"more__func": [first, second]}, X, y)
+    assert len(set(ours.cv_results_["mean_test_score"])) == 2
+
+
 @pytest.mark.parametrize("hole", [None, pd.NA, np.nan, "text", pd.NaT], ids=repr)
 @pytest.mark.parametrize("side", ["test", "train", "both"])
 @pytest.mark.parametrize("scoring", ["r2", ["r2", "neg_max_error"]], ids=str)

@@ -72,6 +72,33 @@ class Replaces(Descent):
             p.data = p.data - self.param_groups[0]["lr"] * p.grad
 
 
+class Scaled(Descent):
+    """Takes something else than a closure."""
+
+    def step(self, *, scale=1.0):
+        assert scale == 1.0
+        super().step()
+
+
+class ScaledFirst(Descent):
+    def step(self, scale=1.0):
+        assert scale == 1.0
+        super().step()
+
+
+class ByName(Descent):
+    def step(self, scale=1.0, *, closure=None):
+        assert closure is not None
+        super().step()
+
+
+class Anything(Descent):
+    def step(self, *args, **kwargs):
+        (closure,) = args
+        closure()
+        super().step()
+
+
 class NoRate(Descent):
     def __init__(self, params, lr=None):
         super().__init__(params, lr)
@@ -90,7 +117,21 @@ class Elsewhere(Descent):
 
 
 @pytest.mark.parametrize(
-    "cls", [Descent, Ignores, Calls, ClearsFirst, ClearsInPlace, Replaces, NoRate, Elsewhere]
+    "cls",
+    [
+        Descent,
+        Ignores,
+        Calls,
+        ClearsFirst,
+        ClearsInPlace,
+        Replaces,
+        Scaled,
+        ScaledFirst,
+        ByName,
+        Anything,
+        NoRate,
+        Elsewhere,
+    ],
 )
 @pytest.mark.parametrize("alpha", [{}, {"alpha": 0.1}, {"alpha": 0.1, "l1_ratio": 0.5}])
 def test_any_way_to_write_a_step_is_gradient_descent(cls, alpha):
@@ -226,6 +267,28 @@ def test_errors_of_a_loss_keep_their_type(error, where, kind):
         with pytest.raises(error, match="not today") as raised:
             model.fit(rows, y)
         assert "Broken, which was given as the parameter 'loss'" in note_of(raised)
+
+
+@pytest.mark.parametrize("error", [Fails, ZeroDivisionError, TypeError, ValueError])
+def test_errors_of_a_schedule_keep_their_type(error):
+    def rate(epoch):
+        if epoch > 2:
+            raise error("not today")
+        return 1.0
+
+    class Broken(torch.optim.lr_scheduler.LRScheduler):
+        def get_lr(self):
+            return [rate(self.last_epoch)]
+
+    schedules = (
+        {"lr_schedule": torch.optim.lr_scheduler.LambdaLR, "lr_schedule__lr_lambda": rate},
+        {"lr_schedule": Broken},
+    )
+    for schedule in schedules:
+        for model in models(optimizer="adam", **schedule):
+            with pytest.raises(error, match="not today") as raised:
+                model.fit(X, y)
+            assert "which was given as the parameter 'lr_schedule'" in note_of(raised)
 
 
 def test_a_loss_without_a_gradient():
