@@ -149,8 +149,8 @@ class BaseTorchRegressor(
             spec = self._with_checkpoint(spec, data, goes_on)
 
         def take_over(estimator: Self, result: FitResult) -> None:
+            # an exact solver has one value each time, and streams have no end
             if goes_on and spec.optimizer_class is not None:
-                # an exact solver has one value each time, and streams have no end
                 estimator._append_curves(result)
             estimator._adopt(result, data, spec, n_dim)
             estimator._incremental = incremental
@@ -199,22 +199,15 @@ class BaseTorchRegressor(
             **self._model_spec(incremental),
         )
         spec = self._with_optimizer(spec, data, incremental)
-        if spec.optimizer_class is not None:
-            # exact solvers take nothing from a RandomState that others go on with
-            spec = replace(spec, seed=resolve_seed(self.random_state))
         check_penalty(spec)
         return self._with_batches(spec, data.n_samples)
 
     def _with_batches(self, spec: FitSpec, n_samples: int) -> FitSpec:
         """Fill in the rows per update."""
+        sizes: dict[Any, int] = {None: n_samples, "auto": min(200, n_samples)}
         # L-BFGS needs one and the same function from step to step
-        if self.batch_size is None or spec.is_lbfgs:
-            size = n_samples
-        elif isinstance(self.batch_size, str):
-            size = min(200, n_samples)
-        else:
-            size = int(self.batch_size)
-        return replace(spec, batch_size=size)
+        size = n_samples if spec.is_lbfgs else sizes.get(self.batch_size)
+        return replace(spec, batch_size=int(self.batch_size) if size is None else size)
 
     def _model_spec(self, incremental: bool) -> dict[str, Any]:
         """Fields of the FitSpec that only one of the estimators has."""
@@ -236,6 +229,8 @@ class BaseTorchRegressor(
             optimizer_options=options,
             schedule_class=schedule,
             schedule_options=schedule_options,
+            # exact solvers take nothing from a RandomState that others go on with
+            seed=resolve_seed(self.random_state),
         )
 
     def _schedule(self, lr: float) -> tuple[type[Any] | None, dict[str, Any]]:

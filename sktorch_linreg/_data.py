@@ -239,6 +239,9 @@ def make_scaling(x: Moments, y: Moments, spec: FitSpec) -> Scaling:
     if not spec.loss.scales_target:
         return Scaling(x_offset, x_scale, scaling.y_offset, scaling.y_scale)
     y_scale = column_scale(y, centred)
+    if spec.optimizer_class is None:
+        # exact solvers divide by it, and find coefficients of 0 by themselves
+        y_scale[y_scale == 0] = 1.0
     return Scaling(x_offset, x_scale, y.mean if centred else scaling.y_offset, y_scale)
 
 
