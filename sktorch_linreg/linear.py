@@ -75,8 +75,8 @@ class TorchLinearRegressor(BaseLinear):
         `n_iter_no_change` epochs; None runs every epoch. For the exact solver, the relative
         singular-value cut-off of the column-scaled `X`; None is machine epsilon times
         ``max(X.shape)``, and at most 1e-6.
-    n_iter_no_change : int, default=10
-        Epochs without improvement that are waited for.
+    n_iter_no_change : int or numpy.inf, default=10
+        Epochs without improvement that are waited for; `numpy.inf` waits for ever.
     early_stopping : bool, default=False
         Whether to hold rows out, stop on their loss and restore the best weights.
     validation_fraction : float, default=0.1

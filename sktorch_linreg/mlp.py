@@ -69,8 +69,8 @@ class TorchMLPRegressor(BaseTorchRegressor):
     tol : float or None, default=1e-4
         Stop when the monitored loss has not improved by more than `tol` for more than
         `n_iter_no_change` epochs; None runs every epoch.
-    n_iter_no_change : int, default=10
-        Epochs without improvement that are waited for.
+    n_iter_no_change : int or numpy.inf, default=10
+        Epochs without improvement that are waited for; `numpy.inf` waits for ever.
     early_stopping : bool, default=False
         Whether to hold rows out, stop on their loss and restore the best weights.
     validation_fraction : float, default=0.1
