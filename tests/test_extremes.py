@@ -184,7 +184,7 @@ def test_hard_rows(name, X, y):
         tolerance = 1e-5 if X.dtype == np.float32 else 1e-9
         assert np.sum((prediction / scale - target / scale) ** 2) <= least + tolerance
     elif name != "no intercept" and y.ndim == 1 and np.ptp(y) == 0:
-        np.testing.assert_allclose(prediction, y, rtol=0.5, atol=2.0)
+        np.testing.assert_allclose(prediction, y, rtol=1e-14)
 
 
 def test_all_weights_zero():
