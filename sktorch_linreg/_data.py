@@ -54,8 +54,8 @@ def to_host(a: Any) -> Any:
         return (a.float() if a.dtype == torch.bfloat16 else a).numpy()
     except (RuntimeError, NotImplementedError) as error:
         raise ValueError(
-            f"A tensor of layout {a.layout} and dtype {a.dtype} is no array of numbers: {error}. "
-            "Pass a dense tensor of numbers, or a NumPy array."
+            f"A tensor of layout {a.layout} and dtype {a.dtype} cannot be read as an array: "
+            f"{error}. Pass a dense tensor of numbers, or a NumPy array."
         ) from error
 
 

@@ -1,4 +1,4 @@
-"""Dates and durations, which are no numbers."""
+"""Dates and durations, which are not numbers."""
 
 from __future__ import annotations
 
