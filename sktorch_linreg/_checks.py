@@ -14,11 +14,17 @@ from ._types import FitSpec, Layers, TrainingData
 def check_targets(data: TrainingData, spec: FitSpec) -> None:
     """Raise where the loss, or the precision of predictions, cannot take these targets."""
     if data.X.dtype == np.float32 and data.y.dtype == np.float64:
-        size = max(float(data.y.max()), -float(data.y.min()))
-        if np.finfo(np.float32).max < size < np.inf:
+        # of each target
+        sizes = np.maximum(data.y.max(axis=0), -data.y.min(axis=0))
+        single = np.finfo(np.float32)
+        large = sizes[(sizes > single.max) & (sizes < np.inf)]
+        small = sizes[(sizes > 0) & (sizes < single.tiny)]
+        if large.size or small.size:
+            beyond = large if large.size else small
             raise ValueError(
-                f"Targets of up to {size:.3g} exceed what a float32 holds, in which X, and so "
-                "predictions, are. Pass X in float64, or divide y by a power of ten."
+                f"Targets of up to {beyond[0]:.3g} are beyond what a float32 holds, in which X, "
+                f"and so predictions, are: {single.tiny:.3g} to {single.max:.3g}. Pass X in "
+                "float64, or multiply y by a power of ten."
             )
     minimum = spec.loss.minimum_target
     if minimum is not None and float(data.y.min()) < minimum:

@@ -169,8 +169,13 @@ def _of_few_rows(
 ) -> FloatArray | None:
     """Solution of least norm, or ridge, of independent rows ``unit * sizes``, from their products.
 
-    None where the rows are too close to dependent for that.
+    None where the rows are too close to dependent for that. Units are powers of two in which
+    squares of the rows, and quotients of targets and squares, are about one.
     """
+    at = np.frexp(max(float(sizes.max()), np.sqrt(damping)))[1]
+    at_right = np.frexp(np.abs(c).max(axis=0))[1]
+    sizes, c = np.ldexp(sizes, -at), np.ldexp(c, -at_right)
+    damping = float(np.ldexp(damping, -2 * at))
     R, info = lapack.dpotrf(unit @ unit.T, lower=0)
     if info != 0 or not surely_independent(condition(R), tol):
         return None
@@ -185,7 +190,7 @@ def _of_few_rows(
     for _ in range(2):
         residual = c - rows @ (rows.T @ z) - damping * z
         z += scale * lapack.dpotrs(R, scale * residual, lower=0)[0]
-    out: FloatArray = rows.T @ z
+    out: FloatArray = np.ldexp(rows.T @ z, at_right - at)
     return out
 
 

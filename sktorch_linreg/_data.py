@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
@@ -34,11 +35,10 @@ from ._types import (
 CHUNK_BYTES = 8 * 2**20
 # beyond this many entries sorting the rows would cost more than it is worth
 DISTINCT_ENTRIES = 2_000_000
-# up to this many rows, whole weights counted, held-out rows do not depend on repetition
-COUNTED_ROWS = 1000
-FEW_UNITS = 50
-# largest weights whose sums neither overflow nor vanish
-LEAST_WEIGHT, MOST_WEIGHT = 1e-100, 1e100
+# largest weights that leave columns of any size room for their squares ...
+LEAST_WEIGHT, MOST_WEIGHT = 1e-10, 1e10
+# ... and what is let pass where several processes would have to agree on other units
+LEAST_SHARED_WEIGHT, MOST_SHARED_WEIGHT = 1e-100, 1e100
 SPARSE_FORMATS = ["csr", "csc", "coo"]
 
 
@@ -180,16 +180,8 @@ def validate_rows(
     if least <= 0:
         weight = check_sample_weight(weight, X, dtype=np.float64, ensure_non_negative=True)
         least = weight.min()
-    if not LEAST_WEIGHT <= weight.max() <= MOST_WEIGHT and weight.max() > 0:
-        if current_processes() is not None:
-            raise ValueError(
-                f"The largest sample_weight is {weight.max():.3g}; within data_parallel() weights "
-                f"have to lie between {LEAST_WEIGHT:g} and {MOST_WEIGHT:g}. Only their ratios "
-                "matter: multiply those of all processes by a power of ten."
-            )
-        # only their ratios matter, and powers of two round nothing
-        weight = np.ldexp(weight, -int(np.frexp(weight.max())[1]))
-        least = weight.min()
+    weight, exponent = _in_moderate_units(weight)
+    least = weight.min()
     if least == 0:
         if verify is not None:
             verify()
@@ -197,7 +189,25 @@ def validate_rows(
         X, y, weight, verify = X[keep], y[keep], weight[keep], None
     elif least == 1 and weight.max() == 1:
         weight = None
-    return TrainingData(X, y, weight, verify), n_dim
+    return TrainingData(X, y, weight, verify, exponent), n_dim
+
+
+def _in_moderate_units(weight: FloatArray) -> tuple[FloatArray, int]:
+    """Weights in units of a power of two, whose exponent is even, where they are extreme."""
+    most = float(weight.max())
+    if LEAST_WEIGHT <= most <= MOST_WEIGHT or most == 0:
+        return weight, 0
+    if current_processes() is not None:
+        if LEAST_SHARED_WEIGHT <= most <= MOST_SHARED_WEIGHT:
+            return weight, 0
+        raise ValueError(
+            f"The largest sample_weight is {most:.3g}; within data_parallel() it has to lie "
+            f"between {LEAST_SHARED_WEIGHT:g} and {MOST_SHARED_WEIGHT:g}. Only the ratios of "
+            "weights matter: multiply those of all processes by the same power of ten."
+        )
+    # powers of two round nothing, and neither do their roots if the exponent is even
+    exponent = 2 * (math.frexp(most)[1] // 2)
+    return np.ldexp(weight, -exponent), exponent
 
 
 def chunks(n_rows: int, n_columns: int, budget: int = CHUNK_BYTES) -> Iterator[slice]:
@@ -268,102 +278,6 @@ def from_user_units(layers: Layers, scaling: Scaling) -> Layers:
     shift = weight @ scaling.x_offset
     out[0] = weight * scaling.x_scale, None if bias is None else bias + shift
     return out
-
-
-def _group_rows(X: Any, y: Array) -> tuple[Array, Array]:
-    """Index of the first row of each group of equal rows, and the group of each row."""
-    if not sp.issparse(X):
-        # ordered by value, which neither scaling nor shifting a column changes
-        order = np.argsort(X[:, 0], kind="stable")
-        first_column = X[order, 0]
-        if (first_column[1:] != first_column[:-1]).all():
-            # most often that column tells all rows apart, and the others need not be looked at
-            group = np.empty(len(order), dtype=np.intp)
-            group[order] = np.arange(len(order))
-            return order, group
-        rows = np.hstack([X, y])
-        _, first, group = np.unique(rows, axis=0, return_index=True, return_inverse=True)
-        return first, group.ravel()
-    X = X.copy()
-    X.eliminate_zeros()
-    keys = [
-        X.indices[i:j].tobytes() + X.data[i:j].tobytes() + target.tobytes()
-        for i, j, target in zip(X.indptr[:-1], X.indptr[1:], y, strict=True)
-    ]
-    as_objects = np.empty(len(keys), dtype=object)
-    as_objects[:] = keys
-    _, first, group = np.unique(as_objects, return_index=True, return_inverse=True)
-    return first, group.ravel()
-
-
-def distinct_rows(data: TrainingData) -> TrainingData:
-    """Merge equal rows into one that carries their weight.
-
-    They come in an order that is theirs alone, so that rows in any order, and repeated rows as
-    well as integer weights, give the same bits. A full-batch objective does not change by this.
-    """
-    first, group = _group_rows(data.X, data.y)
-    weight: FloatArray = np.bincount(group, data.weights).astype(np.float64)
-    kept = None if (weight == 1).all() else weight
-    return TrainingData(data.X[first], data.y[first], kept)
-
-
-def split_rows(
-    data: TrainingData, fraction: float, seed: int, *, counted: bool
-) -> tuple[TrainingData, TrainingData]:
-    """Training and validation rows for early stopping; raises ValueError where one is empty.
-
-    With `counted`, a small set of rows is split in a way that depends on neither their order nor
-    on whether they are repeated or carry whole weights; see `_held_out_shares`.
-    """
-    share = _held_out_shares(data, fraction, seed) if counted else None
-    if share is None:
-        n_valid = int(np.ceil(fraction * data.n_samples))
-        order = torch.randperm(data.n_samples, generator=make_generator(seed, stream=1)).numpy()
-        share = np.zeros(data.n_samples)
-        share[order[:n_valid]] = 1.0
-    if not (share < 1).any():
-        raise ValueError(
-            f"early_stopping=True with validation_fraction={fraction} leaves no row to train on: "
-            f"there are n_samples={data.n_samples} rows with non-zero weight. Give more rows, a "
-            "smaller validation_fraction, or early_stopping=False."
-        )
-    return _weighted_rows(data, 1.0 - share), _weighted_rows(data, share)
-
-
-def _held_out_shares(data: TrainingData, fraction: float, seed: int) -> FloatArray | None:
-    """The share of each row that is held out, or None for too many rows to count.
-
-    Whole weights count as that many rows. Each distinct row is cut into units, as many as it
-    counts for, but no more of them in all than there are distinct rows (or a few tens): so large
-    weights do not put every row on both sides, and few distinct rows stay on both.
-    """
-    whole = bool((data.weights % 1 == 0).all())
-    total = data.weights.sum() if whole else data.n_samples
-    if total > COUNTED_ROWS:
-        return None
-    _, group = _group_rows(data.X, data.y)
-    count = np.bincount(group, data.weights if whole else None)
-    scale = min(1.0, max(FEW_UNITS, len(count)) / total)
-    units = np.maximum(1, np.rint(scale * count)).astype(np.int64)
-    n_valid = int(np.ceil(fraction * units.sum()))
-    held = np.random.default_rng([1, seed]).multivariate_hypergeometric(units, n_valid)
-    # the first of several equal rows are held out whole, and at most one of them in part
-    order = np.argsort(group, kind="stable")
-    size = np.bincount(group)
-    rank = np.empty(len(group))
-    rank[order] = np.arange(len(group)) - np.repeat(np.cumsum(size) - size, size)
-    out: FloatArray = np.clip((held * size / units)[group] - rank, 0.0, 1.0)
-    return out
-
-
-def _weighted_rows(data: TrainingData, share: FloatArray) -> TrainingData:
-    keep = share > 0
-    weight = (data.weights * share)[keep]
-    # thirds of a weight and the like are to give back whole numbers
-    nearest = np.rint(weight)
-    weight = np.where(np.abs(weight - nearest) < 1e-9 * np.abs(weight), nearest, weight)
-    return TrainingData(data.X[keep], data.y[keep], None if (weight == 1).all() else weight)
 
 
 def resolve_seed(random_state: Any) -> int:

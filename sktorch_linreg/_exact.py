@@ -34,7 +34,13 @@ from ._gather import MAX_FACTOR_FEATURES, Gathered, gather
 from ._lsqr import solve_iteratively
 from ._processes import current_processes
 from ._quadratic import proximal_quadratic
-from ._refinement import Preconditioner, Refined, refine_fully, refine_once
+from ._refinement import (
+    Preconditioner,
+    Refined,
+    refine_fully,
+    refine_once,
+    residual_squares,
+)
 from ._statistics import EPS, Statistics, condition, unit_columns
 from ._threads import quiet_blas
 from ._types import FitResult, FitSpec, FloatArray, Layers, Scaling, TrainingData
@@ -152,6 +158,12 @@ def _intercept(stats: Statistics, coef: FloatArray) -> FloatArray | None:
     return large + (stats.offset[d:] - stats.offset[:d] @ coef)
 
 
+def _share_left(stats: Statistics) -> float:
+    """The least share of its squares that the columns leave of a target."""
+    told = stats.target_squares > 0
+    return float(np.min(stats.rest[told] / stats.target_squares[told], initial=1.0))
+
+
 def _refine(
     data: TrainingData, g: Gathered, s: Solution, penalty: FloatArray
 ) -> tuple[Refined | None, str]:
@@ -160,8 +172,7 @@ def _refine(
         return None, ""
     double = g.stats.eps == EPS
     errors = s.precondition.condition**2 * g.cancellation * EPS / g.stats.eps
-    told = g.stats.target_squares > 0
-    left = float(np.min(g.stats.rest[told] / g.stats.target_squares[told], initial=1.0))
+    left = _share_left(g.stats)
     # a few rows cost so little that no digit is left to chance
     few = data.n_samples * data.n_features <= FEW_ENTRIES and double and not sp.issparse(data.X)
     negligible = errors <= (NEGLIGIBLE if double else NEGLIGIBLE_SINGLE)
@@ -232,6 +243,14 @@ def _solution(g: Gathered, spec: FitSpec) -> tuple[Solution, FloatArray]:
     return replace(s, squares=squares), penalty
 
 
+def _with_rest(stats: Statistics, squares: FloatArray, coef: FloatArray) -> Statistics:
+    """The statistics with what squares of residuals, taken from the rows, tell of the rest."""
+    d = stats.n_features
+    of_factor = stats.factor[:, d:] - stats.factor[:, :d] @ coef
+    rest = np.maximum(squares - np.einsum("ij,ij->j", of_factor, of_factor), 0.0)
+    return replace(stats, rest=rest)
+
+
 def _path(g: Gathered, s: Solution, spec: FitSpec) -> str:
     """Decompositions that led to the solution."""
     if solver_name(spec) != "lstsq":
@@ -259,10 +278,11 @@ def _solve(g: Gathered, spec: FitSpec, data: TrainingData | None) -> tuple[FitRe
     else:
         coef, squares = refined.coef, refined.squares
         intercept = refined.intercept if stats.intercept else None
-        if spec.l2 == 0:
-            # at the minimum the rows of the factor leave no residual
-            stats = replace(stats, rest=squares)
     assert squares is not None
+    if data is not None and (refined is not None or _share_left(stats) < SMALL_RESIDUAL):
+        if refined is None:
+            squares = residual_squares(data, stats, coef)
+        stats = _with_rest(stats, squares, coef)
     loss = _loss(spec, stats, squares, coef)
     return _result(spec, loss, coef, intercept, path + how, s.rank), stats
 

@@ -27,23 +27,29 @@ SMALLEST = 1e-140
 NEGLIGIBLE = 1e-12
 
 
-def largest_size(X: Any, columns: Array) -> FloatArray:
-    """The largest absolute value in each of some columns."""
+def largest_size(X: Any, columns: Array, weight: FloatArray | None = None) -> FloatArray:
+    """The largest absolute value in each of some columns, times the root of its weight."""
+    root = None if weight is None else np.sqrt(weight)
     if sp.issparse(X):
         csc = X.tocsc()
-        found = [np.abs(csc.data[csc.indptr[j] : csc.indptr[j + 1]]) for j in columns]
+        parts = [slice(csc.indptr[j], csc.indptr[j + 1]) for j in columns]
+        found = [np.abs(csc.data[part]).astype(np.float64) for part in parts]
+        if root is not None:
+            found = [a * root[csc.indices[part]] for a, part in zip(found, parts, strict=True)]
         return np.array([float(a.max(initial=0.0)) for a in found])
+    if root is not None:
+        return np.array([float((np.abs(X[:, j]) * root).max()) for j in columns])
     return np.array([max(float(X[:, j].max()), -float(X[:, j].min())) for j in columns])
 
 
-def _is_extreme(X: Any, squares: FloatArray) -> bool:
+def _is_extreme(X: Any, weight: FloatArray | None, squares: FloatArray) -> bool:
     if not (squares <= LARGEST_SQUARES).all():
         return True
     small = np.flatnonzero(squares < SMALLEST_SQUARES)
     if not len(small):
         return False
     # zeros and constants have no squares either
-    size = largest_size(X, small)
+    size = largest_size(X, small, weight)
     return bool(((size > 0) & (size < SMALLEST)).any())
 
 
@@ -52,9 +58,9 @@ def check_squares(data: TrainingData, x_squares: FloatArray, y_squares: FloatArr
 
     Those of targets are None where nothing is scaled by them.
     """
-    if _is_extreme(data.X, x_squares):
+    if _is_extreme(data.X, data.weight, x_squares):
         raise ExtremeScales
-    if y_squares is not None and _is_extreme(data.y, y_squares):
+    if y_squares is not None and _is_extreme(data.y, data.weight, y_squares):
         raise ExtremeScales
 
 
@@ -63,9 +69,9 @@ def check_moments(data: TrainingData, x: Moments, y: Moments | None) -> None:
     check_squares(data, x.deviation, None if y is None else y.deviation)
 
 
-def _exponents(X: Any) -> Array:
+def _exponents(X: Any, weight: FloatArray | None) -> Array:
     """Powers of two that bring each column to about one; one and the same where that will do."""
-    size = largest_size(X, np.arange(X.shape[1]))
+    size = largest_size(X, np.arange(X.shape[1]), weight)
     exponent = np.frexp(size)[1]
     live = size > 0
     if not live.any():
@@ -86,8 +92,10 @@ class Units:
     @classmethod
     def of(cls, data: TrainingData, *, scales_target: bool) -> Units:
         """Units in which the columns are about one; targets as they are where the loss asks so."""
-        y = _exponents(data.y) if scales_target else np.zeros(data.n_targets, dtype=np.int64)
-        return cls(_exponents(data.X), y)
+        y = np.zeros(data.n_targets, dtype=np.int64)
+        if scales_target:
+            y = _exponents(data.y, data.weight)
+        return cls(_exponents(data.X, data.weight), y)
 
     def rescale(self, data: TrainingData) -> TrainingData:
         """The rows in these units, in float64."""
@@ -98,7 +106,7 @@ class Units:
         else:
             X = np.ldexp(np.asarray(data.X, dtype=np.float64), -self.x)
         y = np.ldexp(np.asarray(data.y, dtype=np.float64), -self.y)
-        return TrainingData(X, y, data.weight, data.verify)
+        return replace(data, X=X, y=y)
 
     def _layers(self, layers: Layers) -> Layers:
         out = list(layers)

@@ -8,9 +8,9 @@ times as much and loses no digits.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import reduce
+from operator import add
 
 import numpy as np
 import scipy.sparse as sp
@@ -18,15 +18,12 @@ import torch
 from scipy.linalg import lapack
 
 from ._arrays import as_tensor
+from ._blocks import beside, blocks
 from ._data import column_scale
-from ._statistics import EPS, Statistics, condition, split, triangle
+from ._statistics import EPS, Statistics, condition
 from ._threads import n_spans, over_spans
 from ._types import ExtremeScales, FloatArray, Mask, Moments, TrainingData
 
-# entries of float64 work space per thread; they have to stay in the cache of a core
-BLOCK_ENTRIES = 2**17
-# rows per column of a block that is a view, since products of few rows are slow to add up
-VIEWED_COLUMNS = 8
 # up to this many entries a second pass costs next to nothing
 SMALL_ENTRIES = 2**16
 # a sparse X with more columns has no factor made of it, which would be dense
@@ -41,79 +38,45 @@ LARGE_MEAN = 4.0
 LARGE_CANCELLATION = 100.0
 
 
-# -- rows, block by block -----------------------------------------------------------------------
-
-
-def blocks(
-    data: TrainingData,
-    shift: FloatArray,
-    start: int,
-    stop: int,
-    *,
-    rooted: bool,
-    least: int = 2,
-) -> Iterator[tuple[slice, FloatArray]]:
-    """Rows as float64 blocks, less `shift`, and times the root of their weights if `rooted`.
-
-    A block fits the cache, but has at least `least` times as many rows as columns. It is a view of
-    X where nothing has to be done to it, and else lies in a buffer that the next one overwrites.
-    """
-    d = data.n_features
-    weight = data.weight if rooted else None
-    step = max(BLOCK_ENTRIES // d, least * d)
-    by = as_tensor(shift[:d]) if shift[:d].any() else None
-    plain = by is None and weight is None and data.X.dtype == np.float64
-    dense = not sp.issparse(data.X)
-    if dense and plain:
-        step = max(step, VIEWED_COLUMNS * d)
-        for i in range(start, stop, step):
-            part = slice(i, min(i + step, stop))
-            yield part, np.asarray(data.X[part])
-        return
-    buffer = np.empty((min(step, stop - start), d))
-    for i in range(start, stop, step):
-        part = slice(i, min(i + step, stop))
-        rows = data.X[part]
-        out = buffer[: part.stop - part.start]
-        root = None if weight is None else np.sqrt(weight[part])
-        _write(as_tensor(rows if dense else rows.toarray()), by, root, torch.from_numpy(out))
-        yield part, out
-
-
-def _write(
-    rows: torch.Tensor, shift: torch.Tensor | None, root: FloatArray | None, out: torch.Tensor
-) -> None:
-    # torch casts and broadcasts in one go, where numpy's loops are as short as a row
-    factor = None if root is None else torch.from_numpy(root)[:, None]
-    if rows.dtype != out.dtype or (shift is None and factor is None):
-        # a cast of its own is faster than one inside of the arithmetic
-        rows = out.copy_(rows)
-    if shift is not None:
-        rows = torch.sub(rows, shift, out=out)
-    if factor is not None:
-        torch.mul(rows, factor, out=out)
-
-
-def beside(data: TrainingData, shift: FloatArray, part: slice) -> FloatArray:
-    """The columns [y - shift, 1] of some rows times the root of their weights, as rows."""
-    y = data.y[part]
-    out = np.empty((y.shape[1] + 1, len(y)))
-    np.subtract(y.T, shift[data.n_features :, None], out=out[:-1])
-    out[-1] = 1.0
-    if data.weight is not None:
-        out *= np.sqrt(data.weight[part])
-    return out
-
-
 # -- from the Gram matrix -----------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class _Sums:
+    """Sums over weighted rows; of products of targets with targets the squares alone are of use."""
+
+    products: FloatArray  # of the columns [X, y, 1] with those of X
+    squares: FloatArray  # of the targets
+    totals: FloatArray  # of the targets
+    weight: float
+
+    @classmethod
+    def of(cls, products: FloatArray, z: FloatArray) -> _Sums:
+        """With the rows [y, 1] beside the products."""
+        return cls(products, np.einsum("ij,ij->i", z[:-1], z[:-1]), z[:-1] @ z[-1], z[-1] @ z[-1])
+
+    def __add__(self, other: _Sums) -> _Sums:
+        return _Sums(
+            self.products + other.products,
+            self.squares + other.squares,
+            self.totals + other.totals,
+            self.weight + other.weight,
+        )
+
+    @property
+    def is_finite(self) -> bool:
+        """Whether all sums are numbers."""
+        total = self.products.sum() + self.squares.sum() + self.totals.sum() + self.weight
+        return bool(np.isfinite(total))
 
 
 def _span_gram(
     data: TrainingData, shift: FloatArray, device: torch.device, start: int, stop: int
-) -> FloatArray:
-    """Products of the columns [X, y, 1] over a span of rows; of X with X the others' rows alone."""
+) -> _Sums:
+    """The sums over a span of rows."""
     d, m = data.n_features, data.n_targets + 1
-    G = np.zeros((d + m, d + m))
+    G = np.zeros((d + m, d))
+    squares, totals, weight = np.zeros(m - 1), np.zeros(m - 1), 0.0
     square, cross = np.empty((d, d)), np.empty((m, d))
     on_device = device.type != "cpu"
     sums = torch.zeros((d, d), dtype=torch.float64, device=device) if on_device else None
@@ -121,48 +84,51 @@ def _span_gram(
         z = beside(data, shift, part)
         if sums is None:
             # np.dot and not @, which holds the interpreter's lock where the result is small
-            G[:d, :d] += np.dot(x.T, x, out=square)
+            G[:d] += np.dot(x.T, x, out=square)
         else:
             moved = as_tensor(x).to(device)
             sums.addmm_(moved.T, moved)
-        G[d:, :d] += np.dot(z, x, out=cross)
-        G[d:, d:] += np.dot(z, z.T)
+        G[d:] += np.dot(z, x, out=cross)
+        of_block = _Sums.of(G, z)
+        squares += of_block.squares
+        totals += of_block.totals
+        weight += of_block.weight
     if sums is not None:
-        G[:d, :d] = sums.cpu().numpy()
-    return G
+        G[:d] = sums.cpu().numpy()
+    return _Sums(G, squares, totals, weight)
 
 
-def _sparse_gram(data: TrainingData, shift: FloatArray) -> FloatArray:
+def _sparse_gram(data: TrainingData, shift: FloatArray) -> _Sums:
     """The same of all rows of a sparse X, by sparse products."""
     d = data.n_features
     X, z = data.X.astype(np.float64, copy=False), beside(data, shift, slice(None))
     if data.weight is not None:
         X = sp.csr_array(X.multiply(np.sqrt(data.weight)[:, None]))
-    G = np.zeros((d + len(z),) * 2)
-    G[:d, :d] = (X.T @ X).toarray()
-    G[d:, :d] = (X.T @ z.T).T
-    G[d:, d:] = z @ z.T
-    return G
+    G = np.empty((d + len(z), d))
+    G[:d] = (X.T @ X).toarray()
+    G[d:] = (X.T @ z.T).T
+    return _Sums.of(G, z)
 
 
-def _gram(data: TrainingData, shift: FloatArray, device: torch.device) -> FloatArray:
+def _gram(data: TrainingData, shift: FloatArray, device: torch.device) -> _Sums:
     d, sparse = data.n_features, sp.issparse(data.X)
     if sparse and not shift[:d].any() and data.X.nnz < SPARSE_SHARE * data.n_samples * d:
         return _sparse_gram(data, shift)
     if data.n_samples * d <= SMALL_ENTRIES and device.type == "cpu" and not sparse:
-        rows = np.empty((data.n_samples, d + data.n_targets + 1))
-        np.subtract(data.X, shift[:d], out=rows[:, :d])
-        rows[:, d:] = beside(data, shift, slice(None)).T
+        z = beside(data, shift, slice(None))
+        x = np.subtract(data.X, shift[:d], dtype=np.float64)
         if data.weight is not None:
-            rows[:, :d] *= np.sqrt(data.weight)[:, None]
-        out: FloatArray = rows.T @ rows
-        return out
+            x *= np.sqrt(data.weight)[:, None]
+        products = np.empty((d + len(z), d))
+        np.dot(x.T, x, out=products[:d])
+        np.dot(z, x, out=products[d:])
+        return _Sums.of(products, z)
     spans = n_spans(data.n_samples, d * (d + 8), 4 * d) if device.type == "cpu" else 1
 
-    def work(start: int, stop: int) -> FloatArray:
+    def work(start: int, stop: int) -> _Sums:
         return _span_gram(data, shift, device, start, stop)
 
-    return reduce(np.add, over_spans(work, data.n_samples, spans))
+    return reduce(add, over_spans(work, data.n_samples, spans))
 
 
 def _statistics(
@@ -176,7 +142,7 @@ def _statistics(
 ) -> Statistics:
     eps = float(np.finfo(data.X.dtype).eps)
     shape = data.n_samples, data.n_features
-    return Statistics(factor, rest, shift, offset, *shape, weight, intercept, eps)
+    return Statistics(factor, rest, shift, offset, *shape, weight, intercept, eps, data.exponent)
 
 
 @dataclass(frozen=True)
@@ -190,16 +156,16 @@ class _Centred:
     cancellation: float
 
 
-def _centre(G: FloatArray, shift: FloatArray, n_features: int, intercept: bool) -> _Centred:
-    weight, sums, raw = float(G[-1, -1]), G[-1, :-1], np.diagonal(G)[:-1]
-    products = G[:-1, :n_features]
+def _centre(s: _Sums, shift: FloatArray, intercept: bool) -> _Centred:
+    weight, products = float(s.weight), s.products[:-1]
+    raw = np.concatenate([np.diagonal(products), s.squares])
     if not intercept:
         return _Centred(raw, products, np.zeros(len(raw)), weight, 1.0)
-    # the last row holds the sums of the features, the last column those of the targets
-    sums = np.concatenate([sums[:n_features], G[n_features:-1, -1]])
-    offset = sums / weight
-    squares = raw - offset * sums
-    products = products - offset[:, None] * sums[:n_features]
+    # the last row holds the sums of the features
+    totals = np.concatenate([s.products[-1], s.totals])
+    offset = totals / weight
+    squares = raw - offset * totals
+    products = products - offset[:, None] * s.products[-1]
     if squares.min() > 0:
         cancellation = float((raw / squares).max())
     else:
@@ -256,19 +222,42 @@ def _cholesky(
 # -- from QR decompositions ---------------------------------------------------------------------
 
 
+# the triangle of [1, X] or X beside the targets turned by the same rotation, and the squares of
+# the targets outside of its rows
+Factored = tuple[torch.Tensor, FloatArray]
+
+
+def _factored(rows: torch.Tensor, n_columns: int) -> Factored:
+    """Rows made triangular in their first columns; the others, of any number, are turned alone."""
+    body, tau = torch.geqrf(rows[:, :n_columns])
+    turned = torch.ormqr(body, tau, rows[:, n_columns:], left=True, transpose=True)
+    below = turned[n_columns:].square().sum(dim=0)
+    top = body[:n_columns].triu(), turned[:n_columns]
+    return torch.cat(top, dim=1), below.cpu().numpy()
+
+
 def _span_qr(
-    data: TrainingData, shift: FloatArray, device: torch.device, start: int, stop: int
-) -> FloatArray:
-    """Triangular factor of the columns [1, X, y] over one span of rows."""
-    d, k = data.n_features, data.n_targets
-    factor = torch.zeros((0, 1 + d + k), dtype=torch.float64, device=device)
+    data: TrainingData,
+    shift: FloatArray,
+    intercept: bool,
+    device: torch.device,
+    start: int,
+    stop: int,
+) -> Factored:
+    """The triangle over one span of rows."""
+    d, k, n_ones = data.n_features, data.n_targets, int(intercept)
+    n_columns = n_ones + d
+    factor = torch.zeros((0, n_columns + k), dtype=torch.float64, device=device)
+    rest = np.zeros(k)
     for part, x in blocks(data, shift, start, stop, rooted=True, least=4):
-        rows = np.empty((len(x), 1 + d + k))
+        rows = np.empty((len(x), n_columns + k))
         z = beside(data, shift, part)
-        rows[:, 0], rows[:, 1 : 1 + d], rows[:, 1 + d :] = z[-1], x, z[:-1].T
+        rows[:, :n_ones] = z[-1:].T[:, :n_ones]
+        rows[:, n_ones:n_columns], rows[:, n_columns:] = x, z[:-1].T
         stacked = torch.cat([factor, torch.from_numpy(rows).to(device)])
-        factor = torch.linalg.qr(stacked, mode="r").R
-    return np.asarray(factor.cpu().numpy())
+        factor, below = _factored(stacked, n_columns)
+        rest += below
+    return factor, rest
 
 
 def _from_qr(
@@ -277,21 +266,21 @@ def _from_qr(
     d = data.n_features
     spans = n_spans(data.n_samples, 2 * d * (d + 8), 8 * d) if device.type == "cpu" else 1
 
-    def work(start: int, stop: int) -> FloatArray:
-        return _span_qr(data, shift, device, start, stop)
+    def work(start: int, stop: int) -> Factored:
+        return _span_qr(data, shift, intercept, device, start, stop)
 
     parts = over_spans(work, data.n_samples, spans)
-    body = parts[0] if spans == 1 else triangle(np.concatenate(parts))
+    factor, rest = parts[0]
+    if spans > 1:
+        factor, below = _factored(torch.cat([part for part, _ in parts]), d + intercept)
+        rest = below + sum(rest for _, rest in parts)
+    body = factor.cpu().numpy()
     offset = np.zeros(len(shift))
     if intercept:
         offset = body[0, 1:] / body[0, 0]
-        body = body[1:]
-    body = np.ascontiguousarray(body[:, 1:])
-    if not intercept:
-        body = triangle(body)
-    factor, rest = split(body, d)
+        body = body[1:, 1:]
     weight = float(data.n_samples if data.weight is None else data.weight.sum())
-    return _statistics(data, factor.copy(), rest, shift, offset, weight, intercept)
+    return _statistics(data, body.copy(), rest, shift, offset, weight, intercept)
 
 
 # -- few rows -----------------------------------------------------------------------------------
@@ -381,11 +370,11 @@ def gather(
     if data.n_samples >= d + intercept:
         for last in (False, True):
             with np.errstate(invalid="ignore", over="ignore"):
-                G = _gram(data, shift, device)
-                finite = bool(np.isfinite(G.sum()))
+                sums = _gram(data, shift, device)
+                finite = sums.is_finite
             if not finite:
                 break
-            c = _centre(G, shift, d, intercept)
+            c = _centre(sums, shift, intercept)
             if c.cancellation > LARGE_CANCELLATION and not last:
                 shift = shift + c.offset
                 continue

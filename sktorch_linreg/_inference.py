@@ -78,7 +78,7 @@ class ExactResults:
             )
         out = np.zeros(min(stats.n_samples, stats.n_features))
         found = scipy.linalg.svdvals(stats.factor[:, : stats.n_features])[: len(out)]
-        out[: len(found)] = found
+        out[: len(found)] = np.ldexp(found, stats.exponent // 2)
         return out.astype(self.coef_.dtype)
 
     # -- standard errors ------------------------------------------------------------------------

@@ -120,7 +120,8 @@ class BaseLinear(ExactResults, BaseTorchRegressor):
         gone = False
         if lost.any():
             size = largest_size(data.X, np.arange(data.n_features))
-            gone = bool((lost & (np.abs(weight) * size > 1e-6 * np.abs(data.y).max())).any())
+            counts = 1e-6 * np.abs(data.y).max(axis=0)[:, None]
+            gone = bool((lost & (np.abs(weight) * size > counts)).any())
         if gone or not (np.isfinite(self.coef_).all() and np.isfinite(self.intercept_).all()):
             raise ValueError(
                 "No float32 holds the coefficients. Pass X in float64, or multiply its columns by "

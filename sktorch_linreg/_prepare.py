@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import reduce
 from typing import TypeVar
 
@@ -10,15 +10,10 @@ import numpy as np
 
 from ._batches import TabularDataset
 from ._condense import can_condense, condensed, gather_statistics
-from ._data import (
-    DISTINCT_ENTRIES,
-    distinct_rows,
-    identity_scaling,
-    make_scaling,
-    split_rows,
-)
+from ._data import DISTINCT_ENTRIES, identity_scaling, make_scaling
 from ._extreme import check_moments
 from ._processes import Processes, Share, on_all, safely
+from ._rows import distinct_rows, split_rows
 from ._standardize import moments
 from ._statistics import Statistics
 from ._types import FitSpec, Moments, Scaling, TrainingData
@@ -67,7 +62,9 @@ def moments_of_all(rows: TrainingData, spec: FitSpec) -> tuple[Moments, Moments]
     """Moments of features and targets, together with those of the other processes."""
 
     def mine() -> tuple[Moments, Moments]:
-        return moments(rows.X, rows.weight), moments(rows.y, rows.weight)
+        both = moments(rows.X, rows.weight), moments(rows.y, rows.weight)
+        x, y = (replace(m, exponent=rows.exponent) for m in both)
+        return x, y
 
     x, y = zip(*on_all(spec.processes, mine), strict=True)
     with np.errstate(over="ignore", invalid="ignore"):
@@ -82,8 +79,10 @@ def _split_and_merge(data: TrainingData, spec: FitSpec) -> tuple[TrainingData, T
     """Training and validation rows; rows of a full batch are merged where they are equal."""
     full = spec.batch_size >= data.n_samples and spec.processes is None
     small = full and data.n_samples * data.n_features <= DISTINCT_ENTRIES
-    # callbacks see the rows as they were given, and a loss that only gives a mean has no weights
-    merge = distinct_rows if small and not spec.callbacks and not spec.loss.reduced else _as_given
+    # callbacks see the rows as they were given, a loss that only gives a mean has no weights, and
+    # each of several equal rows has a dropout mask of its own
+    as_given = spec.callbacks or spec.loss.reduced or spec.dropout
+    merge = distinct_rows if small and not as_given else _as_given
     if spec.validation_fraction is None:
         return merge(data), None
     counted = small and not spec.loss.reduced

@@ -15,8 +15,8 @@ import numpy as np
 import scipy.sparse as sp
 from scipy.linalg import lapack
 
+from ._blocks import blocks
 from ._extended import Pair, add, affine, residual_gradient, two_product
-from ._gather import blocks
 from ._statistics import EPS, Statistics
 from ._threads import n_spans, over_spans
 from ._types import FloatArray, Mask, TrainingData, reciprocal
@@ -116,6 +116,16 @@ def _long_gradient(
     v = r if data.weight is None else r * data.weight[:, None]
     out: FloatArray = np.concatenate([x.T @ v, [v.sum(axis=0), (r * v).sum(axis=0)]])
     return out.astype(np.float64)
+
+
+def residual_squares(data: TrainingData, stats: Statistics, coef: FloatArray) -> FloatArray:
+    """Weighted squares of the residuals of each target, from the rows themselves."""
+    d = stats.n_features
+    constant = np.zeros(coef.shape[1])
+    if stats.intercept:
+        constant = stats.offset[d:] - stats.offset[:d] @ coef
+    out: FloatArray = _gradient(data, stats.shift, coef, constant)[-1]
+    return out
 
 
 def refine_once(

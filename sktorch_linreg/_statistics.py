@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, fields, replace
 from functools import cached_property
 from typing import Any
@@ -22,6 +23,7 @@ class Statistics:
     `factor` has shape (m, n_features + n_targets), m at most n_features, and starts with the
     triangle R; `rest`, of shape (n_targets,), is what squares of the targets are left outside its
     rows. Means are ``shift + offset``: two parts, since a large mean would round the second away.
+    Weights are in units of two to the power of `exponent`, which is even.
     """
 
     factor: FloatArray
@@ -33,6 +35,7 @@ class Statistics:
     weight: float
     intercept: bool
     eps: float
+    exponent: int = 0
 
     @property
     def mean(self) -> FloatArray:
@@ -51,8 +54,8 @@ class Statistics:
         d, mean = self.n_features, self.mean
         squares = np.einsum("ij,ij->j", self.factor, self.factor)
         return (
-            Moments(self.weight, mean[:d], squares[:d]),
-            Moments(self.weight, mean[d:], squares[d:] + self.rest),
+            Moments(self.weight, mean[:d], squares[:d], self.exponent),
+            Moments(self.weight, mean[d:], squares[d:] + self.rest, self.exponent),
         )
 
     def to_state(self) -> dict[str, Any]:
@@ -83,8 +86,22 @@ class Statistics:
         out["factor"][np.triu_indices(n_rows, m=n_columns)] = triangle
         return out
 
+    def in_units_of(self, exponent: int) -> Statistics:
+        """The same with weights in other units."""
+        by = self.exponent - exponent
+        return replace(
+            self,
+            factor=np.ldexp(self.factor, by // 2),
+            rest=np.ldexp(self.rest, by),
+            weight=math.ldexp(self.weight, by),
+            exponent=exponent,
+        )
+
     def merge(self, other: Statistics) -> Statistics:
         """Statistics of the rows of both, from one QR decomposition of both factors."""
+        if self.exponent != other.exponent:
+            exponent = max(self.exponent, other.exponent)
+            return self.in_units_of(exponent).merge(other.in_units_of(exponent))
         weight = self.weight + other.weight
         parts = [self.factor, other.factor]
         offset = self.offset

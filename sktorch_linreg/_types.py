@@ -70,13 +70,15 @@ class ExtremeScales(Exception):
 class TrainingData:
     """Validated rows: `X` dense or CSR, `y` of shape (n_samples, n_targets), no zero weights.
 
-    `verify` raises if X or y are not finite; it is None where that was looked at already.
+    The weights given are `weight` times two to the power of `exponent`, which is even. `verify`
+    raises if X or y are not finite; it is None where that was looked at already.
     """
 
     X: Any
     y: Array
     weight: FloatArray | None
     verify: Callable[[], object] | None = None
+    exponent: int = 0
 
     @property
     def n_samples(self) -> int:
@@ -98,24 +100,36 @@ class TrainingData:
     def rows(self, index: Any) -> TrainingData:
         """The rows that `index` (a slice or an integer array) names."""
         weight = None if self.weight is None else self.weight[index]
-        return TrainingData(self.X[index], self.y[index], weight)
+        return TrainingData(self.X[index], self.y[index], weight, exponent=self.exponent)
 
 
 @dataclass(frozen=True)
 class Moments:
-    """Weighted count, mean and sum of squared deviations of each column; batches merge exactly."""
+    """Weighted count, mean and sum of squared deviations of each column; batches merge exactly.
+
+    Weights, and so the count and the squares, are in units of two to the power of `exponent`.
+    """
 
     weight: float
     mean: FloatArray
     deviation: FloatArray
+    exponent: int = 0
+
+    def in_units_of(self, exponent: int) -> Moments:
+        """The same with weights in other units."""
+        by = self.exponent - exponent
+        deviation = np.ldexp(self.deviation, by)
+        return Moments(math.ldexp(self.weight, by), self.mean, deviation, exponent)
 
     def merge(self, other: Moments) -> Moments:
         """Moments of both batches together (Chan, Golub and LeVeque, 1983)."""
-        total = self.weight + other.weight
-        delta = other.mean - self.mean
-        mean = self.mean + delta * (other.weight / total)
-        between = delta**2 * (self.weight * other.weight / total)
-        return Moments(total, mean, self.deviation + other.deviation + between)
+        exponent = max(self.exponent, other.exponent)
+        a, b = self.in_units_of(exponent), other.in_units_of(exponent)
+        total = a.weight + b.weight
+        delta = b.mean - a.mean
+        mean = a.mean + delta * (b.weight / total)
+        between = delta**2 * (a.weight * b.weight / total)
+        return Moments(total, mean, a.deviation + b.deviation + between, exponent)
 
 
 @dataclass(frozen=True)

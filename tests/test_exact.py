@@ -1,5 +1,7 @@
 """The exact solvers against numpy, scipy and scikit-learn."""
 
+import subprocess
+import sys
 import tracemalloc
 
 import numpy as np
@@ -401,3 +403,61 @@ def test_statistics_for_a_device_without_float64_come_from_the_cpu(easy):
             for name in ("cpu", "mps")
         )
         np.testing.assert_array_equal(here.stats.factor, there.stats.factor)
+
+
+@pytest.mark.parametrize("mean", [0.0, 1e6, 1e9])
+@pytest.mark.parametrize("batches", [False, True])
+@pytest.mark.parametrize(
+    "settings",
+    [{}, {"positive": True}, {"alpha": 1e-9, "l1_ratio": 1.0}, {"alpha": 1e-9}],
+    ids=["plain", "positive", "l1", "ridge"],
+)
+def test_loss_of_targets_whose_mean_dwarfs_the_residuals(mean, batches, settings):
+    rng = np.random.default_rng(0)
+    X = mean + rng.normal(size=(300, 1))
+    y = X[:, 0] + rng.normal(size=300)
+    weight = rng.random(300) + 0.5
+    model = TorchLinearRegressor(fit_intercept=False, standardize=False, **settings)
+    if batches:
+        # statistics that a fit leaves for later have to tell the residuals as well
+        model.set_params(warm_start=True).fit(X[:150], y[:150], weight[:150])
+        model.partial_fit(X[150:], y[150:], weight[150:])
+    else:
+        model.fit(X, y, weight)
+    penalty = settings.get("alpha", 0.0) * float(np.abs(model.coef_).sum())
+    expected = np.average((y - X @ model.coef_) ** 2, weights=weight) + penalty
+    np.testing.assert_allclose(model.loss_, expected, rtol=1e-4)
+
+
+MEMORY_OF_TARGETS = """
+import resource, sys
+import numpy as np
+from sktorch_linreg import TorchLinearRegressor
+rng = np.random.default_rng(0)
+n, k, mean, settings = int(sys.argv[1]), int(sys.argv[2]), float(sys.argv[3]), eval(sys.argv[4])
+X = mean + rng.normal(size=(n, 20))
+Y = X @ rng.normal(size=(20, k))
+Y += rng.normal(size=Y.shape)
+batches = settings.pop("batches", False)
+TorchLinearRegressor(**settings).fit(X[:30, :2], Y[:30, 0])
+model = TorchLinearRegressor(**settings)
+before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+model.partial_fit(X, Y) if batches else model.fit(X, Y)
+beyond = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before
+print(beyond * 1024 / Y.nbytes)
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("mean", "settings"), [
+    (0.0, {}), (1e9, {}), (0.0, {"alpha": 0.1}), (0.0, {"batches": True}),
+    (0.0, {"positive": True}), (0.0, {"optimizer": "lbfgs", "max_epochs": 6}),
+])  # fmt: skip
+def test_memory_is_linear_in_the_number_of_targets(mean, settings):
+    arguments = ["1000", "8000", str(mean), repr(settings)]
+    done = subprocess.run(
+        [sys.executable, "-c", MEMORY_OF_TARGETS, *arguments],
+        capture_output=True, text=True, check=True,
+    )  # fmt: skip
+    # the square of the number of targets would be eight times Y
+    assert float(done.stdout) < 5.0

@@ -1,6 +1,8 @@
 """Magnitudes at the ends of what floats hold: the right answer, or an error that says why not."""
 
+import pickle
 import warnings
+from itertools import pairwise
 
 import numpy as np
 import pytest
@@ -231,3 +233,98 @@ def test_predictions_in_single_precision():
             np.testing.assert_allclose(model.predict(rows) / t, Y, rtol=1e-4, atol=1e-4)
         counts = TorchLinearRegressor(loss="poisson").fit(Z, np.abs(Y))
         assert np.isinf(counts.predict(1e9 * np.abs(Z))).any()
+
+
+@pytest.mark.parametrize("name", ["exact", "no intercept", "ridge", "lasso", "positive", "adam"])
+@pytest.mark.parametrize("container", [np.asarray, sp.csr_array])
+@pytest.mark.parametrize("exponent", [-1000, -330, -120, 120, 330, 1000])
+def test_only_ratios_of_weights_matter_beside_small_columns(name, container, exponent):
+    weight = np.random.default_rng(1).random(len(Z)) + 0.1
+    X = Z * [1e-130, 1.0, 1e100]
+    expected = fitted(MODELS[name], container(X), Y, weight)
+    found = fitted(MODELS[name], container(X), Y, np.ldexp(weight, exponent))
+    scale = np.abs(COEF).max() * np.array([1e130, 1.0, 1e-100])
+    np.testing.assert_allclose(found.coef_ / scale, expected.coef_ / scale, rtol=1e-9, atol=1e-9)
+
+
+@pytest.mark.parametrize("container", [np.asarray, sp.csr_array])
+def test_a_column_that_only_rows_of_small_weight_have(container):
+    # its squares, times these weights, are far below what a float64 holds
+    X = np.random.default_rng(0).normal(size=(60, 3))
+    X[:40, 2] = 0.0
+    y = X @ [1.0, 2.0, 3.0] + 1.0
+    weight = np.where(np.arange(60) < 40, 1.0, 1e-100)
+    model = TorchLinearRegressor().fit(container(X * [1, 1, 1e-120]), y, weight)
+    np.testing.assert_allclose(model.coef_, [1.0, 2.0, 3e120], rtol=1e-9)
+
+
+@pytest.mark.parametrize("weights", [(1e-120, 4e-120), (1e99, 3e101), (1e-5, 1e250), (1.0, 4.0)])
+@pytest.mark.parametrize("alpha", [0.0, 0.1])
+def test_weights_of_batches_compare(weights, alpha):
+    rng = np.random.default_rng(0)
+    X, weight = rng.normal(size=(60, 2)), np.repeat(weights, 30)
+    y = X @ [1.0, 2.0] + rng.normal(size=60) + np.repeat([0.0, 3.0], 30)
+    one = TorchLinearRegressor(alpha=alpha).fit(X, y, weight)
+    for parts in ([0, 30, 60], [0, 10, 30, 45, 60], [0, 20, 60]):
+        batches = TorchLinearRegressor(alpha=alpha)
+        for start, stop in pairwise(parts):
+            batches.partial_fit(X[start:stop], y[start:stop], weight[start:stop])
+        np.testing.assert_allclose(batches.coef_, one.coef_, rtol=1e-10)
+        np.testing.assert_allclose(batches.intercept_, one.intercept_, rtol=1e-10)
+        np.testing.assert_allclose(batches.loss_, one.loss_, rtol=1e-10)
+        if not alpha:
+            np.testing.assert_allclose(batches.coef_std_err_, one.coef_std_err_, rtol=1e-10)
+        copy = pickle.loads(pickle.dumps(batches)).partial_fit(X[:9], y[:9], weight[:9])
+        batches.partial_fit(X[:9], y[:9], weight[:9])
+        np.testing.assert_array_equal(copy.coef_, batches.coef_)
+
+
+def test_weights_of_batches_compare_where_training_scales_by_them():
+    rng = np.random.default_rng(0)
+    X = rng.normal(size=(60, 2)) + np.repeat([0.0, 5.0], 30)[:, None]
+    y = X @ [1.0, 2.0]
+    model = TorchMLPRegressor(hidden_layer_sizes=(4,), random_state=0)
+    for part, weight in ((slice(30), 1e-120), (slice(30, 60), 3e-120)):
+        model.partial_fit(X[part], y[part], np.full(30, weight))
+    mean = np.average(X, axis=0, weights=np.repeat([1.0, 3.0], 30))
+    np.testing.assert_allclose(model._scaling["x_offset"], mean, rtol=1e-12)
+
+
+def test_singular_values_are_those_of_the_weighted_rows():
+    for weight in (1e-80, 1.0, 1e80):
+        model = TorchLinearRegressor().fit(Z, Y, np.full(len(Z), weight))
+        expected = np.linalg.svd((Z - Z.mean(axis=0)) * np.sqrt(weight), compute_uv=False)
+        np.testing.assert_allclose(model.singular_, expected, rtol=1e-12)
+
+
+@pytest.mark.parametrize(
+    ("x", "y"), [(1e126, 1e-89), (1e110, 1e-95), (1e-120, 1e80), (1.0, 1e-140)]
+)
+@pytest.mark.parametrize("alpha", [0.0, 0.01])
+@pytest.mark.parametrize("fit_intercept", [True, False])
+def test_few_rows_of_far_scales(x, y, alpha, fit_intercept):
+    rng = np.random.default_rng(0)
+    X, target = rng.normal(size=(3, 5)), rng.normal(size=(3, 2))
+    model = TorchLinearRegressor(alpha=alpha, fit_intercept=fit_intercept)
+    expected = clone(model).fit(X, target).coef_
+    np.testing.assert_allclose(model.fit(X * x, target * y).coef_ / y * x, expected, rtol=1e-10)
+
+
+@pytest.mark.parametrize("y", [np.full(20, 1e-60), np.full(20, -1e-60), np.arange(20) * 1e-60])
+@pytest.mark.parametrize("model", [TorchLinearRegressor(), TorchMLPRegressor(max_epochs=2)])
+@pytest.mark.parametrize("beside", [False, True])
+def test_targets_that_predictions_in_float32_do_not_hold(y, model, beside):
+    X = np.random.default_rng(0).normal(size=(20, 2)).astype(np.float32)
+    targets = np.column_stack([np.ones(20), y]) if beside else y
+    with pytest.raises(ValueError, match=r"beyond what a float32 holds.*Pass X in float64"):
+        clone(model).fit(X, targets)
+    exact = TorchLinearRegressor().fit(X.astype(np.float64), targets)
+    assert np.any(exact.predict(X.astype(np.float64))[..., -1] != 0)
+
+
+def test_float32_coefficients_are_judged_target_by_target():
+    X = np.random.default_rng(0).normal(size=(20, 2)).astype(np.float32)
+    y = np.column_stack([1e30 * X[:, 0], 1e-35 * X[:, 1]]).astype(np.float64)
+    # beside a target of 1e30 the other is not rounding
+    with pytest.raises(ValueError, match="No float32 holds the coefficients"):
+        TorchLinearRegressor().fit(X * np.float32(1e8), y)

@@ -4,9 +4,11 @@ import warnings
 
 import numpy as np
 import pytest
+import scipy.sparse as sp
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
+from sklearn.base import clone
 from sklearn.exceptions import ConvergenceWarning
 from skorch.callbacks import Callback
 
@@ -187,7 +189,7 @@ def test_many_rows_are_held_out_as_they_come():
 
 @pytest.mark.parametrize("ties", [True, False])
 def test_groups_of_rows_are_ordered_by_value(ties):
-    from sktorch_linreg._data import _group_rows
+    from sktorch_linreg._rows import _group_rows
 
     rng = np.random.default_rng(0)
     X, y = rng.normal(size=(200, 3)), rng.normal(size=(200, 1))
@@ -200,3 +202,38 @@ def test_groups_of_rows_are_ordered_by_value(ties):
     np.testing.assert_array_equal(first, index)
     np.testing.assert_array_equal(group, inverse.ravel())
     assert len(unique) == (100 if ties else 200)
+
+
+@pytest.mark.parametrize("ties", [True, False])
+@pytest.mark.parametrize("cls", [TorchLinearRegressor, TorchMLPRegressor])
+def test_held_out_rows_are_the_same_for_sparse_rows_and_in_other_units(cls, ties):
+    rng = np.random.default_rng(0)
+    X = rng.normal(size=(60, 4)) * (rng.random((60, 4)) < 0.4)
+    if ties:
+        X = np.sign(X)
+    y = np.sign(X @ [1.0, 2.0, 3.0, 0.5]) + X[:, 0]
+    model = cls(early_stopping=True, lr=0.05, max_epochs=9, batch_size=None, random_state=0)
+    model.set_params(dtype="float64")
+    seen = []
+    for unit in (1.0, 1024.0, 2.0**-60):
+        for rows in (X * unit, sp.csr_array(X * unit), sp.csc_array(X * unit)):
+            fitted = clone(model).fit(rows, y * unit)
+            assert fitted.validation_loss_curve_
+            seen.append([*fitted.validation_loss_curve_, *(fitted.predict(rows)[:9] / unit)])
+    np.testing.assert_allclose(seen, seen[:1] * len(seen), rtol=1e-8, atol=1e-8)
+
+
+def test_dropout_does_not_depend_on_who_listens():
+    rng = np.random.default_rng(0)
+    X = rng.normal(size=(60, 3))
+    y = X @ [1.0, 2.0, 3.0]
+    weight = rng.integers(1, 3, 60).astype(float)
+    settings = {"hidden_layer_sizes": (8,), "dropout": 0.3, "lr": 0.01, "max_epochs": 20}
+    model = TorchMLPRegressor(**settings, tol=None, random_state=0, dtype="float64")
+    for batch_size in (None, 7):
+        model.set_params(batch_size=batch_size)
+        alone = clone(model).fit(X, y, weight).predict(X)
+        sparse = clone(model).fit(sp.csr_array(X), y, weight).predict(X)
+        heard = clone(model).set_params(callbacks=[Callback()]).fit(X, y, weight).predict(X)
+        np.testing.assert_allclose(heard, alone, rtol=1e-8)
+        np.testing.assert_allclose(sparse, alone, rtol=1e-8)

@@ -1,0 +1,78 @@
+"""Rows as float64 blocks that stay in the cache of a core."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import numpy as np
+import scipy.sparse as sp
+import torch
+
+from ._arrays import as_tensor
+from ._types import FloatArray, TrainingData
+
+# entries of float64 work space per thread
+BLOCK_ENTRIES = 2**17
+# rows per column of a block that is a view, since products of few rows are slow to add up
+VIEWED_COLUMNS = 8
+
+
+def blocks(
+    data: TrainingData,
+    shift: FloatArray,
+    start: int,
+    stop: int,
+    *,
+    rooted: bool,
+    least: int = 2,
+) -> Iterator[tuple[slice, FloatArray]]:
+    """Rows as float64 blocks, less `shift`, and times the root of their weights if `rooted`.
+
+    A block fits the cache, but has at least `least` times as many rows as columns. It is a view of
+    X where nothing has to be done to it, and else lies in a buffer that the next one overwrites.
+    """
+    d = data.n_features
+    weight = data.weight if rooted else None
+    step = max(BLOCK_ENTRIES // d, least * d)
+    by = as_tensor(shift[:d]) if shift[:d].any() else None
+    plain = by is None and weight is None and data.X.dtype == np.float64
+    dense = not sp.issparse(data.X)
+    if dense and plain:
+        step = max(step, VIEWED_COLUMNS * d)
+        for i in range(start, stop, step):
+            part = slice(i, min(i + step, stop))
+            yield part, np.asarray(data.X[part])
+        return
+    buffer = np.empty((min(step, stop - start), d))
+    for i in range(start, stop, step):
+        part = slice(i, min(i + step, stop))
+        rows = data.X[part]
+        out = buffer[: part.stop - part.start]
+        root = None if weight is None else np.sqrt(weight[part])
+        _write(as_tensor(rows if dense else rows.toarray()), by, root, torch.from_numpy(out))
+        yield part, out
+
+
+def _write(
+    rows: torch.Tensor, shift: torch.Tensor | None, root: FloatArray | None, out: torch.Tensor
+) -> None:
+    # torch casts and broadcasts in one go, where numpy's loops are as short as a row
+    factor = None if root is None else torch.from_numpy(root)[:, None]
+    if rows.dtype != out.dtype or (shift is None and factor is None):
+        # a cast of its own is faster than one inside of the arithmetic
+        rows = out.copy_(rows)
+    if shift is not None:
+        rows = torch.sub(rows, shift, out=out)
+    if factor is not None:
+        torch.mul(rows, factor, out=out)
+
+
+def beside(data: TrainingData, shift: FloatArray, part: slice) -> FloatArray:
+    """The columns [y - shift, 1] of some rows times the root of their weights, as rows."""
+    y = data.y[part]
+    out = np.empty((y.shape[1] + 1, len(y)))
+    np.subtract(y.T, shift[data.n_features :, None], out=out[:-1])
+    out[-1] = 1.0
+    if data.weight is not None:
+        out *= np.sqrt(data.weight[part])
+    return out
