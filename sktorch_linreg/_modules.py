@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import math
+from collections import OrderedDict
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -24,7 +25,7 @@ def _aten(name: str, overload: str) -> Any:
 
 @dataclass(frozen=True)
 class Activation:
-    """An activation, and how to apply it and its derivative without autograd.
+    """The module of an activation, and how to apply it and its derivative without autograd.
 
     `apply_(z, out)` writes the activation of `z` into `out`, which is `z` itself unless
     `needs_input` is set; `backward_(d, saved)` multiplies `d` by the derivative, given the result
@@ -32,7 +33,7 @@ class Activation:
     torch; `apply_` is None where there is nothing to do.
     """
 
-    function: Callable[[Tensor], Tensor]
+    make: Callable[[], nn.Module]
     apply_: Callable[[Tensor, Tensor], object] | None = None
     backward_: Callable[[Tensor, Tensor], object] | None = None
     needs_input: bool = False
@@ -54,46 +55,46 @@ _elu = _aten("elu_backward", "grad_input")
 
 ACTIVATIONS: dict[str, Activation] = {
     "relu": Activation(
-        F.relu,
+        nn.ReLU,
         lambda z, out: z.relu_(),
         lambda d, a: _threshold(d, a, 0, grad_input=d),
         kernels=(_threshold,),
     ),
     "tanh": Activation(
-        torch.tanh,
+        nn.Tanh,
         lambda z, out: z.tanh_(),
         lambda d, a: _tanh(d, a, grad_input=d),
         kernels=(_tanh,),
     ),
     "logistic": Activation(
-        torch.sigmoid,
+        nn.Sigmoid,
         lambda z, out: z.sigmoid_(),
         lambda d, a: _sigmoid(d, a, grad_input=d),
         kernels=(_sigmoid,),
     ),
-    "identity": Activation(lambda x: x),
+    "identity": Activation(nn.Identity),
     "gelu": Activation(
-        F.gelu,
+        nn.GELU,
         lambda z, out: _gelu(z, out=out),
         lambda d, z: _gelu_backward(d, z, grad_input=d),
         needs_input=True,
         kernels=(_gelu, _gelu_backward),
     ),
     "silu": Activation(
-        F.silu,
+        nn.SiLU,
         lambda z, out: _silu(z, out=out),
         lambda d, z: _silu_backward(d, z, grad_input=d),
         needs_input=True,
         kernels=(_silu, _silu_backward),
     ),
     "leaky_relu": Activation(
-        F.leaky_relu,
+        nn.LeakyReLU,
         lambda z, out: F.leaky_relu(z, inplace=True),
         lambda d, a: _leaky_relu(d, a, 0.01, True, grad_input=d),
         kernels=(_leaky_relu,),
     ),
     "elu": Activation(
-        F.elu,
+        nn.ELU,
         lambda z, out: F.elu(z, inplace=True),
         lambda d, a: _elu(d, 1.0, 1.0, 1.0, True, a, grad_input=d),
         kernels=(_elu,),
@@ -101,31 +102,82 @@ ACTIVATIONS: dict[str, Activation] = {
 }
 
 
-class Dropout(nn.Module):
-    """Inverted dropout that draws its mask from a generator of its own."""
+@dataclass
+class Masks:
+    """Share of units that dropout leaves out, and what draws them, for all layers of a module."""
 
-    def __init__(self, p: float, generator: torch.Generator | None = None) -> None:
+    p: float = 0.0
+    generator: torch.Generator | None = None
+
+
+class Dropout(nn.Module):
+    """Inverted dropout that draws its masks from a generator of its own."""
+
+    def __init__(self, masks: Masks) -> None:
         super().__init__()
-        self.p = p
-        self.generator = generator
+        self.masks = masks
 
     def forward(self, x: Tensor) -> Tensor:
-        if not self.training or self.p == 0:
+        p, generator = self.masks.p, self.masks.generator
+        if not self.training or p == 0:
             return x
         # unit by unit, in the order of the written-out gradients
-        keep = x.new_empty(x.shape[::-1]).bernoulli_(1.0 - self.p, generator=self.generator)
-        return x * keep.div_(1.0 - self.p).permute(*reversed(range(x.ndim)))
+        keep = x.new_empty(x.shape[::-1]).bernoulli_(1.0 - p, generator=generator)
+        return x * keep.div_(1.0 - p).permute(*reversed(range(x.ndim)))
+
+    def extra_repr(self) -> str:
+        return f"p={self.masks.p}"
 
 
-class MLPModule(nn.Module):
-    """Fully connected layers with the scaling between the user's units and the trained space.
+class Standardize(nn.Module):
+    """Features less their offset, times a factor; not in training, where rows are scaled before."""
+
+    offset: Tensor
+    factor: Tensor
+    scale: Tensor
+
+    def __init__(self, n_features: int) -> None:
+        super().__init__()
+        self.enabled = False
+        self.register_buffer("offset", torch.zeros(n_features))
+        self.register_buffer("factor", torch.ones(n_features))
+        # the reciprocal of the factor, of no use to a fitted module
+        self.register_buffer("scale", torch.ones(n_features), persistent=False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return (x - self.offset) * self.factor if self.enabled else x
+
+
+class Rescale(nn.Module):
+    """Outputs of the last layer as predictions in the user's units; not in training."""
+
+    offset: Tensor
+    scale: Tensor
+
+    def __init__(self, n_targets: int, log_link: bool) -> None:
+        super().__init__()
+        self.enabled, self.log_link = False, log_link
+        self.register_buffer("offset", torch.zeros(n_targets))
+        self.register_buffer("scale", torch.ones(n_targets))
+
+    def forward(self, output: Tensor) -> Tensor:
+        return self.to_predictions(output) if self.enabled else output
+
+    def to_predictions(self, output: Tensor) -> Tensor:
+        """Outputs as predictions, in training as well."""
+        out = torch.addcmul(self.offset, output, self.scale)
+        return out.exp() if self.log_link else out
+
+
+class MLPModule(nn.Sequential):
+    """Standardize, fully connected layers with their activations, rescale: one after the other.
 
     Parameters
     ----------
     sizes : sequence of int
         Number of units of each layer, the features first and the targets last.
     activation : str
-        A key of `ACTIVATIONS`, applied after each hidden layer.
+        A key of `ACTIVATIONS`; each hidden layer is followed by a module of its own.
     dropout : float
         Share of hidden units that are left out in training.
     bias : bool
@@ -137,14 +189,13 @@ class MLPModule(nn.Module):
     -----
     In training, dense rows come in standardised already and outputs stay in that space
     (`scale_input` and `scale_output` are False); a fitted module has both set and takes raw
-    features. Sparse rows are never centred: the first layer takes the shift into its intercept.
+    features. Sparse rows go through `outputs`: they are never centred, and the first layer takes
+    the shift into its intercept.
     """
 
-    x_offset: Tensor
-    x_factor: Tensor
-    x_scale: Tensor
-    y_offset: Tensor
-    y_scale: Tensor
+    standardize: Standardize
+    layers: nn.Sequential
+    rescale: Rescale
 
     def __init__(
         self,
@@ -155,47 +206,55 @@ class MLPModule(nn.Module):
         bias: bool = True,
         log_link: bool = False,
     ) -> None:
-        super().__init__()
-        self.activation = activation
-        self.log_link = log_link
-        self.layers = nn.ModuleList(
-            nn.utils.skip_init(nn.Linear, n_in, n_out, bias=bias)  # type: ignore[no-untyped-call]
-            for n_in, n_out in itertools.pairwise(sizes)
-        )
-        self.dropout = Dropout(dropout)
-        self.scale_input = self.scale_output = False
-        for name, size, value in (
-            ("x_offset", sizes[0], 0.0),
-            ("x_factor", sizes[0], 1.0),
-            ("y_offset", sizes[-1], 0.0),
-            ("y_scale", sizes[-1], 1.0),
-        ):
-            self.register_buffer(name, torch.full((size,), value, dtype=torch.float32))
-        # the reciprocal of x_factor, of no use to a fitted module
-        self.register_buffer("x_scale", torch.ones(sizes[0]), persistent=False)
+        masks, layers = Masks(dropout), nn.Sequential()
+        for n_in, n_out in itertools.pairwise(sizes):
+            if len(layers):
+                layers.append(ACTIVATIONS[activation].make())
+                if dropout:
+                    layers.append(Dropout(masks))
+            linear = nn.utils.skip_init(nn.Linear, n_in, n_out, bias=bias)  # type: ignore[no-untyped-call]
+            layers.append(linear)
+        parts: dict[str, nn.Module] = {
+            "standardize": Standardize(sizes[0]),
+            "layers": layers,
+            "rescale": Rescale(sizes[-1], log_link),
+        }
+        super().__init__(OrderedDict(parts))
+        self.activation, self.log_link, self.dropout = activation, log_link, masks
 
-    def forward(self, x: Tensor) -> Tensor:
-        """Outputs of shape (n_samples, n_targets) for rows of shape (n_samples, n_features)."""
-        act = ACTIVATIONS[self.activation].function
-        h: Tensor = self._first(x)
-        for layer in self.linears[1:]:
-            h = layer(self.dropout(act(h)))
-        return self.to_predictions(h) if self.scale_output else h
+    def outputs(self, x: Tensor) -> Tensor:
+        """What a call of the module gives, for sparse rows as well."""
+        if x.layout == torch.strided:
+            out: Tensor = self(x)
+            return out
+        first = self.linears[0]
+        weight = first.weight * self.x_factor if self.scale_input else first.weight
+        h: Tensor = torch.sparse.mm(x, weight.T)
+        if first.bias is not None:
+            h = h + first.bias
+        if self.scale_input:
+            h = h - weight @ self.x_offset
+        return self.rescale(self.layers[1:](h))  # type: ignore[no-any-return]
 
-    def to_user_units(self, y: Tensor) -> Tensor:
-        """Targets out of the trained space."""
-        if self.log_link:
-            return y * self.y_offset.exp()
-        return torch.addcmul(self.y_offset, y, self.y_scale)
+    # -- units ----------------------------------------------------------------------------------
 
-    def to_predictions(self, output: Tensor) -> Tensor:
-        """Outputs of the last layer as predictions in the user's units."""
-        out = torch.addcmul(self.y_offset, output, self.y_scale)
-        return out.exp() if self.log_link else out
+    @property
+    def scale_input(self) -> bool:
+        """Whether features come in the user's units."""
+        return self.standardize.enabled
 
-    def to_user_rows(self, x: Tensor) -> Tensor:
-        """Features out of the trained space; sparse ones were never scaled."""
-        return x if x.layout != torch.strided else torch.addcmul(self.x_offset, x, self.x_scale)
+    @scale_input.setter
+    def scale_input(self, on: bool) -> None:
+        self.standardize.enabled = on
+
+    @property
+    def scale_output(self) -> bool:
+        """Whether predictions come out in the user's units."""
+        return self.rescale.enabled
+
+    @scale_output.setter
+    def scale_output(self, on: bool) -> None:
+        self.rescale.enabled = on
 
     @contextmanager
     def raw(self) -> Iterator[None]:
@@ -207,24 +266,48 @@ class MLPModule(nn.Module):
         finally:
             self.scale_input, self.scale_output = before
 
-    def _first(self, x: Tensor) -> Tensor:
-        layer = self.linears[0]
-        if x.layout != torch.strided:
-            weight = layer.weight * self.x_factor if self.scale_input else layer.weight
-            h: Tensor = torch.sparse.mm(x, weight.T)
-            shift = -(weight @ self.x_offset) if self.scale_input else None
-            if layer.bias is not None:
-                h = h + layer.bias
-            return h if shift is None else h + shift
-        if self.scale_input:
-            x = (x - self.x_offset) * self.x_factor
-        out: Tensor = layer(x)
-        return out
+    @property
+    def x_offset(self) -> Tensor:
+        """What is subtracted from features."""
+        return self.standardize.offset
+
+    @property
+    def x_factor(self) -> Tensor:
+        """What features are multiplied by then."""
+        return self.standardize.factor
+
+    def to_user_units(self, y: Tensor) -> Tensor:
+        """Targets out of the trained space."""
+        offset, scale = self.rescale.offset, self.rescale.scale
+        return y * offset.exp() if self.log_link else torch.addcmul(offset, y, scale)
+
+    def to_predictions(self, output: Tensor) -> Tensor:
+        """Outputs of the last layer as predictions in the user's units."""
+        return self.rescale.to_predictions(output)
+
+    def to_user_rows(self, x: Tensor) -> Tensor:
+        """Features out of the trained space; sparse ones were never scaled."""
+        sparse = x.layout != torch.strided
+        return x if sparse else torch.addcmul(self.x_offset, x, self.standardize.scale)
+
+    @torch.no_grad()
+    def set_scaling_(self, scaling: Scaling) -> None:
+        """Fill in the scaling; `scale_input` and `scale_output` say when it is used."""
+        for buffer, values in (
+            (self.standardize.offset, scaling.x_offset),
+            (self.standardize.factor, scaling.x_factor),
+            (self.standardize.scale, scaling.x_scale),
+            (self.rescale.offset, scaling.y_offset),
+            (self.rescale.scale, scaling.y_scale),
+        ):
+            buffer.copy_(torch.from_numpy(np.array(values)))
+
+    # -- parameters -----------------------------------------------------------------------------
 
     @property
     def linears(self) -> list[nn.Linear]:
-        """The layers, typed."""
-        return list(self.layers)  # type: ignore[arg-type]
+        """The linear layers alone."""
+        return [layer for layer in self.layers if isinstance(layer, nn.Linear)]
 
     @property
     def weights(self) -> list[Tensor]:
@@ -250,12 +333,6 @@ class MLPModule(nn.Module):
             layer.weight.copy_(torch.from_numpy(np.array(weight)))
             if bias is not None:
                 layer.bias.copy_(torch.from_numpy(np.array(bias)))
-
-    def set_scaling_(self, scaling: Scaling) -> None:
-        """Fill in the scaling buffers; `scale_input` and `scale_output` say when they are used."""
-        for name in ("x_offset", "x_factor", "x_scale", "y_offset", "y_scale"):
-            buffer = getattr(self, name)
-            buffer.copy_(torch.from_numpy(np.array(getattr(scaling, name))))
 
 
 class LinearModule(MLPModule):

@@ -177,8 +177,7 @@ class RegressionNet(TrainingLoop, skorch.NeuralNet):  # type: ignore[misc]
         x = batch[0].to(device=self.device, dtype=module.x_offset.dtype)
         with torch.set_grad_enabled(training), module.raw():
             self._set_training(training)
-            out: Tensor = module(x)
-            return out
+            return module.outputs(x)
 
     def notify(self, method_name: str, **kwargs: Any) -> None:
         try:

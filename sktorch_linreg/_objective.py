@@ -130,10 +130,10 @@ class TrainingObjective:
     def _by_autograd(self, batch: Batch) -> None:
         self.flat.gradient.zero_()
         if not any(p.requires_grad for p in self.flat.parameters):
-            batch.out.copy_(self.module(batch.x))
+            batch.out.copy_(self.module.outputs(batch.x))
             return
         with torch.inference_mode(False), torch.enable_grad():
-            output = self.module(batch.x)
+            output = self.module.outputs(batch.x)
             with blamed_on(self.minimised):
                 mean = self.minimised.mean(output, batch.y, batch.row_weight)
                 mean.backward()  # type: ignore[no-untyped-call]
@@ -147,7 +147,7 @@ class TrainingObjective:
         if self.backprop is not None:
             self.backprop.outputs_(batch)
         else:
-            batch.out.copy_(self.module(batch.x))
+            batch.out.copy_(self.module.outputs(batch.x))
 
     def project_(self) -> None:
         """After an update: put projected weights back where they may be."""

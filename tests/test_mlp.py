@@ -28,7 +28,7 @@ def forward(model, rows):
         "elu": lambda h: np.where(h > 0, h, np.expm1(h)),
         "silu": lambda h: h / (1 + np.exp(-h)),
         "leaky_relu": lambda h: np.where(h > 0, h, 0.01 * h),
-        "gelu": lambda h: ACTIVATIONS["gelu"].function(torch.from_numpy(h)).numpy(),
+        "gelu": lambda h: ACTIVATIONS["gelu"].make()(torch.from_numpy(h)).numpy(),
     }
     h = rows
     for i, (weight, bias) in enumerate(zip(model.coefs_, model.intercepts_, strict=True)):

@@ -1,4 +1,4 @@
-"""Tools that users bring along, where they are installed: Optuna and MLflow."""
+"""Tools that users bring along, where they are installed: Optuna, MLflow, captum and shap."""
 
 import json
 import os
@@ -8,6 +8,7 @@ import warnings
 
 import numpy as np
 import pytest
+import torch
 from sklearn.datasets import load_diabetes
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
@@ -149,3 +150,35 @@ def test_mlflow_logs_pipelines(tmp_path):
     assert found["search"]["params"]["best_lr"] == "0.1"
     assert "training_score" in found["our search"]["metrics"]
     assert all(run["same"] for run in found.values())
+
+
+@pytest.mark.parametrize("activation", ["relu", "tanh", "logistic", "elu", "leaky_relu"])
+@pytest.mark.filterwarnings("ignore:.*required_grads has been set automatically:UserWarning")
+@pytest.mark.filterwarnings("ignore:Setting forward, backward hooks:UserWarning")
+def test_captum_explains_the_whole_difference(activation):
+    attr = pytest.importorskip("captum.attr")
+    settings = {"hidden_layer_sizes": (16, 8), "max_epochs": 30, "tol": None, "random_state": 0}
+    model = TorchMLPRegressor(activation=activation, dtype="float64", **settings).fit(X, y)
+    rows, base = torch.from_numpy(X[1:5]), torch.from_numpy(X[:1])
+    expected = model.predict(X[1:5]) - model.predict(X[:1])
+    found = attr.DeepLift(model.module_).attribute(rows, base).sum(dim=1)
+    np.testing.assert_allclose(found.detach(), expected, rtol=1e-8)
+    found = attr.IntegratedGradients(model.module_).attribute(rows, base, n_steps=500).sum(dim=1)
+    np.testing.assert_allclose(found, expected, atol=0.02 * np.abs(expected).max())
+
+
+@pytest.mark.parametrize("activation", ["relu", "tanh", "logistic"])
+@pytest.mark.filterwarnings("ignore:unrecognized nn.Module:UserWarning")
+@pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::FutureWarning")
+def test_shap_explains_the_whole_difference(activation):
+    shap = pytest.importorskip("shap")
+    settings = {"hidden_layer_sizes": (16, 8), "max_epochs": 30, "tol": None, "random_state": 0}
+    model = TorchMLPRegressor(activation=activation, **settings).fit(X, y)
+    background, rows = (torch.tensor(a, dtype=torch.float32) for a in (X[:50], X[50:54]))
+    expected = model.predict(X[50:54]) - model.predict(X[:50]).mean()
+    deep = shap.DeepExplainer(model.module_, background)
+    np.testing.assert_allclose(np.squeeze(deep.shap_values(rows)).sum(axis=1), expected, rtol=1e-3)
+    linear = TorchLinearRegressor().fit(X, y)
+    found = shap.LinearExplainer(linear, X[:50]).shap_values(X[50:54])
+    expected = linear.predict(X[50:54]) - linear.predict(X[:50]).mean()
+    np.testing.assert_allclose(found.sum(axis=1), expected, rtol=1e-6)
