@@ -180,13 +180,15 @@ class BaseTorchRegressor(
     def _make_spec(self, data: TrainingData, incremental: bool) -> FitSpec:
         device = resolve_device(self.device)
         check_callbacks(self.callbacks)
+        dtype = resolve_dtype(self.dtype, data.X, device)
+        options = self._options_of("loss__")
         spec = FitSpec(
-            loss=resolve_loss(self.loss, self._options_of("loss__")),
+            loss=resolve_loss(self.loss, options, data.n_targets, dtype, device),
             alpha=float(self.alpha),
             l1_ratio=float(self.l1_ratio),
             standardize=bool(self.standardize),
             tol=None if self.tol is None else float(self.tol),
-            dtype=resolve_dtype(self.dtype, data.X, device),
+            dtype=dtype,
             device=device,
             optimizer="",
             max_epochs=1 if incremental else int(self.max_epochs),

@@ -135,12 +135,24 @@ LOSSES: dict[str, _Entry] = {
         fields={"scales_target": False, "log_link": True, "minimum_target": 0.0},
     ),
 }
-# of torch's own losses, those that only see the difference of prediction and target
+# of torch's own losses, those that only see the difference of prediction and target; a subclass may
+# see more
 SHIFT_INVARIANT = (nn.MSELoss, nn.L1Loss, nn.SmoothL1Loss, nn.HuberLoss)
+# rows that a loss of the user's own is tried on
+TRIED_ROWS = 4
 
 
-def resolve_loss(loss: Any, options: Mapping[str, Any]) -> Loss:
-    """The `Loss` meant by a name or an `nn.Module` class and its `loss__*` options."""
+def resolve_loss(
+    loss: Any,
+    options: Mapping[str, Any],
+    n_targets: int = 1,
+    dtype: torch.dtype = torch.float32,
+    device: Any = "cpu",
+) -> Loss:
+    """The `Loss` meant by a name or an `nn.Module` class and its `loss__*` options.
+
+    A module is made in this precision and on this device, and tried on so many targets.
+    """
     if isinstance(loss, str):
         if loss not in LOSSES:
             raise unknown_name("loss", loss, LOSSES, "or a torch.nn.Module loss class")
@@ -164,11 +176,12 @@ def resolve_loss(loss: Any, options: Mapping[str, Any]) -> Loss:
         raise unknown_name("loss", loss, LOSSES, "or a torch.nn.Module loss class")
     known = inspect.signature(loss).parameters
     check_options("loss", loss.__name__, options, [k for k in known if k != "reduction"])
-    module, reduced = _own_loss(loss, options, "reduction" in known)
+    tried = torch.empty(TRIED_ROWS, n_targets, dtype=dtype, device=device)
+    module, reduced = _own_loss(loss, options, "reduction" in known, tried)
     return Loss(
         loss.__name__,
         OwnLoss(module),
-        scales_target=issubclass(loss, SHIFT_INVARIANT),
+        scales_target=loss in SHIFT_INVARIANT,
         reduced=reduced,
         own=True,
         smoothed=partial(_envelope, smooth_absolute_error) if loss is nn.L1Loss else None,
@@ -176,29 +189,56 @@ def resolve_loss(loss: Any, options: Mapping[str, Any]) -> Loss:
 
 
 def _own_loss(
-    cls: type[nn.Module], options: Mapping[str, Any], has_reduction: bool
+    cls: type[nn.Module], options: Mapping[str, Any], has_reduction: bool, like: Tensor
 ) -> tuple[nn.Module, bool]:
     """A loss module, and whether it only gives one number for all rows."""
-    rows = torch.ones(2, 1), torch.ones(2, 1)
+    # not from a generator that is the user's; different in each row and target, and above 0
+    numbers = torch.linspace(0.5, 1.5, like.numel(), dtype=like.dtype, device=like.device)
+    rows = numbers.view_as(like), numbers.square().flip(0).view_as(like)
+
+    def make(**reduction: str) -> nn.Module:
+        return cls(**options, **reduction).to(like)
+
     if has_reduction:
         # one that refuses, or does not mind, what it is asked for is a mean
         with suppress(Exception):
-            module = cls(**options, reduction="none")
-            if module(*rows).ndim:
+            module = make(reduction="none")
+            if _is_row_by_row(module, partial(make, reduction="mean"), rows):
                 return module, False
     _check_call(cls, cls, options=options)
     with came_from("loss", cls):
-        module = cls(**options)
+        module = make()
     _check_call(cls, module.forward, *rows)
     with came_from("loss", cls):
         values = module(*rows)
     if not isinstance(values, Tensor) or values.numel() != 1:
         raise ValueError(
-            f"The loss {cls.__name__} cannot be used: for two rows it returned {values!r}. Let its "
-            "forward return one number as a tensor, or give the class a 'reduction' parameter "
-            "that takes 'none'."
+            f"The loss {cls.__name__} cannot be used: for predictions of shape "
+            f"{tuple(like.shape)} it returned {values!r}. Let its forward return one number as a "
+            "tensor, or give the class a 'reduction' parameter that takes 'none' for one value per "
+            "row and 'mean' for the mean of these."
         )
     return module, True
+
+
+@torch.no_grad()
+def _is_row_by_row(
+    module: nn.Module, make_mean: Callable[[], nn.Module], rows: tuple[Tensor, Tensor]
+) -> bool:
+    """Whether a loss is the mean of one value per row, which no other row has a part in."""
+    values = module(*rows)
+    if not isinstance(values, Tensor) or values.ndim == 0 or len(values) != TRIED_ROWS:
+        return False
+    tolerance = 1e-3 if values.dtype == torch.float32 else 1e-6
+    alike = partial(torch.allclose, rtol=tolerance, atol=tolerance)
+    if not alike(module(rows[0][:2], rows[1][:2]), values[:2]):
+        return False
+    try:
+        mean = make_mean()(*rows)
+    except Exception:
+        # it knows no other reduction
+        return True
+    return alike(mean.mean(), values.mean())
 
 
 def _check_call(
@@ -227,6 +267,17 @@ class OwnLoss:
 
     def __init__(self, module: nn.Module) -> None:
         self.module = module
+
+    def untrained(self) -> str | None:
+        """What there is to say about parameters, which stay as they are; None if there are none."""
+        names = [name for name, p in self.module.named_parameters() if p.requires_grad]
+        if not names:
+            return None
+        return (
+            f"The loss {type(self.module).__name__} has parameters ({', '.join(names)}), which are "
+            "not trained: they keep the values that its constructor gives them. Set these through "
+            "loss__* options, or make them buffers."
+        )
 
     def __call__(self, prediction: Tensor, target: Tensor) -> Tensor:
         with came_from("loss", self.module):

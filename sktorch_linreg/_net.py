@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from ._batches import BLOCK_ENTRIES, BatchIterator, SharedBatchIterator, TabularDataset
 from ._errors import came_from
 from ._loop import Run, StopTraining, TrainingLoop
-from ._losses import Penalty
+from ._losses import OwnLoss, Penalty
 from ._modules import MLPModule
 from ._objective import FIRST_WIDTH, TrainingObjective
 from ._optimizers import OrthantLBFGS, construct
@@ -38,6 +38,8 @@ class _Criterion(nn.Module):
     def __init__(self, loss: Loss) -> None:
         super().__init__()
         self.loss = loss
+        # whose mode skorch sets along with that of the net
+        self.module = loss.pointwise.module if isinstance(loss.pointwise, OwnLoss) else None
 
     def forward(self, prediction: Tensor, target: Tensor, weight: Tensor | None = None) -> Tensor:
         return self.loss.mean(prediction, target, weight)

@@ -19,6 +19,7 @@ from ._data import (
 )
 from ._identity import fingerprint, identify
 from ._loop import Run
+from ._losses import OwnLoss
 from ._modules import MLPModule, make_module
 from ._monitor import Monitor
 from ._net import NetDataset, RegressionNet, make_net
@@ -110,6 +111,8 @@ def train(
     path = [flat.values.cpu().clone()] if spec.record_path else None
     run = Run(monitor, validation, order, path, _rows_to_show(rows, held_out, spec))
     run.task, run.checkpoint, run.share = task, spec.checkpoint, prepared.share
+    if isinstance(spec.loss.pointwise, OwnLoss):
+        run.warnings += [(said, UserWarning) for said in [spec.loss.pointwise.untrained()] if said]
     if prepared.stats is None:
         # else the few rows stand for those of all processes
         net.objective_.processes = spec.processes

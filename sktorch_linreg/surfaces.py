@@ -300,7 +300,8 @@ class _Surface:
         rows = data.X.toarray() if sp.issparse(data.X) else data.X
         self.X, self.y = rows.astype(np.float64), data.y.astype(np.float64)
         self.share = torch.from_numpy(data.weights / data.weights.sum())
-        self.loss = resolve_loss(model.loss, model._options_of("loss__"))
+        options = model._options_of("loss__")
+        self.loss = resolve_loss(model.loss, options, n_targets, torch.float64)
 
     def path(self) -> FloatArray:
         """Both parameters along the recorded path, or where they are, of shape (n, 2)."""

@@ -1,12 +1,15 @@
 """Optimizers, losses, callbacks and numbers of the user's own: what works, and whose errors."""
 
 import pickle
+import warnings
 
 import numpy as np
 import pytest
 import torch
 from numpy.testing import assert_allclose, assert_array_equal
 from scipy import sparse
+from sklearn.base import clone
+from sklearn.exceptions import ConvergenceWarning
 from skorch.callbacks import Callback, Checkpoint, EpochScoring, TrainEndCheckpoint
 from torch import nn
 from torch.optim.optimizer import required
@@ -496,3 +499,231 @@ def test_options_that_are_numbers_of_numpy(optimizer, options):
         if options.get("lr_schedule") != "one_cycle":
             # which ends with the epochs of fit
             given.partial_fit(X, y)
+
+
+# -- what a loss of the user's own is -------------------------------------------------------------
+
+
+class RMSE(nn.Module):
+    def __init__(self, reduction="mean", eps=1e-8):
+        super().__init__()
+        self.mse, self.eps = nn.MSELoss(reduction=reduction), eps
+
+    def forward(self, prediction, target):
+        return (self.mse(prediction, target) + self.eps).sqrt()
+
+
+class CentredByTheBatch(nn.Module):
+    """One value per row, but each sees the mean of all."""
+
+    def __init__(self, reduction="mean"):
+        super().__init__()
+        self.reduction = reduction
+
+    def forward(self, prediction, target):
+        error = prediction - target
+        values = (error - 0.5 * error.mean()).square()
+        return values if self.reduction == "none" else values.mean()
+
+
+class NoneAlone(nn.Module):
+    """A loss that knows one reduction."""
+
+    def __init__(self, reduction="none"):
+        super().__init__()
+        if reduction != "none":
+            raise ValueError("only 'none'")
+
+    def forward(self, prediction, target):
+        return (prediction - target).square()
+
+
+class SumByDefault(nn.MSELoss):
+    def __init__(self, reduction="sum"):
+        super().__init__(reduction=reduction)
+
+
+def outliers():
+    rng = np.random.default_rng(0)
+    X = rng.normal(size=(300, 1))
+    y = X[:, 0].copy()
+    y[::10] += 20
+    return X, y
+
+
+def test_a_root_of_a_mean_is_not_a_mean_of_roots():
+    X, y = outliers()
+    settings = {"optimizer": "adam", "lr": 0.05, "max_epochs": 3000, "random_state": 0}
+    model = TorchLinearRegressor(loss=RMSE, **settings).fit(X, y)
+    exact = TorchLinearRegressor().fit(X, y)
+    np.testing.assert_allclose(model.intercept_, exact.intercept_, atol=1e-3)
+    np.testing.assert_allclose(model.coef_, exact.coef_, atol=1e-3)
+    np.testing.assert_allclose(
+        model.loss_, np.sqrt(np.mean((model.predict(X) - y) ** 2)), rtol=1e-5
+    )
+
+
+@pytest.mark.parametrize("early_stopping", [False, True])
+def test_the_root_of_a_mean_batch_by_batch(early_stopping):
+    X, y = outliers()
+    settings = {"lr": 0.01, "max_epochs": 3, "tol": None, "random_state": 0, "alpha": 0.0}
+    model = TorchMLPRegressor(
+        loss=RMSE, hidden_layer_sizes=(), batch_size=50, early_stopping=early_stopping,
+        dtype="float64", **settings,
+    ).fit(X, y)  # fmt: skip
+
+    class Count(Callback):
+        def on_batch_end(self, net, loss, training, **kwargs):
+            self.seen = [*getattr(self, "seen", []), float(loss)] if training else self.seen
+
+    heard = Count()
+    again = clone(model).set_params(callbacks=[heard]).fit(X, y)
+    np.testing.assert_allclose(again.coefs_[0], model.coefs_[0], rtol=1e-10)
+    sizes = [50] * 5 + [20] if early_stopping else [50] * 6
+    curve = np.average(np.reshape(heard.seen, (3, 6)), axis=1, weights=sizes)
+    np.testing.assert_allclose(model.loss_curve_, curve, rtol=1e-10)
+
+
+@pytest.mark.parametrize(
+    ("loss", "weighed"),
+    [
+        (nn.MSELoss, True),
+        (nn.PoissonNLLLoss, True),
+        (NoneAlone, True),
+        (SumByDefault, True),
+        (RMSE, False),
+        (CentredByTheBatch, False),
+    ],
+)
+def test_weights_are_taken_where_a_loss_goes_row_by_row(loss, weighed):
+    X, y = outliers()
+    weight = np.random.default_rng(1).integers(1, 4, len(X))
+    model = TorchLinearRegressor(
+        loss=loss, optimizer="adam", lr=0.05, max_epochs=50, random_state=0
+    )
+    if not weighed:
+        with pytest.raises(ValueError, match=f"{loss.__name__} gives one mean and cannot weigh"):
+            model.fit(X, np.abs(y), weight)
+        return
+    model.fit(X, np.abs(y), weight)
+    repeated = clone(model).fit(np.repeat(X, weight, axis=0), np.repeat(np.abs(y), weight))
+    np.testing.assert_allclose(model.coef_, repeated.coef_, rtol=1e-6)
+
+
+def plain(cls):
+    """The same forward in a module that is no subclass of torch's losses."""
+
+    class Plain(nn.Module):
+        def __init__(self, reduction="mean"):
+            super().__init__()
+            self.inner = cls(reduction=reduction)
+
+        def forward(self, prediction, target):
+            return self.inner(prediction, target)
+
+    return Plain
+
+
+class MSLE(nn.MSELoss):
+    def forward(self, prediction, target):
+        return super().forward(torch.log1p(prediction.clamp(min=-0.99)), torch.log1p(target))
+
+
+class MAPE(nn.L1Loss):
+    def forward(self, prediction, target):
+        return super().forward(prediction / target, torch.ones_like(target))
+
+
+class HuberOfRoots(nn.HuberLoss):
+    def forward(self, prediction, target):
+        return super().forward(prediction.clamp(min=1e-3).sqrt(), target.sqrt())
+
+
+@pytest.mark.parametrize("loss", [MSLE, MAPE, HuberOfRoots])
+@pytest.mark.parametrize("cls", [TorchLinearRegressor, TorchMLPRegressor])
+@pytest.mark.parametrize("optimizer", ["adam", "lbfgs"])
+def test_subclasses_of_torchs_losses_see_the_targets_as_they_are(loss, cls, optimizer):
+    rng = np.random.default_rng(0)
+    X = rng.uniform(size=(100, 3))
+    y = np.exp(X @ [1, 2, 1] + 0.2 * rng.normal(size=100))
+    model = cls(optimizer=optimizer, max_epochs=20, random_state=0, dtype="float64")
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", ConvergenceWarning)
+        expected = clone(model).set_params(loss=plain(loss)).fit(X, y)
+        found = clone(model).set_params(loss=loss).fit(X, y)
+    np.testing.assert_array_equal(found.predict(X), expected.predict(X))
+    assert found.loss_curve_ == expected.loss_curve_
+
+
+class Watched(nn.Module):
+    """Keeps what it was called with."""
+
+    def __init__(self):
+        super().__init__()
+        self.register_buffer("metric", torch.eye(1))
+        Watched.seen = []
+
+    def forward(self, prediction, target):
+        Watched.seen.append((self.training, len(prediction), self.metric.dtype))
+        error = prediction - target
+        return ((error @ self.metric) * error).mean()
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+@pytest.mark.parametrize("heard", [False, True])
+@pytest.mark.parametrize("optimizer", ["adam", torch.optim.Adam, "lbfgs"])
+def test_the_mode_and_precision_of_a_loss_are_those_of_the_fit(dtype, heard, optimizer):
+    class Listen(Callback):
+        def on_batch_end(self, net, **kwargs):
+            pass
+
+    X, y = outliers()
+    TorchMLPRegressor(
+        loss=Watched, early_stopping=True, batch_size=100, max_epochs=2, tol=None, dtype=dtype,
+        optimizer=optimizer, callbacks=[Listen()] if heard else None, random_state=0,
+    ).fit(X, y)  # fmt: skip
+    fitting = Watched.seen[-4:]
+    assert {mode for mode, n, _ in Watched.seen if n == 30} == {False}
+    assert {mode for mode, n, _ in Watched.seen if n in (100, 70, 270)} == {True}
+    assert {kind for _, _, kind in fitting} == {getattr(torch, dtype)}
+
+
+class MeanAndLogVariance(nn.Module):
+    def forward(self, p, t):
+        return (p[:, 1] + (t[:, 0] - p[:, 0]) ** 2 * torch.exp(-p[:, 1])).mean()
+
+
+class OneTermPerTarget(nn.Module):
+    def forward(self, p, t):
+        a, b, c = (p - t).unbind(1)
+        return (a**2 + 5 * b**2 + c.abs()).mean()
+
+
+@pytest.mark.parametrize(("loss", "k"), [(MeanAndLogVariance, 2), (OneTermPerTarget, 3)])
+def test_a_loss_is_tried_on_the_number_of_targets(loss, k):
+    rng = np.random.default_rng(0)
+    X = rng.normal(size=(60, 4))
+    Y = X @ rng.normal(size=(4, k))
+    model = TorchMLPRegressor(loss=loss, max_epochs=3, tol=None, random_state=0).fit(X, Y)
+    assert np.isfinite(model.loss_)
+    with pytest.raises((ValueError, IndexError)) as raised:
+        clone(model).fit(X, Y[:, 0])
+    assert any("parameter 'loss'" in note for note in raised.value.__notes__)
+
+
+def test_a_loss_says_that_its_parameters_are_not_trained():
+    class Uncertain(nn.Module):
+        def __init__(self, start=0.0):
+            super().__init__()
+            self.log_var = nn.Parameter(torch.full((1,), float(start)))
+            Uncertain.made = self
+
+        def forward(self, p, t):
+            return ((p - t) ** 2 * torch.exp(-self.log_var) + self.log_var).mean()
+
+    X, y = outliers()
+    for cls in (TorchLinearRegressor, TorchMLPRegressor):
+        model = cls(loss=Uncertain, loss__start=0.5, optimizer="adam", max_epochs=2, tol=None)
+        with pytest.warns(UserWarning, match=r"Uncertain has parameters \(log_var\).*not trained"):
+            model.fit(X, y)
+        assert float(Uncertain.made.log_var.detach()) == 0.5
