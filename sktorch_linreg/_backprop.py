@@ -197,9 +197,7 @@ class Backprop:
                 apply_(room.z, room.a)
             h = room.a
             if training and room.mask is not None:
-                keep = 1.0 - self.dropout.p
-                room.mask.bernoulli_(keep, generator=self.dropout.generator).div_(keep)
-                h = torch.mul(room.a, room.mask, out=room.h)
+                h = torch.mul(room.a, self.dropout.draw_(room.mask), out=room.h)
         layer = self.layers[-1]
         if layer.bias is None:
             torch.mm(layer.weight, h, out=batch.out_T)

@@ -38,7 +38,7 @@ from ._data import (
     verify_finite,
 )
 from ._errors import collected_warnings
-from ._extreme import Units
+from ._extreme import fit_rescaled
 from ._losses import resolve_loss
 from ._modules import MLPModule, build_module
 from ._net import check_callbacks, wrap
@@ -162,7 +162,11 @@ class BaseTorchRegressor(
         try:
             result = self._run(data, spec, goes_on, incremental, task)
         except ExtremeScales:
-            result = self._run_rescaled(data, spec, goes_on or incremental, task)
+            begins = not (goes_on or incremental)
+            run = partial(self._run, spec=spec, goes_on=False, incremental=False, task=task)
+            result = fit_rescaled(run, data, spec, begins=begins)
+            if "_statistics" in vars(self):
+                self._statistics = None
         if processes is not None:
             result = result_of_first(processes, result)
         safely(processes, lambda: take_over(self, result))
@@ -219,7 +223,14 @@ class BaseTorchRegressor(
         """Fill in the optimizer; the linear model puts its exact solvers before this."""
         return self._with_trainer(spec, self.optimizer)
 
-    def _with_trainer(self, spec: FitSpec, optimizer: Any, extra: tuple[str, ...] = ()) -> FitSpec:
+    def _with_trainer(
+        self,
+        spec: FitSpec,
+        optimizer: Any,
+        extra: tuple[str, ...] = (),
+        *,
+        starts_at_zero: bool = False,
+    ) -> FitSpec:
         name, cls, options = resolve_optimizer(
             optimizer, self.lr, self._options_of("optimizer__"), extra
         )
@@ -231,8 +242,9 @@ class BaseTorchRegressor(
             optimizer_options=options,
             schedule_class=schedule,
             schedule_options=schedule_options,
-            # exact solvers take nothing from a RandomState that others go on with
-            seed=resolve_seed(self.random_state),
+            # where nothing is drawn, a RandomState that others go on with is left as it is
+            seed=0 if starts_at_zero else resolve_seed(self.random_state),
+            starts_at_zero=starts_at_zero,
         )
 
     def _schedule(self, lr: float) -> tuple[type[Any] | None, dict[str, Any]]:
@@ -255,29 +267,6 @@ class BaseTorchRegressor(
                 start.moments = moments and tuple(Moments(**m) for m in moments)
                 start.state = vars(self).get("_training_state")
         return train(data, spec, start, task)
-
-    def _run_rescaled(
-        self, data: TrainingData, spec: FitSpec, goes_on: bool, task: FitTask | None
-    ) -> FitResult:
-        """Fit columns whose squares no float64 holds, in units of powers of two."""
-        refusal = ValueError(
-            "X or y has magnitudes beyond 1e-140 or 1e145, whose squares a float64 does not hold. "
-            "Only fit can rescale them, in one process, without a warm start, and with "
-            "standardize=True where there is an optimizer or a penalty. Multiply such columns by a "
-            "power of ten."
-        )
-        free = spec.optimizer_class is None and not spec.alpha
-        if goes_on or spec.processes is not None or not (spec.standardize or free):
-            raise refusal
-        units = Units.of(data, scales_target=spec.loss.scales_target)
-        try:
-            result = self._run(units.rescale(data), spec, False, False, task)
-        except ExtremeScales:
-            # numbers in one and the same column may be as far apart
-            raise refusal from None
-        if "_statistics" in vars(self):
-            self._statistics = None
-        return units.restore(result, standardize=spec.standardize)
 
     def _append_curves(self, result: FitResult) -> None:
         """Let curves and history go on, as MLPRegressor does."""

@@ -30,7 +30,7 @@ OF_NO_EFFECT = {
 }  # fmt: skip
 MONITORED = (
     "loss_curve", "validation_curve", "best_train", "best_validation", "reference", "minimised",
-    "no_improvement", "stopped", "settled",
+    "no_improvement", "stopped", "settled", "lowest", "latest",
 )  # fmt: skip
 
 
@@ -182,6 +182,7 @@ class Checkpoint:
             "best_values": to_arrays(monitor.best_values),
             "ended": ended,
             "minimised": run.minimised,
+            "n_without_gain": run.n_without_gain,
             "width": objective.width,
             "path": to_arrays(run.path),
             "history": pack_history(to_arrays(net.plain_history())),
@@ -205,11 +206,13 @@ class Checkpoint:
             if generator is not None:
                 generator.set_state(torch.from_numpy(its.copy()))
         for name in MONITORED:
-            setattr(monitor, name, state["monitor"][name])
+            # files of earlier versions have fewer of them
+            setattr(monitor, name, state["monitor"].get(name, getattr(monitor, name)))
         if state["best_values"] is not None:
             monitor.best_values = objective.flat.values.clone()
             monitor.best_values.copy_(torch.from_numpy(state["best_values"]))
         run.minimised = state["minimised"]
+        run.n_without_gain = state.get("n_without_gain", 0)
         if state["width"] is not None:
             objective.smooth_at(state["width"])
         if run.path is not None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -12,6 +13,7 @@ from ._types import (
     Array,
     ExtremeScales,
     FitResult,
+    FitSpec,
     FloatArray,
     Layers,
     Moments,
@@ -168,3 +170,28 @@ class Units:
             out.loss_curve = [out.loss]
             out.history = [{"epoch": 1, "train_loss": out.loss}]
         return out
+
+
+def fit_rescaled(
+    fit: Callable[[TrainingData], FitResult], data: TrainingData, spec: FitSpec, *, begins: bool
+) -> FitResult:
+    """Fit columns whose squares no float64 holds, in units of powers of two.
+
+    Only a fit that `begins`, and does not go on from an earlier one, can choose its units.
+    """
+    refusal = ValueError(
+        "X or y has magnitudes beyond 1e-140 or 1e145, whose squares a float64 does not hold. "
+        "Only fit can rescale them, in one process, without a warm start, and with "
+        "standardize=True where there is an optimizer or a penalty. Multiply such columns by a "
+        "power of ten."
+    )
+    free = spec.optimizer_class is None and not spec.alpha
+    if not begins or spec.processes is not None or not (spec.standardize or free):
+        raise refusal
+    units = Units.of(data, scales_target=spec.loss.scales_target)
+    try:
+        result = fit(units.rescale(data))
+    except ExtremeScales:
+        # numbers in one and the same column may be as far apart
+        raise refusal from None
+    return units.restore(result, standardize=spec.standardize)

@@ -37,16 +37,18 @@ class BaseLinear(ExactResults, BaseTorchRegressor):
 
     def _with_optimizer(self, spec: FitSpec, data: TrainingData, incremental: bool) -> FitSpec:
         exact = _exact.handles(data, spec)
-        optimizer = self.optimizer
+        optimizer, starts_at_zero = self.optimizer, False
         if isinstance(optimizer, str) and optimizer == "auto":
             if self._asks_for_training():
                 optimizer = "adam"
             elif exact:
                 optimizer = "lstsq"
             else:
-                optimizer = "adam" if incremental else "lbfgs"
+                starts_at_zero = not incremental
+                optimizer = "lbfgs" if starts_at_zero else "adam"
         if not (isinstance(optimizer, str) and optimizer == "lstsq"):
-            return self._with_trainer(spec, optimizer, ("auto", "lstsq"))
+            names = ("auto", "lstsq")
+            return self._with_trainer(spec, optimizer, names, starts_at_zero=starts_at_zero)
         if not exact:
             reason = f"solves squared error alone, not loss={spec.loss.name!r}"
             if spec.loss.name == "squared_error":

@@ -18,9 +18,10 @@ from ._batches import Batch, TabularDataset
 from ._errors import came_from
 from ._monitor import Monitor
 from ._objective import longer
-from ._optimizers import OrthantLBFGS, is_torchs
+from ._optimizers import is_torchs
 from ._processes import on_all
 from ._report import EpochTable
+from ._settling import forget, goes_on, keep_lowest, rise_of
 from ._types import TrainingDivergedError
 from ._updates import RuleUpdates, TorchUpdates, rate_of
 from ._watch import FitTask
@@ -64,6 +65,8 @@ class Run:
     minimised: float = math.inf
     # whether it then ran until it gained nothing more; None where it makes a number of steps
     settled: bool | None = None
+    # iterations of L-BFGS since it last gained something
+    n_without_gain: int = 0
     warnings: list[tuple[str, type[Warning]]] = field(default_factory=list)
 
 
@@ -109,6 +112,7 @@ class TrainingLoop:
         try:
             with torch.inference_mode(self._needs_no_autograd() and not told):
                 stop = run.ended
+                keep_lowest(self, batches)
                 while not stop and run.n_kept < self.max_epochs:
                     self._one_epoch(batches, checks)
                     table.add(self._row())
@@ -153,6 +157,7 @@ class TrainingLoop:
         begin = time.perf_counter()
         self._begin_epoch()
         self.run_single_epoch(batches, True, "train", self.train_step)
+        keep_lowest(self, batches)
         if checks is not None:
             self.run_single_epoch(checks, False, "valid", self.validation_step)
         self._end_epoch(time.perf_counter() - begin)
@@ -182,7 +187,13 @@ class TrainingLoop:
             # one that fails or stops does so on all processes
             share = self.run.share
             stop = any(on_all(None if share is None else share.processes, self._tell_of_epoch))
-        return stop or monitor.stopped or (monitor.settled and not self._sharpen())
+        if monitor.stopped and monitor.is_lbfgs:
+            self.run.warnings += rise_of(self)
+        return stop or monitor.stopped or (monitor.settled and not self._goes_on())
+
+    def _goes_on(self) -> bool:
+        """Go on with L-BFGS where it gained nothing; False where it has converged."""
+        return (self.run.settled is None and goes_on(self)) or self._sharpen()
 
     def _tell_of_epoch(self) -> bool:
         """Tell callbacks of an epoch that is done; whether one of them wants no other."""
@@ -215,11 +226,7 @@ class TrainingLoop:
         if not self.objective_.sharpen():
             return False
         self.run.monitor.minimised, self.run.monitor.settled = math.inf, False
-        optimizer = self.optimizer_
-        if isinstance(optimizer, OrthantLBFGS):
-            optimizer.forget()
-        else:
-            optimizer.state.clear()
+        forget(self.optimizer_)
         return True
 
     def _keep_finished_epochs(self, done: Tensor | None) -> None:
@@ -261,6 +268,8 @@ class TrainingLoop:
             row["valid_loss_best"] = validation < monitor.best_validation
         row["lr"], row["dur"] = lr, seconds
         monitor.update(loss, validation, self.run.minimised, flat, self.run.settled)
+        if not monitor.settled:
+            self.run.n_without_gain = 0
         if self.run.path is not None:
             self.run.path.append(flat.values.cpu().clone())
         if self.schedule_ is not None:

@@ -268,21 +268,22 @@ class OwnLoss:
     def __init__(self, module: nn.Module) -> None:
         self.module = module
 
-    def untrained(self) -> str | None:
-        """What there is to say about parameters, which stay as they are; None if there are none."""
-        names = [name for name, p in self.module.named_parameters() if p.requires_grad]
-        if not names:
-            return None
-        return (
-            f"The loss {type(self.module).__name__} has parameters ({', '.join(names)}), which are "
-            "not trained: they keep the values that its constructor gives them. Set these through "
-            "loss__* options, or make them buffers."
-        )
-
     def __call__(self, prediction: Tensor, target: Tensor) -> Tensor:
         with came_from("loss", self.module):
             values: Tensor = self.module(prediction, target)
             return values
+
+
+def untrained_parameters(loss: Loss) -> list[tuple[str, type[Warning]]]:
+    """What there is to say about parameters of a loss module, which stay as they are."""
+    module = loss.pointwise.module if isinstance(loss.pointwise, OwnLoss) else nn.Module()
+    names = [name for name, p in module.named_parameters() if p.requires_grad]
+    message = (
+        f"The loss {loss.name} has parameters ({', '.join(names)}), which are not trained: they "
+        "keep the values that its constructor gives them. Set these through loss__* options, or "
+        "make them buffers."
+    )
+    return [(message, UserWarning)] if names else []
 
 
 @dataclass(frozen=True)

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from ._types import Layers, Scaling
+from ._types import Array, Layers, Scaling
 
 
 def _aten(name: str, overload: str) -> Any:
@@ -104,10 +104,31 @@ ACTIVATIONS: dict[str, Activation] = {
 
 @dataclass
 class Masks:
-    """Share of units that dropout leaves out, and what draws them, for all layers of a module."""
+    """Share of units that dropout leaves out, and what draws them, for all layers of a module.
+
+    Rows of one group have the same mask where `groups`, of shape (n_rows,), says so.
+    """
 
     p: float = 0.0
     generator: torch.Generator | None = None
+    groups: Tensor | None = None
+    n_groups: int = 0
+
+    def begin(self, generator: torch.Generator, groups: Array | None) -> None:
+        """Draw from this generator, for these groups of rows."""
+        self.generator, self.groups = generator, None
+        if groups is not None:
+            self.groups = torch.from_numpy(groups.astype(np.int64))
+            self.n_groups = int(groups.max()) + 1
+
+    def draw_(self, mask: Tensor) -> Tensor:
+        """Fill in a mask of shape (n_units, n_rows): 0, or what keeps the mean of the units."""
+        keep = 1.0 - self.p
+        if self.groups is None or len(self.groups) != mask.shape[-1]:
+            return mask.bernoulli_(keep, generator=self.generator).div_(keep)
+        drawn = mask.new_empty(*mask.shape[:-1], self.n_groups)
+        drawn.bernoulli_(keep, generator=self.generator).div_(keep)
+        return torch.index_select(drawn, -1, self.groups.to(mask.device), out=mask)
 
 
 class Dropout(nn.Module):
@@ -118,12 +139,11 @@ class Dropout(nn.Module):
         self.masks = masks
 
     def forward(self, x: Tensor) -> Tensor:
-        p, generator = self.masks.p, self.masks.generator
-        if not self.training or p == 0:
+        if not self.training or self.masks.p == 0:
             return x
         # unit by unit, in the order of the written-out gradients
-        keep = x.new_empty(x.shape[::-1]).bernoulli_(1.0 - p, generator=generator)
-        return x * keep.div_(1.0 - p).permute(*reversed(range(x.ndim)))
+        mask = self.masks.draw_(x.new_empty(x.shape[::-1]))
+        return x * mask.permute(*reversed(range(x.ndim)))
 
     def extra_repr(self) -> str:
         return f"p={self.masks.p}"
@@ -302,6 +322,12 @@ class MLPModule(nn.Sequential):
         ):
             buffer.copy_(torch.from_numpy(np.array(values)))
 
+    def finish_(self) -> None:
+        """Take raw features and give predictions from here on."""
+        self.scale_input = self.scale_output = True
+        self.dropout.groups = None
+        self.eval()
+
     # -- parameters -----------------------------------------------------------------------------
 
     @property
@@ -325,6 +351,12 @@ class MLPModule(nn.Sequential):
             for parameter in layer.parameters():
                 drawn = torch.empty(parameter.shape, dtype=torch.float32)
                 parameter.copy_(drawn.uniform_(-bound, bound, generator=generator))
+
+    @torch.no_grad()
+    def zero_(self) -> None:
+        """Set all weights and intercepts to 0."""
+        for parameter in self.parameters():
+            parameter.zero_()
 
     @torch.no_grad()
     def load_(self, layers: Layers) -> None:
@@ -380,5 +412,5 @@ def build_module(
     )
     module.load_(layers)
     module.set_scaling_(scaling)
-    module.scale_input = module.scale_output = True
-    return module.eval()
+    module.finish_()
+    return module

@@ -30,6 +30,8 @@ class Monitor:
         self.reference = math.inf
         self.rounding = ROUNDING * torch.finfo(spec.dtype).eps
         self.minimised = math.inf
+        # the objective where L-BFGS began and has ended its epochs: the lowest and the last value
+        self.lowest = self.latest = math.inf
         self.no_improvement = 0
         self.stopped = False
         self.settled = False
@@ -70,9 +72,16 @@ class Monitor:
             self.best_values = flat.keep(self.best_values)
         self.stopped = self.no_improvement > self.spec.n_iter_no_change
         if self.is_lbfgs:
-            # twenty iterations that gain nothing in this precision have converged
-            gained = gain > self.rounding * abs(minimised)
-            self.settled = not gained if settled is None else settled
+            # iterations that gain nothing in this precision; a rise is no convergence
+            level = abs(gain) <= self.rounding * abs(minimised)
+            self.settled = level if settled is None else settled
+
+    def keep_lowest(self, value: float, flat: FlatParameters) -> None:
+        """Keep the weights at which the objective is lower than ever by more than rounding."""
+        self.latest = value
+        if math.isinf(self.lowest) or value < self.lowest - self.rounding * abs(self.lowest):
+            self.lowest = value
+            self.best_values = flat.keep(self.best_values)
 
     @property
     def best(self) -> float:

@@ -197,6 +197,10 @@ class TrainingObjective:
             mean.add(block)
         return mean.value(self.processes) + penalty.value() / iterator.n_all
 
+    def penalty_value(self) -> float:
+        """The penalty as the weights are."""
+        return float(self.penalty.value([self.flat.weights]))
+
     def loss_of(self, iterator: BatchIterator) -> float:
         """The mean loss over all rows as the module is, without penalty."""
         mean = _Mean(self.loss)

@@ -65,6 +65,13 @@ SCHEDULES: dict[str, tuple[type[Any], Defaults]] = {
 }
 
 
+def _lbfgs_defaults(options: Mapping[str, Any]) -> dict[str, Any]:
+    """Defaults of L-BFGS, whose line search is not cut short where it makes few iterations."""
+    max_iter = options.get("max_iter", 20)
+    few = isinstance(max_iter, Real) and float(max_iter) < 20
+    return {**LBFGS_DEFAULTS, "max_eval": 25} if few else LBFGS_DEFAULTS
+
+
 def _one(epoch: int) -> float:
     return 1.0
 
@@ -145,7 +152,7 @@ def resolve_optimizer(
     known_options, takes_others = _signature_of(cls)
     if not takes_others:
         check_options("optimizer", name, options, [k for k in known_options if k != "lr"])
-    resolved = {**(LBFGS_DEFAULTS if optimizer == "lbfgs" else {}), **options}
+    resolved = {**(_lbfgs_defaults(options) if optimizer == "lbfgs" else {}), **options}
     if "lr" in known_options:
         default = known_options["lr"]
         if lr is not None:

@@ -13,10 +13,10 @@ from ._condense import can_condense, condensed, gather_statistics
 from ._data import DISTINCT_ENTRIES, identity_scaling, make_scaling
 from ._extreme import check_moments
 from ._processes import Processes, Share, on_all, safely
-from ._rows import distinct_rows, split_rows
+from ._rows import distinct_rows, group_rows, split_rows
 from ._standardize import moments
 from ._statistics import Statistics
-from ._types import FitSpec, Moments, Scaling, TrainingData
+from ._types import Array, FitSpec, Moments, Scaling, TrainingData
 
 Dataset = TypeVar("Dataset", bound=TabularDataset)
 
@@ -79,15 +79,25 @@ def _split_and_merge(data: TrainingData, spec: FitSpec) -> tuple[TrainingData, T
     """Training and validation rows; rows of a full batch are merged where they are equal."""
     full = spec.batch_size >= data.n_samples and spec.processes is None
     small = full and data.n_samples * data.n_features <= DISTINCT_ENTRIES
-    # callbacks see the rows as they were given, a loss that only gives a mean has no weights, and
-    # each of several equal rows has a dropout mask of its own
-    as_given = spec.callbacks or spec.loss.reduced or spec.dropout
-    merge = distinct_rows if small and not as_given else _as_given
+    # callbacks see the rows as they were given, and a loss that only gives a mean has no weights
+    merge = distinct_rows if small and not spec.callbacks and not spec.loss.reduced else _as_given
     if spec.validation_fraction is None:
         return merge(data), None
     counted = small and not spec.loss.reduced
     rows, held_out = split_rows(data, spec.validation_fraction, spec.seed, counted=counted)
     return merge(rows), merge(held_out)
+
+
+def dropout_groups(rows: TrainingData, spec: FitSpec) -> Array | None:
+    """The group of equal rows that each row is in, where rows would be merged but for callbacks.
+
+    All rows of a group have the same dropout mask, so that these do not depend on who listens.
+    """
+    listened = spec.dropout and spec.callbacks and not spec.loss.reduced
+    full = spec.batch_size >= rows.n_samples and spec.processes is None
+    if not listened or not full or rows.n_samples * rows.n_features > DISTINCT_ENTRIES:
+        return None
+    return group_rows(rows.X, rows.y)[1]
 
 
 def prepare(

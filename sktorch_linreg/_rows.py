@@ -29,7 +29,7 @@ def _dense_columns(X: Any, y: Array) -> Iterator[Array]:
     yield y
 
 
-def _group_rows(X: Any, y: Array) -> tuple[Array, Array]:
+def group_rows(X: Any, y: Array) -> tuple[Array, Array]:
     """Index of the first row of each group of equal rows, and the group of each row.
 
     Groups are ordered by value, column after column, which neither scaling nor shifting a column
@@ -57,7 +57,7 @@ def distinct_rows(data: TrainingData) -> TrainingData:
     They come in an order that is theirs alone, so that rows in any order, and repeated rows as
     well as integer weights, give the same bits. A full-batch objective does not change by this.
     """
-    first, group = _group_rows(data.X, data.y)
+    first, group = group_rows(data.X, data.y)
     weight: FloatArray = np.bincount(group, data.weights).astype(np.float64)
     kept = None if (weight == 1).all() and data.exponent == 0 else weight
     return TrainingData(data.X[first], data.y[first], kept, exponent=data.exponent)
@@ -97,7 +97,7 @@ def _held_out_shares(data: TrainingData, fraction: float, seed: int) -> FloatArr
     total = data.weights.sum() if whole else data.n_samples
     if total > COUNTED_ROWS:
         return None
-    _, group = _group_rows(data.X, data.y)
+    _, group = group_rows(data.X, data.y)
     count = np.bincount(group, data.weights if whole else None)
     scale = min(1.0, max(FEW_UNITS, len(count)) / total)
     units = np.maximum(1, np.rint(scale * count)).astype(np.int64)

@@ -19,11 +19,11 @@ from ._data import (
 )
 from ._identity import fingerprint, identify
 from ._loop import Run
-from ._losses import OwnLoss
+from ._losses import untrained_parameters
 from ._modules import MLPModule, make_module
 from ._monitor import Monitor
 from ._net import NetDataset, RegressionNet, make_net
-from ._prepare import Prepared, prepare
+from ._prepare import Prepared, dropout_groups, prepare
 from ._processes import safely
 from ._state import schedule_state
 from ._threads import threads_for
@@ -101,7 +101,7 @@ def train(
         same_rates = state["rates"] == rates
         state = {**state, "same_rates": same_rates} if state["fits"] == fits else None
     generator, dropout_generator = _generators(spec, generator, state)
-    module.dropout.generator = dropout_generator
+    module.dropout.begin(dropout_generator, dropout_groups(rows, spec))
     # a net that outlives the fit, or that a callback pickles, must not hold a process group
     alone = replace(spec, processes=None)
     net = safely(spec.processes, lambda: make_net(module, alone, state))
@@ -111,8 +111,7 @@ def train(
     path = [flat.values.cpu().clone()] if spec.record_path else None
     run = Run(monitor, validation, order, path, _rows_to_show(rows, held_out, spec))
     run.task, run.checkpoint, run.share = task, spec.checkpoint, prepared.share
-    if isinstance(spec.loss.pointwise, OwnLoss):
-        run.warnings += [(said, UserWarning) for said in [spec.loss.pointwise.untrained()] if said]
+    run.warnings += untrained_parameters(spec.loss)
     if prepared.stats is None:
         # else the few rows stand for those of all processes
         net.objective_.processes = spec.processes
@@ -145,8 +144,7 @@ def train(
     result.net = net
     flat.release()
     net.run = net.start = net.objective_ = None
-    module.scale_input = module.scale_output = True
-    module.eval()
+    module.finish_()
     return result
 
 
@@ -211,7 +209,9 @@ def _start_module(
         dtype=spec.dtype,
         device=spec.device,
     )
-    if start is None:
+    if start is None and spec.starts_at_zero:
+        module.zero_()
+    elif start is None:
         module.initialize_(generator)
     else:
         module.load_(from_user_units(start.layers, scaling))

@@ -231,6 +231,8 @@ class FitSpec:
     n_iter_no_change: float = 10
     validation_fraction: float | None = None
     seed: int = 0
+    # whether training begins at weights of 0, so that its answer does not depend on chance
+    starts_at_zero: bool = False
     incremental: bool = False
     record_path: bool = False
     callbacks: Sequence[Any] | None = None

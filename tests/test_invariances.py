@@ -189,14 +189,14 @@ def test_many_rows_are_held_out_as_they_come():
 
 @pytest.mark.parametrize("ties", [True, False])
 def test_groups_of_rows_are_ordered_by_value(ties):
-    from sktorch_linreg._rows import _group_rows
+    from sktorch_linreg._rows import group_rows
 
     rng = np.random.default_rng(0)
     X, y = rng.normal(size=(200, 3)), rng.normal(size=(200, 1))
     if ties:
         X[:, 0] = rng.integers(0, 9, 200)
         X[100:], y[100:] = X[:100], y[:100]
-    first, group = _group_rows(X, y)
+    first, group = group_rows(X, y)
     rows = np.hstack([X, y])
     unique, index, inverse = np.unique(rows, axis=0, return_index=True, return_inverse=True)
     np.testing.assert_array_equal(first, index)

@@ -7,9 +7,10 @@ from dataclasses import dataclass
 import numpy as np
 import pytest
 import torch
+from sklearn.datasets import load_diabetes, make_regression
 from sklearn.exceptions import ConvergenceWarning
 
-from sktorch_linreg import TorchLinearRegressor
+from sktorch_linreg import TorchLinearRegressor, TorchMLPRegressor
 from sktorch_linreg._lane_state import LaneMonitor
 from sktorch_linreg._monitor import Monitor
 
@@ -170,3 +171,113 @@ def test_rounding_moves_no_epoch_of_lbfgs(params):
         np.testing.assert_allclose(model.loss_curve_, found[0].loss_curve_, rtol=1e-5)
         scale = np.abs(found[0].coef_).max()
         np.testing.assert_allclose(model.coef_, found[0].coef_, rtol=0, atol=1e-4 * scale)
+
+
+# -- L-BFGS that gets worse, or gains nothing for another reason ----------------------------------
+
+
+def diabetes(**settings):
+    """A network, what it warned of, and the objective of its weights without dropout."""
+    X, y = load_diabetes(return_X_y=True, scaled=False)
+    model = TorchMLPRegressor(hidden_layer_sizes=(16,), max_epochs=50, random_state=0, **settings)
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        model.fit(X, y)
+    error = np.mean((model.predict(X) - y) ** 2) / y.var()
+    layers, _ = model._trained_layers()
+    penalty = 0.5 * model.alpha * sum(float(np.sum(w.astype(float) ** 2)) for w, _ in layers)
+    return model, [str(w.message) for w in caught], error + penalty
+
+
+LBFGS_THAT_RISES = {
+    "dropout": {"optimizer": "lbfgs", "dropout": 0.2},
+    "no line search": {"optimizer": "lbfgs", "optimizer__line_search_fn": None, "lr": 0.1},
+    "class": {"optimizer": torch.optim.LBFGS, "lr": 0.1},
+    "float64": {"optimizer": torch.optim.LBFGS, "lr": 0.3, "dtype": "float64"},
+    "no plateau": {"optimizer": torch.optim.LBFGS, "lr": 0.1, "tol": None},
+    "with dropout, no plateau": {"optimizer": "lbfgs", "dropout": 0.2, "tol": None},
+}
+
+
+@pytest.mark.parametrize("settings", LBFGS_THAT_RISES.values(), ids=LBFGS_THAT_RISES)
+def test_lbfgs_that_rises_warns_and_keeps_the_best_weights(settings):
+    model, warned, kept = diabetes(**settings)
+    assert len(warned) == 1
+    assert "L-BFGS" in warned[0] or "max_epochs" in warned[0]
+    if not model.dropout:
+        # the loss of an epoch is that of the weights before it
+        assert kept <= min(model.loss_curve_) * (1 + 1e-5)
+
+
+def test_the_best_weights_of_lbfgs_may_be_those_it_began_with():
+    X, y = load_diabetes(return_X_y=True, scaled=False)
+    # a single step that is far too long
+    settings = {"optimizer": torch.optim.LBFGS, "optimizer__max_iter": 1, "lr": 50.0}
+    start = TorchMLPRegressor(random_state=0, optimizer="sgd", lr=1e-30, max_epochs=1, tol=None)
+    model = TorchMLPRegressor(random_state=0, max_epochs=1, **settings)
+    with pytest.warns(ConvergenceWarning, match="max_epochs=1"):
+        model.fit(X, y)
+    np.testing.assert_allclose(model.predict(X), start.fit(X, y).predict(X), rtol=1e-5)
+
+
+@pytest.mark.parametrize("max_iter", [1, 2, 5])
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+def test_few_iterations_an_epoch_come_as_far_as_many(max_iter, dtype):
+    rng = np.random.default_rng(0)
+    X = rng.normal(size=(100, 5))
+    y = X @ rng.normal(size=5) + rng.standard_t(2, size=100)
+    settings = {"loss": "huber", "optimizer": "lbfgs", "random_state": 0, "dtype": dtype}
+    many = TorchLinearRegressor(**settings).fit(X, y)
+    few = TorchLinearRegressor(optimizer__max_iter=max_iter, **settings).fit(X, y)
+    np.testing.assert_allclose(few.coef_, many.coef_, atol=1e-2 if dtype == "float32" else 1e-6)
+    assert few.loss_ <= many.loss_ * (1 + 1e-6)
+
+
+def test_lbfgs_whose_line_search_has_no_room_says_so():
+    _, warned, _ = diabetes(optimizer=torch.optim.LBFGS, optimizer__max_iter=1, tol=None,
+                            optimizer__line_search_fn="strong_wolfe", dtype="float64")  # fmt: skip
+    assert len(warned) == 1
+    assert "Raise optimizer__max_eval" in warned[0]
+
+
+@pytest.mark.parametrize("loss", ["huber", "poisson", "absolute_error", "quantile"])
+@pytest.mark.parametrize("shape", ["twins", "wide"])
+@pytest.mark.parametrize("alpha", [0.0, 1e-3])
+def test_solvers_by_default_do_not_depend_on_chance(loss, shape, alpha):
+    rng = np.random.default_rng(0)
+    X = rng.normal(size=(60, 80) if shape == "wide" else (60, 3))
+    y = np.abs(X[:, 0] + 0.5 * X[:, 1] + rng.normal(size=60))
+    if shape == "twins":
+        X = np.column_stack([X, X[:, 0]])
+    state = np.random.RandomState(0)
+    before = state.get_state()[1].copy()
+    models = []
+    for seed in (None, 0, 1, state):
+        model = TorchLinearRegressor(loss=loss, alpha=alpha, random_state=seed)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", ConvergenceWarning)
+            models.append(model.fit(X[:40], y[:40]))
+    for model in models[1:]:
+        np.testing.assert_array_equal(model.coef_, models[0].coef_)
+    np.testing.assert_array_equal(state.get_state()[1], before)
+    if shape == "twins" and loss in ("huber", "poisson"):
+        np.testing.assert_allclose(models[0].coef_[0], models[0].coef_[3], rtol=1e-4)
+
+
+def test_twins_share_what_huber_regression_gives_them():
+    X, y = make_regression(n_samples=100, n_features=3, random_state=0, noise=1.0)
+    model = TorchLinearRegressor(loss="huber", fit_intercept=False).fit(np.c_[X, X[:, 0]], y)
+    alone = TorchLinearRegressor(loss="huber", fit_intercept=False).fit(X, y)
+    np.testing.assert_allclose(model.coef_[[0, 3]], alone.coef_[0] / 2, rtol=1e-5)
+
+
+def test_named_optimizers_begin_where_torch_does():
+    X = np.random.default_rng(0).normal(size=(30, 4))
+    one, other = (
+        TorchLinearRegressor(optimizer="lbfgs", loss="huber", random_state=seed, max_epochs=1)
+        for seed in (0, 1)
+    )
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", ConvergenceWarning)
+        losses = [m.fit(X, X[:, 0]).loss_curve_[0] for m in (one, other)]
+    assert losses[0] != losses[1]

@@ -1,0 +1,106 @@
+"""Whether L-BFGS has converged, and the best of the weights that it has come by."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from sklearn.exceptions import ConvergenceWarning
+
+from ._monitor import Monitor
+from ._optimizers import OrthantLBFGS
+
+# iterations that have to gain nothing, where an epoch has fewer of them
+SETTLED_ITERATIONS = 20
+# halvings of a step down the gradient that is tried before a minimum is believed
+HALVINGS = 40
+
+
+def forget(optimizer: Any) -> None:
+    """Let L-BFGS begin anew from where it is."""
+    if isinstance(optimizer, OrthantLBFGS):
+        optimizer.forget()
+    else:
+        optimizer.state.clear()
+
+
+def keep_lowest(net: Any, batches: Any) -> None:
+    """Look at the weights that L-BFGS has come to, which may be worse than earlier ones."""
+    monitor: Monitor = net.run.monitor
+    if monitor.is_lbfgs and not monitor.validates:
+        monitor.keep_lowest(_objective_of(net, batches), net.objective_.flat)
+
+
+def _objective_of(net: Any, batches: Any) -> float:
+    """The objective as the weights are, without dropout."""
+    net._set_training(False)
+    with torch.no_grad():
+        value = float(net.objective_.loss_of(batches) + net.objective_.penalty_value())
+    net._set_training(True)
+    return value
+
+
+def goes_on(net: Any) -> bool:
+    """Whether L-BFGS, after an epoch that gained nothing, is to make another.
+
+    Where an epoch has few iterations, a step along an old direction may have failed, so that the
+    first such epoch makes it forget these.
+    """
+    run, optimizer = net.run, net.optimizer_
+    known = getattr(optimizer, "max_iter", None)
+    n_iterations = known or optimizer.param_groups[0]["max_iter"]
+    if n_iterations >= SETTLED_ITERATIONS:
+        return False
+    if run.n_without_gain == 0:
+        forget(optimizer)
+    run.n_without_gain += n_iterations
+    if run.n_without_gain < SETTLED_ITERATIONS:
+        return True
+    run.n_without_gain = 0
+    if net.objective_.width is None and _still_falls(net):
+        message = (
+            "L-BFGS stopped gaining anything although the objective still falls along its "
+            "gradient: its line search runs out of evaluations. Raise optimizer__max_eval or "
+            "optimizer__max_iter."
+        )
+        run.warnings.append((message, ConvergenceWarning))
+    return False
+
+
+def _still_falls(net: Any) -> bool:
+    """Whether a step down the gradient makes the objective lower by more than `tol`."""
+    monitor, flat = net.run.monitor, net.objective_.flat
+    batches = net.get_iterator(net.run.rows, training=True)
+    with torch.no_grad():
+        for block in batches.blocks():
+            # all rows at once
+            net.objective_.gradient_(*block.batches)
+    start, gradient = flat.values.clone(), flat.gradient.clone()
+    value = _objective_of(net, batches)
+    least = max(net.spec.tol or 0.0, monitor.rounding * abs(value))
+    falls = False
+    for k in range(HALVINGS):
+        flat.values.copy_(start - 0.5**k * gradient)
+        falls = _objective_of(net, batches) < value - least
+        if falls:
+            break
+    flat.values.copy_(start)
+    return falls
+
+
+def rise_of(net: Any) -> list[tuple[str, type[Warning]]]:
+    """What there is to say where L-BFGS stopped on a plateau without having converged."""
+    monitor, spec = net.run.monitor, net.spec
+    if spec.dropout:
+        reason, remedy = "its dropout changes the objective from step to step", "dropout=0"
+    elif monitor.latest > monitor.lowest + (spec.tol or 0.0):
+        reason = f"its objective rose from {monitor.lowest:.4g} to {monitor.latest:.4g}"
+        remedy = "optimizer__line_search_fn='strong_wolfe', a smaller lr"
+    else:
+        return []
+    n_epochs = len(monitor.loss_curve)
+    message = (
+        f"L-BFGS stopped after {n_epochs} epochs without having converged, since {reason}. The "
+        f"best weights are kept. Set {remedy}, or choose another optimizer, such as 'adam'."
+    )
+    return [(message, ConvergenceWarning)]
