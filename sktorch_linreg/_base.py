@@ -249,7 +249,9 @@ class BaseTorchRegressor(
 
     def _schedule(self, lr: float) -> tuple[type[Any] | None, dict[str, Any]]:
         options = self._options_of("lr_schedule__")
-        return resolve_schedule(self.lr_schedule, options, int(self.max_epochs), lr)
+        tol = None if self.tol is None else float(self.tol)
+        patience = as_python(self.n_iter_no_change)
+        return resolve_schedule(self.lr_schedule, options, int(self.max_epochs), lr, tol, patience)
 
     def _run(
         self,

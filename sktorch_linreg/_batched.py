@@ -332,11 +332,17 @@ class BatchedTraining:
                     curves[-1][at] = values[monitor.active]
         if monitor.validates:
             self._keep_best(improved)
+        schedules = self.schedules
+        if schedules is not None and schedules.by_loss:
+            stopped = monitor.wait_for_rate(
+                stopped, *schedules.step_plateaus(monitored, monitor.active)
+            )
         self._finish(stopped, rates)
         monitor.active = monitor.active & ~stopped
-        if self.schedules is not None and monitor.active.any():
-            self.schedules.step(monitored, monitor.active)
-            self.schedules.apply(self.options)
+        if schedules is not None and monitor.active.any():
+            if not schedules.by_loss:
+                schedules.step()
+            schedules.apply(self.options)
             updates = self.updates
             updates.group, updates.expand = self._group()
             updates.set_count(updates.n_steps, updates.mu_product)

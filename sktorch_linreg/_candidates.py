@@ -12,6 +12,7 @@ import scipy.sparse as sp
 import torch
 from sklearn.base import clone
 from sklearn.pipeline import Pipeline
+from torch.optim import lr_scheduler
 
 from ._backprop import DEVICES
 from ._base import BaseTorchRegressor
@@ -281,6 +282,9 @@ def _shape(spec: FitSpec, data: TrainingData) -> Any:
     flags = {k: v for k, v in known.items() if not _is_number(v)}
     whole = spec.batch_size >= data.n_samples
     schedule = {k: v for k, v in spec.schedule_options.items() if k != "max_lr"}
+    if spec.schedule_class is lr_scheduler.ReduceLROnPlateau:
+        # each lane has one of its own
+        schedule = {}
     pointwise: Any = spec.loss.pointwise
     apart = "models that use it are not trained together"
     return (

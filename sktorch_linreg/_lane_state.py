@@ -18,7 +18,7 @@ from ._identity import key_of
 from ._lanes import LaneParameters
 from ._losses import Penalty
 from ._monitor import ROUNDING
-from ._optimizers import construct, defaults_of
+from ._optimizers import construct, defaults_of, step_plateau
 from ._packed import PackedBatch
 from ._types import Array, FitSpec, FloatArray, Mask
 
@@ -122,14 +122,18 @@ class LaneSchedules:
                 options.varied.pop(part, None)
                 options._add(part, np.array(values, dtype=np.float64)[self.which])
 
-    def step(self, monitored: FloatArray, active: Mask) -> None:
-        """After an epoch with these losses."""
-        if not self.by_loss:
-            for schedule in self.schedules:
-                schedule.step()
-            return
+    def step(self) -> None:
+        """After an epoch, where its losses do not matter."""
+        for schedule in self.schedules:
+            schedule.step()
+
+    def step_plateaus(self, monitored: FloatArray, active: Mask) -> tuple[Mask, Mask]:
+        """After an epoch with these losses; which rates were lowered, and which are about to be."""
+        lowered, pending = np.zeros_like(active), np.zeros_like(active)
         for g, c in zip(*np.nonzero(active), strict=True):
-            self.schedules[self.which[g, c]].step(float(monitored[g, c]))
+            schedule = self.schedules[self.which[g, c]]
+            lowered[g, c], pending[g, c] = step_plateau(schedule, float(monitored[g, c]))
+        return lowered, pending
 
 
 def _schedule_key(spec: FitSpec) -> Hashable:
@@ -168,6 +172,11 @@ class LaneMonitor:
         self.no_improvement = np.where(counts & worse, self.no_improvement + 1, 0)
         self.best = np.fmin(self.best, monitored)
         return improved, self.active & (self.no_improvement > self.patience)
+
+    def wait_for_rate(self, stopped: Mask, lowered: Mask, pending: Mask) -> Mask:
+        """Of lanes that would stop, those whose learning rate is not about to be lowered."""
+        self.no_improvement[lowered] = 0
+        return stopped & ~lowered & ~pending
 
     def select(self, group: Array, place: Array) -> None:
         """Keep some lanes."""

@@ -18,7 +18,7 @@ from ._batches import Batch, TabularDataset
 from ._errors import came_from
 from ._monitor import Monitor
 from ._objective import longer
-from ._optimizers import is_torchs
+from ._optimizers import is_torchs, step_plateau
 from ._processes import on_all
 from ._report import EpochTable
 from ._settling import forget, goes_on, keep_lowest, rise_of
@@ -282,7 +282,7 @@ class TrainingLoop:
 
     def _step_schedule(self, monitored: float) -> None:
         if isinstance(self.schedule_, lr_scheduler.ReduceLROnPlateau):
-            self.schedule_.step(monitored)
+            self.run.monitor.wait_for_rate(*step_plateau(self.schedule_, monitored))
             return
         options = self.spec.schedule_options.values()
         if not is_torchs(type(self.schedule_)) or any(map(callable, options)):

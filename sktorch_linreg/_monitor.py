@@ -83,6 +83,12 @@ class Monitor:
             self.lowest = value
             self.best_values = flat.keep(self.best_values)
 
+    def wait_for_rate(self, lowered: bool, pending: bool) -> None:
+        """Take no plateau for the end that lowers the learning rate, or is about to."""
+        if lowered:
+            self.no_improvement = 0
+        self.stopped = self.stopped and not lowered and not pending
+
     @property
     def best(self) -> float:
         """The best of the monitored losses."""

@@ -55,13 +55,16 @@ SCHEDULES: dict[str, tuple[type[Any], Defaults]] = {
     "cosine": (lr_scheduler.CosineAnnealingLR, lambda epochs, lr: {"T_max": epochs}),
     "cosine_restarts": (
         lr_scheduler.CosineAnnealingWarmRestarts,
-        lambda epochs, lr: {"T_0": max(1, epochs // 10)},
+        # a cycle of one epoch would be a constant rate
+        lambda epochs, lr: {"T_0": max(epochs // 10, min(5, epochs))},
     ),
     "one_cycle": (
         lr_scheduler.OneCycleLR,
-        lambda epochs, lr: {"max_lr": lr, "total_steps": epochs},
+        # a single step would be the last one, whose rate is next to nothing
+        lambda epochs, lr: {"max_lr": lr, "total_steps": max(2, epochs)},
     ),
-    "plateau": (lr_scheduler.ReduceLROnPlateau, lambda epochs, lr: {}),
+    # three falls by the factor of ten that is torch's default
+    "plateau": (lr_scheduler.ReduceLROnPlateau, lambda epochs, lr: {"min_lr": 1e-3 * lr}),
 }
 
 
@@ -169,9 +172,17 @@ def resolve_optimizer(
 
 
 def resolve_schedule(
-    schedule: Any, options: Mapping[str, Any], max_epochs: int, lr: float
+    schedule: Any,
+    options: Mapping[str, Any],
+    max_epochs: int,
+    lr: float,
+    tol: float | None = None,
+    patience: float = 10,
 ) -> tuple[type[Any] | None, dict[str, Any]]:
-    """Class and constructor options of a learning-rate schedule, (None, {}) for no schedule."""
+    """Class and constructor options of a learning-rate schedule, (None, {}) for no schedule.
+
+    A plateau, by name, is what else ends training: `patience` epochs that gain less than `tol`.
+    """
     if schedule is None:
         if options:
             listed = ", ".join(f"lr_schedule__{k}" for k in options)
@@ -189,6 +200,8 @@ def resolve_schedule(
         name = schedule
         cls, make_defaults = SCHEDULES[schedule]
         defaults = make_defaults(max_epochs, lr)
+        if schedule == "plateau" and tol is not None:
+            defaults |= {"patience": patience, "threshold": tol, "threshold_mode": "abs"}
     elif isinstance(schedule, type) and issubclass(schedule, lr_scheduler.LRScheduler):
         name, cls = schedule.__name__, schedule
     else:
@@ -203,6 +216,20 @@ def resolve_schedule(
         listed = ", ".join(f"lr_schedule__{k}" for k in missing)
         raise ValueError(f"The lr_schedule {name} needs {listed}.")
     return cls, resolved
+
+
+def step_plateau(schedule: Any, monitored: float) -> tuple[bool, bool]:
+    """Step a `ReduceLROnPlateau`; whether it lowered the rate, and whether it is about to."""
+    groups = schedule.optimizer.param_groups
+    before = [float(group["lr"]) for group in groups]
+    schedule.step(monitored)
+    after = [float(group["lr"]) for group in groups]
+    rates = zip(after, schedule.min_lrs, strict=True)
+    falls = any(lr - max(lr * schedule.factor, least) > schedule.eps for lr, least in rates)
+    # relative gains of small losses may count as such for ever
+    absolute = schedule.threshold_mode == "abs"
+    waits = absolute or schedule.num_bad_epochs > 0 or schedule.in_cooldown
+    return any(a < b for a, b in zip(after, before, strict=True)), falls and waits
 
 
 class OrthantLBFGS(torch.optim.Optimizer):

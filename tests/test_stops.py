@@ -9,8 +9,9 @@ import pytest
 import torch
 from sklearn.datasets import load_diabetes, make_regression
 from sklearn.exceptions import ConvergenceWarning
+from sklearn.model_selection import GridSearchCV
 
-from sktorch_linreg import TorchLinearRegressor, TorchMLPRegressor
+from sktorch_linreg import BatchedGridSearchCV, TorchLinearRegressor, TorchMLPRegressor
 from sktorch_linreg._lane_state import LaneMonitor
 from sktorch_linreg._monitor import Monitor
 
@@ -281,3 +282,79 @@ def test_named_optimizers_begin_where_torch_does():
         warnings.simplefilter("ignore", ConvergenceWarning)
         losses = [m.fit(X, X[:, 0]).loss_curve_[0] for m in (one, other)]
     assert losses[0] != losses[1]
+
+
+# -- schedules ------------------------------------------------------------------------------------
+
+PLATEAUS = {
+    "adam": {"lr": 0.03},
+    "sgd": {"optimizer": "sgd", "lr": 0.1},
+    "held out": {"lr": 0.03, "early_stopping": True},
+    "patience": {"lr": 0.03, "n_iter_no_change": 3},
+    "long patience of the schedule": {"lr": 0.03, "lr_schedule__patience": 25},
+    "own factor": {"lr": 0.03, "lr_schedule__factor": 0.5, "lr_schedule__min_lr": 0.001},
+    "class": {"lr": 0.03, "lr_schedule": torch.optim.lr_scheduler.ReduceLROnPlateau},
+}
+
+
+@pytest.mark.parametrize("cls", [TorchLinearRegressor, TorchMLPRegressor])
+@pytest.mark.parametrize("settings", PLATEAUS.values(), ids=PLATEAUS)
+def test_a_plateau_lowers_the_rate_before_it_ends_training(cls, settings):
+    X, y = make_regression(200, 8, noise=10, random_state=0)
+    settings = {"lr_schedule": "plateau", "tol": 1e-4, "max_epochs": 3000, **settings}
+    model = cls(random_state=0, **{"optimizer": "adam", **settings}).fit(X, y)
+    rates = [row["lr"] for row in model.history_]
+    levels = sorted(set(rates), reverse=True)
+    assert rates == sorted(rates, reverse=True)
+    assert model.n_iter_ < 3000
+    if settings["lr_schedule"] == "plateau":
+        # a class has torch's own idea of a plateau
+        assert len(levels) >= 4
+        # the last of them has had its time as well
+        assert rates.count(levels[-1]) > model.n_iter_no_change
+
+
+@pytest.mark.parametrize("settings", PLATEAUS.values(), ids=PLATEAUS)
+def test_plateaus_of_stacked_models_are_those_of_single_ones(settings):
+    X, y = make_regression(60, 4, noise=10, random_state=0)
+    settings = {"lr_schedule": "plateau", "max_epochs": 400, **settings}
+    model = TorchMLPRegressor(hidden_layer_sizes=(5,), random_state=0, dtype="float64", **settings)
+    grid = {"alpha": [0.0, 0.1], "tol": [1e-4, 1e-3]}
+    if isinstance(settings["lr_schedule"], str):
+        grid["lr"] = [0.01, settings["lr"]]
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", ConvergenceWarning)
+        one, other = (
+            search(model, grid, cv=3).fit(X, y) for search in (GridSearchCV, BatchedGridSearchCV)
+        )
+    scores = [s.cv_results_["mean_test_score"] for s in (one, other)]
+    np.testing.assert_allclose(scores[1], scores[0], rtol=1e-6)
+
+
+def test_without_a_stop_a_plateau_is_torchs_own():
+    X, y = make_regression(60, 4, noise=10, random_state=0)
+    settings = {"lr": 0.03, "tol": None, "max_epochs": 200, "random_state": 0}
+    model = TorchMLPRegressor(lr_schedule="plateau", **settings).fit(X, y)
+    parameter = torch.nn.Parameter(torch.zeros(1))
+    optimizer = torch.optim.Adam([parameter], lr=0.03)
+    schedule = torch.optim.lr_scheduler.ReduceLROnPlateau(optimizer, min_lr=3e-5)
+    rates = []
+    for loss in model.loss_curve_:
+        rates.append(optimizer.param_groups[0]["lr"])
+        schedule.step(loss)
+    np.testing.assert_allclose([row["lr"] for row in model.history_], rates)
+
+
+@pytest.mark.parametrize("epochs", [1, 2, 3, 5, 9, 19, 20, 49, 50, 200])
+@pytest.mark.parametrize(
+    "name",
+    ["constant", "step", "exponential", "linear", "polynomial", "cosine", "cosine_restarts",
+     "one_cycle", "plateau"],
+)  # fmt: skip
+def test_schedules_of_few_epochs_train(name, epochs):
+    X, y = make_regression(30, 2, random_state=0)
+    model = TorchMLPRegressor(hidden_layer_sizes=(2,), lr=0.01, max_epochs=epochs, tol=None)
+    rates = [row["lr"] for row in model.set_params(lr_schedule=name).fit(X, y).history_]
+    assert max(rates) > 0.001
+    if name in ("cosine_restarts", "cosine", "one_cycle", "exponential", "linear") and epochs > 1:
+        assert len(set(rates)) > 1
