@@ -161,15 +161,18 @@ def resolve_loss(
         for key, value in options.items():
             entry.checks[key](key, value)
         numbers = {key: float(value) for key, value in options.items()}
-        smoothed = None
+        smoothed = branches = None
         if loss in SMOOTHED:
             smoothed = partial(_envelope, SMOOTHED[loss], **numbers)
+            high = numbers.get("quantile", 0.5)
+            branches = (high - 1.0, high) if loss == "quantile" else (-1.0, 1.0)
         return Loss(
             loss,
             partial(entry.function, **numbers),
             slope=partial(entry.slope, **numbers),
             slope_factor=entry.slope_factor,
             smoothed=smoothed,
+            branches=branches,
             **entry.fields,
         )
     if not (isinstance(loss, type) and issubclass(loss, nn.Module)):
@@ -185,6 +188,7 @@ def resolve_loss(
         reduced=reduced,
         own=True,
         smoothed=partial(_envelope, smooth_absolute_error) if loss is nn.L1Loss else None,
+        branches=(-1.0, 1.0) if loss is nn.L1Loss else None,
     )
 
 

@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 import scipy.sparse as sp
 import torch
+from sklearn.exceptions import ConvergenceWarning
 from torch import Tensor
 
 from ._backprop import FlatParameters
@@ -17,6 +18,7 @@ from ._data import (
     make_generator,
     to_user_units,
 )
+from ._duality import check_minimum
 from ._identity import fingerprint, identify
 from ._loop import Run
 from ._losses import untrained_parameters
@@ -30,6 +32,7 @@ from ._threads import threads_for
 from ._types import (
     FitResult,
     FitSpec,
+    Layers,
     Scaling,
     Start,
     TrainingData,
@@ -132,20 +135,36 @@ def train(
         spec.processes.from_first_(flat.values)
     _check_finite(flat, monitor, net)
     result = so_far()
-    result.state = {
-        "fits": fits,
-        "rates": rates,
-        "optimizer": net.optimizer_updates.state(),
-        "schedule": schedule_state(net.schedule_),
-        "rank": 0 if spec.processes is None else spec.processes.rank,
-        "generator": generator.get_state().numpy().copy(),
-        "dropout": dropout_generator.get_state().cpu().numpy().copy(),
-    }
+    result.warnings += _check_minimum(net, training, result.trained, scaling)
+    result.state = {"fits": fits, "rates": rates, **_state_of(net, generator, spec)}
     result.net = net
     flat.release()
     net.run = net.start = net.objective_ = None
     module.finish_()
     return result
+
+
+def _state_of(net: RegressionNet, generator: torch.Generator, spec: FitSpec) -> dict[str, Any]:
+    """What a later run needs to go on from this one."""
+    return {
+        "optimizer": net.optimizer_updates.state(),
+        "schedule": schedule_state(net.schedule_),
+        "rank": 0 if spec.processes is None else spec.processes.rank,
+        "generator": generator.get_state().numpy().copy(),
+        "dropout": net.module_.dropout.generator.get_state().cpu().numpy().copy(),
+    }
+
+
+def _check_minimum(
+    net: RegressionNet, rows: NetDataset, trained: Layers, scaling: Scaling
+) -> list[tuple[str, type[Warning]]]:
+    """A warning where L-BFGS has not come near the minimum of a loss with kinks."""
+    spec, width = net.spec, net.objective_.width
+    told = any(category is ConvergenceWarning for _, category in net.run.warnings)
+    convex = spec.is_lbfgs and not spec.hidden and spec.loss.branches is not None
+    if not convex or width is None or told or spec.processes or spec.validation_fraction:
+        return []
+    return check_minimum(rows, trained, scaling, spec, width)
 
 
 def _rows_per_step(prepared: Prepared, spec: FitSpec) -> int:

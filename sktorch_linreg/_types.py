@@ -169,7 +169,8 @@ class Loss:
 
     `pointwise(prediction, target)` gives one value per row and target; a user's own module that
     only gives their mean has `reduced` set, and can then take no sample weights. A loss with kinks
-    has `smoothed(width)`, its Moreau envelope, which L-BFGS follows down to a small width.
+    has `smoothed(width)`, its Moreau envelope, which L-BFGS follows down to a small width, and
+    `branches`, its slopes on both sides with respect to target less prediction.
     `slope(prediction, target, out)` writes the derivative with respect to the prediction, divided
     by `slope_factor`; where there is none, autograd has to find it. With `log_link` the loss sees
     the logarithm of what is predicted.
@@ -180,6 +181,7 @@ class Loss:
     scales_target: bool = True
     log_link: bool = False
     smoothed: Callable[[float], Callable[[Tensor, Tensor], Tensor]] | None = None
+    branches: tuple[float, float] | None = None
     minimum_target: float | None = None
     reduced: bool = False
     # whether it is a module of the user's own

@@ -1,0 +1,195 @@
+"""How far a linear model of a loss with kinks may be above its minimum, by duality."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from sklearn.exceptions import ConvergenceWarning
+
+from ._batches import TabularDataset
+from ._types import Array, FitSpec, FloatArray, Layers, Scaling
+
+# share of the objective, beyond what an envelope is off anyway, from which on a warning is due
+TOLERATED = 1e-3
+# rows near the kink, per column, whose slopes are corrected
+ROWS_PER_COLUMN = 5
+# what is left of the part in later corrections of a row that has come to a branch
+LESS_ROOM = 1e-4
+# part that a row has, relative to the largest, below which it has none under a squared norm
+FAR_ROWS = 1e-4
+# share of all pulls that may be rounding
+ROUNDING = 1e-12
+# corrections, each of which may let another row or column go too far
+PASSES = 12
+
+
+@dataclass(frozen=True)
+class _Problem:
+    """A linear model and its rows, in the units of training and in float64."""
+
+    X: Any
+    offset: FloatArray
+    factor: FloatArray
+    y: FloatArray
+    weight: FloatArray  # n_rows; adds up to one over the number of targets
+    coef: FloatArray  # n_features, n_targets
+    intercept: FloatArray | None
+
+    def columns(self, rows: Array, which: Array) -> FloatArray:
+        """Some columns of some rows, after which one of ones where there is an intercept."""
+        X = self.X[rows][:, which]
+        X = (X.toarray() if hasattr(X, "toarray") else X) - self.offset[which]
+        X = X * self.factor[which]
+        return X if self.intercept is None else np.column_stack([X, np.ones(len(X))])
+
+    def pull(self, u: FloatArray) -> FloatArray:
+        """X' u."""
+        total = self.X.T @ u - np.outer(self.offset, u.sum(axis=0))
+        out: FloatArray = total * self.factor[:, None]
+        return out
+
+    @property
+    def residual(self) -> FloatArray:
+        """Targets less predictions."""
+        scaled = self.coef * self.factor[:, None]
+        out: FloatArray = self.y - (self.X @ scaled - self.offset @ scaled)
+        return out if self.intercept is None else out - self.intercept
+
+
+def _problem(
+    rows: TabularDataset, layers: Layers, scaling: Scaling, scales_input: bool
+) -> _Problem:
+    (weight, bias), *_ = layers
+    X: Any = rows.X
+    if isinstance(X, torch.Tensor):
+        X = X.cpu().numpy()
+    d, k = X.shape[1], len(weight)
+    relative = np.ones(len(rows)) if rows.weight is None else rows.weight.cpu().numpy()
+    w = relative.astype(np.float64)
+    return _Problem(
+        X.astype(np.float64, copy=False),
+        scaling.x_offset if scales_input else np.zeros(d),
+        scaling.x_factor if scales_input else np.ones(d),
+        rows.y.cpu().numpy().astype(np.float64),
+        w / (w.sum() * k),
+        weight.T.astype(np.float64),
+        None if bias is None else bias.astype(np.float64),
+    )
+
+
+def _feasible(p: _Problem, spec: FitSpec, r: FloatArray, b: FloatArray, width: float) -> FloatArray:
+    """Slopes of one target that columns pull at as much as their coefficients and the penalty say.
+
+    Those of the envelope do so but for what L-BFGS has left over. That is taken from the rows
+    nearest to the kink, where another slope costs least, as long as it lies between the branches.
+    """
+    low, high = _branches(spec)
+    slopes = np.clip(r / width, low, high)
+    near = _nearest(np.abs(r), ROWS_PER_COLUMN * (len(b) + 1))
+    room = 1.0 / (np.abs(r[near]) + width)
+    held = np.full(len(b), not (spec.l1 or spec.l2 or spec.positive)) | (b != 0)
+    # a squared norm allows any pull, at a price, so that rows far from the kink stay as they are
+    cut = FAR_ROWS if spec.l2 else None
+    for i in range(PASSES):
+        u = p.weight * slopes
+        pull = p.pull(u[:, None])[:, 0]
+        least = -np.inf if spec.positive else -spec.l1
+        of_signs = spec.l1 * np.sign(b) + spec.l2 * b
+        goal = np.where(b != 0, of_signs, np.clip(pull, least, spec.l1))
+        scale = ROUNDING * np.abs(u).sum()
+        held |= np.abs(pull - goal) > scale
+        last = i == PASSES - 1
+        if last and spec.l2:
+            # but intercepts have no price
+            held[:], cut = False, None
+        wanted = (goal - pull)[held]
+        if p.intercept is not None:
+            wanted = np.append(wanted, -u.sum())
+        if np.abs(wanted).max(initial=0.0) <= scale:
+            break
+        rows = p.columns(near, np.flatnonzero(held)) * (p.weight[near] * room)[:, None]
+        moved = slopes[near] + room * np.linalg.lstsq(rows.T, wanted, rcond=cut)[0]
+        slopes = slopes.copy()
+        # what is beyond a branch stays on it, and other rows take the rest
+        slopes[near] = moved if last else np.clip(moved, low, high)
+        room[(moved < low) | (moved > high)] *= LESS_ROOM
+    return slopes
+
+
+def _nearest(distance: FloatArray, n: int) -> Array:
+    if n >= len(distance):
+        return np.arange(len(distance))
+    return np.argpartition(distance, n)[:n]
+
+
+def _branches(spec: FitSpec) -> tuple[float, float]:
+    assert spec.loss.branches is not None
+    return spec.loss.branches
+
+
+def _bound(p: _Problem, spec: FitSpec, slopes: FloatArray, r: FloatArray, b: FloatArray) -> float:
+    """A lower bound of the objective of one target, from slopes of the loss at each row."""
+    low, high = _branches(spec)
+    u = p.weight * slopes
+    pull = p.pull(u[:, None])[:, 0]
+    left = 0.0 if p.intercept is None else abs(float(u.sum()))
+    above = pull if spec.positive else np.abs(pull)
+    if not (spec.l1 or spec.l2):
+        left = max(left, float(above.max(initial=0.0)))
+    if left > 1e3 * ROUNDING * np.abs(u).sum():
+        # no slopes are known that would give a bound
+        return 0.0
+    # towards 0 until the slopes lie between the branches
+    shrink = max(1.0, float((slopes / high).max()), float((slopes / low).max()))
+    if spec.l1 and not spec.l2:
+        shrink = max(shrink, float(above.max(initial=0.0)) / spec.l1)
+    value = (u @ r + pull @ b) / shrink
+    if spec.l2:
+        value -= float(np.sum(np.maximum(above / shrink - spec.l1, 0.0) ** 2)) / (2.0 * spec.l2)
+    return float(value)
+
+
+def excess(
+    rows: TabularDataset, layers: Layers, scaling: Scaling, spec: FitSpec, width: float
+) -> tuple[float, float]:
+    """The objective, and by how much it is above its minimum at the most.
+
+    Any slopes of the loss at the rows give a lower bound, if no column pulls at them by more than
+    the penalty allows (Fenchel duality). They are taken from the envelope that was minimised last.
+    """
+    p = _problem(rows, layers, scaling, _scales_input(rows))
+    low, high = _branches(spec)
+    residual = p.residual
+    value = bound = 0.0
+    for t in range(p.y.shape[1]):
+        r, b = residual[:, t], p.coef[:, t]
+        value += float(p.weight @ np.maximum(high * r, low * r))
+        value += spec.l1 * float(np.abs(b).sum()) + 0.5 * spec.l2 * float(b @ b)
+        tried = np.clip(r / width, low, high), _feasible(p, spec, r, b, width)
+        bound += max(0.0, *(_bound(p, spec, slopes, r, b) for slopes in tried))
+    return value, value - bound
+
+
+def _scales_input(rows: TabularDataset) -> bool:
+    # sparse rows are never scaled
+    return not isinstance(rows.X, torch.Tensor)
+
+
+def check_minimum(
+    rows: TabularDataset, layers: Layers, scaling: Scaling, spec: FitSpec, width: float
+) -> list[tuple[str, type[Warning]]]:
+    """A warning where L-BFGS has stopped far above the minimum of a loss with kinks."""
+    value, above = excess(rows, layers, scaling, spec, width)
+    if above <= TOLERATED * value + width:
+        return []
+    least = value - above
+    share = f"{above / least:.1%} above" if least > 0 else "far above"
+    message = (
+        f"L-BFGS has not come to the minimum of loss={spec.loss.name!r}: the objective, "
+        f"{value:.4g}, may be {share} it. Leave out columns that are nearly collinear, or set "
+        "alpha above 0; sklearn.linear_model.QuantileRegressor solves such problems exactly."
+    )
+    return [(message, ConvergenceWarning)]
