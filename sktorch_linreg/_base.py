@@ -28,6 +28,7 @@ from ._data import (
     adopt_names,
     as_float,
     is_plain,
+    make_scaling,
     own_torch_settings,
     patient_validation,
     resolve_device,
@@ -263,11 +264,13 @@ class BaseTorchRegressor(
     ) -> FitResult:
         start = None
         if goes_on:
-            start = Start(self._user_layers())
+            start = Start(*self._trained_layers())
+            moments = None
+            if kept := vars(self).get("_moments"):
+                x, y = (Moments(**m) for m in kept)
+                start.x_scale, moments = make_scaling(x, y, spec).x_scale, (x, y)
             if incremental:
-                moments = vars(self).get("_moments")
-                start.moments = moments and tuple(Moments(**m) for m in moments)
-                start.state = vars(self).get("_training_state")
+                start.moments, start.state = moments, vars(self).get("_training_state")
         return train(data, spec, start, task)
 
     def _append_curves(self, result: FitResult) -> None:

@@ -28,7 +28,6 @@ from ._types import (
     Moments,
     Scaling,
     TrainingData,
-    reciprocal,
 )
 
 # rows of float64 work space at a time, in bytes
@@ -264,19 +263,6 @@ def to_user_units(layers: Layers, scaling: Scaling) -> Layers:
     weight, bias = out[-1]
     weight = weight * scaling.y_scale[:, None]
     out[-1] = weight, None if bias is None else bias * scaling.y_scale + scaling.y_offset
-    return out
-
-
-def from_user_units(layers: Layers, scaling: Scaling) -> Layers:
-    """Inverse of `to_user_units`, for a constant column up to its lost coefficient."""
-    out = [(w.astype(np.float64), None if b is None else b.astype(np.float64)) for w, b in layers]
-    weight, bias = out[-1]
-    y_factor = reciprocal(scaling.y_scale)
-    weight = weight * y_factor[:, None]
-    out[-1] = weight, None if bias is None else (bias - scaling.y_offset) * y_factor
-    weight, bias = out[0]
-    shift = weight @ scaling.x_offset
-    out[0] = weight * scaling.x_scale, None if bias is None else bias + shift
     return out
 
 

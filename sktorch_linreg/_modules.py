@@ -247,14 +247,19 @@ class MLPModule(nn.Sequential):
         if x.layout == torch.strided:
             out: Tensor = self(x)
             return out
-        first = self.linears[0]
-        weight = first.weight * self.x_factor if self.scale_input else first.weight
+        return self.rescale(self.layers[1:](self.first(x)))  # type: ignore[no-any-return]
+
+    def first(self, x: Tensor) -> Tensor:
+        """Outputs of the first layer, before its activation, for dense and for sparse rows."""
+        layer = self.linears[0]
+        if x.layout == torch.strided:
+            dense: Tensor = layer(self.standardize(x))
+            return dense
+        weight = layer.weight * self.x_factor if self.scale_input else layer.weight
         h: Tensor = torch.sparse.mm(x, weight.T)
-        if first.bias is not None:
-            h = h + first.bias
-        if self.scale_input:
-            h = h - weight @ self.x_offset
-        return self.rescale(self.layers[1:](h))  # type: ignore[no-any-return]
+        if layer.bias is not None:
+            h = h + layer.bias
+        return h - weight @ self.x_offset if self.scale_input else h
 
     # -- units ----------------------------------------------------------------------------------
 

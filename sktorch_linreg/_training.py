@@ -13,11 +13,8 @@ from sklearn.exceptions import ConvergenceWarning
 from torch import Tensor
 
 from ._backprop import FlatParameters
-from ._data import (
-    from_user_units,
-    make_generator,
-    to_user_units,
-)
+from ._carry_over import calm_, rewrite_layers
+from ._data import make_generator, to_user_units
 from ._duality import check_minimum
 from ._identity import fingerprint, identify
 from ._loop import Run
@@ -37,6 +34,7 @@ from ._types import (
     Start,
     TrainingData,
     TrainingDivergedError,
+    reciprocal,
 )
 from ._updates import rate_of
 from ._watch import FitTask
@@ -109,6 +107,8 @@ def train(
     alone = replace(spec, processes=None)
     net = safely(spec.processes, lambda: make_net(module, alone, state))
     training, validation = prepared.datasets(spec, NetDataset)
+    if start is not None and start.x_scale is not None:
+        calm_(module, training, scaling.x_scale * reciprocal(start.x_scale), spec)
     flat, monitor = net.objective_.flat, Monitor(spec, validation is not None)
     order = generator if spec.shuffle else None
     path = [flat.values.cpu().clone()] if spec.record_path else None
@@ -233,7 +233,7 @@ def _start_module(
     elif start is None:
         module.initialize_(generator)
     else:
-        module.load_(from_user_units(start.layers, scaling))
+        module.load_(rewrite_layers(start.layers, start.scaling, scaling))
     module.set_scaling_(scaling)
     if spec.positive:
         with torch.no_grad():

@@ -267,9 +267,14 @@ class FitSpec:
 
 @dataclass
 class Start:
-    """Where training begins when not from fresh weights: layers in the user's units, and more."""
+    """Where training begins when not from fresh weights: layers, the units they are in, and more.
+
+    `x_scale` are the scales of the columns that they were trained on, where these are known.
+    """
 
     layers: Layers
+    scaling: Scaling
+    x_scale: FloatArray | None = None
     moments: tuple[Moments, Moments] | None = None
     state: Mapping[str, Any] | None = None
 

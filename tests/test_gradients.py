@@ -5,7 +5,8 @@ import pytest
 import scipy.sparse as sp
 import torch
 
-from sktorch_linreg._data import from_user_units, to_user_units
+from sktorch_linreg._carry_over import rewrite_layers
+from sktorch_linreg._data import identity_scaling, to_user_units
 from sktorch_linreg._losses import LOSSES, Penalty, resolve_loss
 from sktorch_linreg._modules import ACTIVATIONS, Dropout, Masks, MLPModule
 from sktorch_linreg._optimizers import OrthantLBFGS
@@ -117,7 +118,7 @@ def test_folding_the_scaling_and_back():
         (rng.normal(size=(2, 4)), rng.normal(size=2)),
     ]
     for some in (layers, [(rng.normal(size=(2, 3)), rng.normal(size=2))]):
-        back = from_user_units(to_user_units(some, scaling), scaling)
+        back = rewrite_layers(to_user_units(some, scaling), identity_scaling(3, 2), scaling)
         for (w, b), (w2, b2) in zip(some, back, strict=True):
             np.testing.assert_allclose(w, w2)
             np.testing.assert_allclose(b, b2)
