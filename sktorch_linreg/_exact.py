@@ -279,9 +279,14 @@ def _solve(g: Gathered, spec: FitSpec, data: TrainingData | None) -> tuple[FitRe
         coef, squares = refined.coef, refined.squares
         intercept = refined.intercept if stats.intercept else None
     assert squares is not None
-    if data is not None and (refined is not None or _share_left(stats) < SMALL_RESIDUAL):
-        if refined is None:
-            squares = residual_squares(data, stats, coef)
+    if refined is not None and not spec.l2:
+        # at the minimum the rows of the factor leave no residual
+        stats = replace(stats, rest=squares)
+    elif refined is not None:
+        stats = _with_rest(stats, squares, coef)
+    elif data is not None and g.unit is not None and _share_left(stats) < SMALL_RESIDUAL:
+        # sums do not tell what is left
+        squares = residual_squares(data, stats, coef)
         stats = _with_rest(stats, squares, coef)
     loss = _loss(spec, stats, squares, coef)
     return _result(spec, loss, coef, intercept, path + how, s.rank), stats

@@ -30,6 +30,8 @@ SMALL_ENTRIES = 2**16
 MAX_FACTOR_FEATURES = 2000
 # rows that are looked at before the pass, to judge means against spreads
 SAMPLED_ROWS = 512
+# columns beside those of X whose products with each other cost next to nothing
+FEW_TARGETS = 16
 # share of stored entries from which on dense products are faster than sparse ones
 SPARSE_SHARE = 1 / 16
 # squared mean over variance from which on columns are shifted
@@ -65,9 +67,8 @@ class _Sums:
 
     @property
     def is_finite(self) -> bool:
-        """Whether all sums are numbers."""
-        total = self.products.sum() + self.squares.sum() + self.totals.sum() + self.weight
-        return bool(np.isfinite(total))
+        """Whether all sums are numbers, which those of the targets are if their squares are."""
+        return bool(np.isfinite(self.products.sum() + self.squares.sum()))
 
 
 def _span_gram(
@@ -116,9 +117,15 @@ def _gram(data: TrainingData, shift: FloatArray, device: torch.device) -> _Sums:
         return _sparse_gram(data, shift)
     if data.n_samples * d <= SMALL_ENTRIES and device.type == "cpu" and not sparse:
         z = beside(data, shift, slice(None))
-        x = np.subtract(data.X, shift[:d], dtype=np.float64)
+        rows = np.empty((data.n_samples, d + (len(z) if len(z) <= FEW_TARGETS else 0)))
+        x = np.subtract(data.X, shift[:d], out=rows[:, :d])
         if data.weight is not None:
             x *= np.sqrt(data.weight)[:, None]
+        if len(z) <= FEW_TARGETS:
+            # one product takes less time than several
+            rows[:, d:] = z.T
+            G = rows.T @ rows
+            return _Sums(G[:, :d], np.diagonal(G)[d:-1], G[-1, d:-1], G[-1, -1])
         products = np.empty((d + len(z), d))
         np.dot(x.T, x, out=products[:d])
         np.dot(z, x, out=products[d:])

@@ -1,0 +1,141 @@
+"""A dozen jobs as a git revision and as the working tree does them, in processes that take turns.
+
+Run ``python benchmarks/compare.py BASE``; BASE is anything that git knows as a commit, and the peer
+of the table. Ratios are its median time over that of the working tree: above 1 the tree is faster.
+"""
+
+import json
+import os
+import subprocess
+import sys
+import tarfile
+import tempfile
+import time
+import warnings
+from io import BytesIO
+from pathlib import Path
+from statistics import median
+
+from common import Table
+
+HERE = Path(__file__).resolve().parent
+ROUNDS = 7
+# what a job may take in one process, in seconds
+PATIENCE = 1.0
+
+
+def jobs():
+    """Functions to time, by name; each has its data made already."""
+    import numpy as np
+    import scipy.sparse as sp
+
+    from sktorch_linreg import BatchedGridSearchCV, TorchLinearRegressor, TorchMLPRegressor
+
+    rng = np.random.default_rng(0)
+
+    def rows(n, d):
+        X = rng.normal(size=(n, d))
+        return X, X @ rng.normal(size=d) + rng.normal(size=n)
+
+    small, middle, large, wide = rows(100, 5), rows(1000, 10), rows(100_000, 20), rows(60, 300)
+    table = rows(500, 10)
+    sparse = sp.random(5000, 200, density=0.02, random_state=0, format="csr")
+    network = {"hidden_layer_sizes": (32,), "max_epochs": 30, "tol": None, "random_state": 0}
+    solved = TorchLinearRegressor().fit(*middle)
+    trained = TorchMLPRegressor(**network).fit(*table)
+    grid = {"lr": [0.001, 0.003, 0.01, 0.03], "alpha": [0.0, 1e-4, 1e-2]}
+
+    def stream():
+        model = TorchMLPRegressor(hidden_layer_sizes=(32,), random_state=0)
+        for i in range(0, 500, 50):
+            model.partial_fit(table[0][i : i + 50], table[1][i : i + 50])
+
+    return {
+        "least squares 100 x 5": lambda: TorchLinearRegressor().fit(*small),
+        "least squares 1000 x 10": lambda: TorchLinearRegressor().fit(*middle),
+        "least squares 100000 x 20": lambda: TorchLinearRegressor().fit(*large),
+        "least squares 60 x 300": lambda: TorchLinearRegressor().fit(*wide),
+        "ridge, sparse 5000 x 200": lambda: TorchLinearRegressor(alpha=0.1).fit(
+            sparse, sparse[:, [0]].toarray()[:, 0]
+        ),
+        "lasso 1000 x 10": lambda: TorchLinearRegressor(alpha=0.1, l1_ratio=1.0).fit(*middle),
+        "predict, one row": lambda: solved.predict(middle[0][:1]),
+        "predict by a network, 500 rows": lambda: trained.predict(table[0]),
+        "huber by L-BFGS 1000 x 10": lambda: TorchLinearRegressor(loss="huber").fit(*middle),
+        "adam by batches 1000 x 10": lambda: TorchLinearRegressor(
+            lr=0.01, batch_size=50, max_epochs=20, random_state=0
+        ).fit(*middle),
+        "network 500 x 10": lambda: TorchMLPRegressor(**network).fit(*table),
+        "network, held-out rows": lambda: TorchMLPRegressor(early_stopping=True, **network).fit(
+            *table
+        ),
+        "partial_fit, 10 batches": stream,
+        "search, 12 candidates": lambda: BatchedGridSearchCV(
+            TorchMLPRegressor(**network), grid, cv=3
+        ).fit(*table),
+    }
+
+
+def measure():
+    """Median seconds of each job in this process, as JSON."""
+    import sktorch_linreg
+
+    out = {}
+    warnings.simplefilter("ignore")
+    for name, job in jobs().items():
+        job()
+        times, begin = [], time.perf_counter()
+        while len(times) < 3 or (time.perf_counter() - begin < PATIENCE and len(times) < 200):
+            start = time.perf_counter()
+            job()
+            times.append(time.perf_counter() - start)
+        out[name] = median(times)
+    print(json.dumps([sktorch_linreg.__file__, out]))
+
+
+def checkout(revision, folder):
+    """The package as a revision has it."""
+    root = subprocess.run(
+        ["git", "rev-parse", "--show-toplevel"],
+        cwd=HERE,
+        capture_output=True,
+        text=True,
+        check=True,
+    ).stdout.strip()
+    archive = subprocess.run(
+        ["git", "archive", revision, "sktorch_linreg"], cwd=root, capture_output=True, check=True
+    ).stdout
+    with tarfile.open(fileobj=BytesIO(archive)) as files:
+        files.extractall(folder, filter="data")
+    return root
+
+
+def main(revision):
+    """Print the table."""
+    found = {revision: [], "ours": []}
+    with tempfile.TemporaryDirectory() as folder:
+        places = {"ours": checkout(revision, folder), revision: folder}
+        for number in range(ROUNDS):
+            for which, place in sorted(places.items(), reverse=bool(number % 2)):
+                path = os.pathsep.join([place, str(HERE)])
+                env = {**os.environ, "PYTHONPATH": path, "OMP_NUM_THREADS": "1"}
+                command = [sys.executable, "-P", str(HERE / "compare.py"), "--measure"]
+                done = subprocess.run(command, env=env, cwd=folder, capture_output=True, text=True)
+                if done.returncode:
+                    sys.exit(done.stderr)
+                whence, times = json.loads(done.stdout.splitlines()[-1])
+                assert Path(whence).is_relative_to(Path(place).resolve()), whence
+                found[which].append(times)
+    table = Table(f"The working tree against {revision}, one thread, {ROUNDS} processes each")
+    for job in found["ours"][0]:
+        table.add(job, {which: [t[job] for t in times] for which, times in found.items()})
+    table.summary()
+
+
+if __name__ == "__main__":
+    if sys.argv[1:] == ["--measure"]:
+        measure()
+    elif len(sys.argv) == 2:
+        main(sys.argv[1])
+    else:
+        sys.exit("usage: python benchmarks/compare.py BASE")
