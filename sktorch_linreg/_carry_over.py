@@ -52,14 +52,16 @@ def rewrite_layers(layers: Layers, old: Scaling, new: Scaling) -> Layers:
 
 
 @torch.no_grad()
-def calm_(module: MLPModule, rows: TabularDataset, growth: FloatArray, spec: FitSpec) -> None:
+def calm_(
+    module: MLPModule, values: Tensor, rows: TabularDataset, growth: FloatArray, spec: FitSpec
+) -> None:
     """Bring units to sizes that can be trained, where rows are far from all that came before.
 
     Weights that were drawn for a narrow first batch are steep in the units of a wide one: rewritten
     with the same predictions they are too large to be trained, and outputs explode. What goes
     into a unit is made as small as with fresh weights; where its activation is straight on both
-    sides of 0 the next layer makes up for it, and predictions stay. `growth` are the scales of
-    the columns as multiples of what they were.
+    sides of 0 the next layer makes up for it, and predictions stay. `values` are all parameters as
+    one vector, `growth` the scales of the columns as multiples of what they were.
     """
     most = float(growth.max(initial=0.0))
     if most <= NO_GROWTH:
@@ -89,6 +91,9 @@ def calm_(module: MLPModule, rows: TabularDataset, growth: FloatArray, spec: Fit
     last.weight.mul_(by[:, None])
     if last.bias is not None:
         last.bias.mul_(by)
+    if spec.processes is not None:
+        # which have looked at rows of their own
+        spec.processes.from_first_(values)
 
 
 def _apply(module: MLPModule, layer: torch.nn.Linear, x: Tensor) -> Tensor:

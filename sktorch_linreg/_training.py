@@ -108,7 +108,8 @@ def train(
     net = safely(spec.processes, lambda: make_net(module, alone, state))
     training, validation = prepared.datasets(spec, NetDataset)
     if start is not None and start.x_scale is not None:
-        calm_(module, training, scaling.x_scale * reciprocal(start.x_scale), spec)
+        growth = scaling.x_scale * reciprocal(start.x_scale)
+        calm_(module, net.objective_.flat.values, training, growth, spec)
     flat, monitor = net.objective_.flat, Monitor(spec, validation is not None)
     order = generator if spec.shuffle else None
     path = [flat.values.cpu().clone()] if spec.record_path else None

@@ -268,6 +268,9 @@ def main(folder):
             exact.partial_fit(X[part], y[part])
             trained.partial_fit(X[part], y[part])
         found["partial_fit, exact"], found["partial_fit"] = learned(exact), learned(trained)
+        # a first batch that is narrow, and far from others on one process
+        narrow = network(batch_size=20).partial_fit(X[:20] * 1e-3, y[:20])
+        found["narrow first batch"] = learned(narrow.partial_fit(X * (1 + 9 * rank), y))
         warm = network(warm_start=True, shuffle=False, batch_size=20)
         found["warm start"] = learned(warm.fit(X, y).fit(X, y))
 
