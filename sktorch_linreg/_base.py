@@ -264,7 +264,10 @@ class BaseTorchRegressor(
     ) -> FitResult:
         start = None
         if goes_on:
-            start = Start(*self._trained_layers())
+            layers, units = self._trained_layers()
+            if not spec.fit_intercept:
+                layers = [(weight, None) for weight, _ in layers]
+            start = Start(layers, units)
             moments = None
             if kept := vars(self).get("_moments"):
                 x, y = (Moments(**m) for m in kept)

@@ -10,13 +10,12 @@ from torch import Tensor
 
 from ._batches import TabularDataset
 from ._modules import ACTIVATIONS, MLPModule
-from ._types import FitSpec, FloatArray, Layers, Scaling, reciprocal
+from ._types import Array, FitSpec, FloatArray, Layers, Scaling, reciprocal
 
-# growth of a column's scale that says nothing, and that up to which earlier rows have shown what it
-# is, so that sizes have to be many times as large as else to be too large
-NO_GROWTH, USUAL_GROWTH, MANY_TIMES = 1.02, 1.25, 5.0
-# rows that are looked at
-ROWS = 4096
+# growth of a column's scale, and so of a unit, that earlier rows gave no idea of
+UNSEEN_GROWTH = 3.0
+# numbers, and rows, that are looked at
+ENTRIES, ROWS = 2**22, 4096
 # median size of what goes into an activation as fresh weights have it
 FRESH = 0.4
 # and what is too large: the first scale along with what goes in, so that nothing is lost, and no
@@ -53,40 +52,47 @@ def rewrite_layers(layers: Layers, old: Scaling, new: Scaling) -> Layers:
 
 @torch.no_grad()
 def calm_(
-    module: MLPModule, values: Tensor, rows: TabularDataset, growth: FloatArray, spec: FitSpec
+    module: MLPModule,
+    values: Tensor,
+    rows: TabularDataset,
+    before: Layers,
+    growth: FloatArray,
+    spec: FitSpec,
 ) -> None:
     """Bring units to sizes that can be trained, where rows are far from all that came before.
 
     Weights that were drawn for a narrow first batch are steep in the units of a wide one: rewritten
     with the same predictions they are too large to be trained, and outputs explode. What goes
-    into a unit is made as small as with fresh weights; where its activation is straight on both
-    sides of 0 the next layer makes up for it, and predictions stay. `values` are all parameters as
-    one vector, `growth` the scales of the columns as multiples of what they were.
+    into such a unit is made as small as it was; where its activation is straight on both sides of
+    0 the next layer makes up for it, and predictions stay. `values` are all parameters as one
+    vector, `before` the layers before they were rewritten, and `growth` the scales of the columns
+    as multiples of what they were.
     """
-    most = float(growth.max(initial=0.0))
-    if most <= NO_GROWTH:
+    if float(growth.max(initial=0.0)) < UNSEEN_GROWTH:
         return
-    patience = MANY_TIMES if most <= USUAL_GROWTH else 1.0
-    step = -(-len(rows) // ROWS)
-    x, y, _ = rows.batch(slice(None, None, step))
+    x, y = _some_rows(module, rows)
     name, linears = module.activation, module.linears
     activation = ACTIVATIONS[name].make()
-    limit = patience * LARGE.get(name, LARGE_ELSE)
-    for layer, after in pairwise(linears):
-        z = _apply(module, layer, x)
-        size = z.abs().median(dim=0).values
-        by = torch.where(size > limit, size / FRESH, torch.ones_like(size))
+    limit = LARGE.get(name, LARGE_ELSE)
+    # as earlier rows were in the units of their time
+    earlier = x
+    for (layer, after), old in zip(pairwise(linears), before, strict=False):
+        z, z_before = layer(x), _apply(old, earlier)
+        size, usual = _sizes(z), _sizes(z_before).clamp(min=FRESH)
+        large = (size > limit) & (size > UNSEEN_GROWTH * usual)
+        by = torch.where(large, size / usual, torch.ones_like(size))
         layer.weight.div_(by[:, None])
         if layer.bias is not None:
             layer.bias.div_(by)
         if name not in BOUNDED:
             after.weight.mul_(by)
-        x = activation(z / by)
+        x, earlier = activation(z / by), activation(z_before)
     last = linears[-1]
-    size = _apply(module, last, x).abs().median(dim=0).values
-    usual = _usual_size(y, spec)
+    size, usual = _sizes(last(x)), _usual_size(y, spec)
     least = LARGE_LOG / LARGE_OUTPUT if spec.loss.log_link else 0.0
-    large = size > patience * LARGE_OUTPUT * usual.clamp(min=least)
+    large = size > LARGE_OUTPUT * usual.clamp(min=least)
+    if len(linears) > 1:
+        large &= size > UNSEEN_GROWTH * _sizes(_apply(before[-1], earlier))
     by = torch.where(large, usual / size, torch.ones_like(size))
     last.weight.mul_(by[:, None])
     if last.bias is not None:
@@ -96,16 +102,29 @@ def calm_(
         spec.processes.from_first_(values)
 
 
-def _apply(module: MLPModule, layer: torch.nn.Linear, x: Tensor) -> Tensor:
-    if layer is module.linears[0]:
-        return module.first(x)
-    out: Tensor = layer(x)
-    return out
+def _some_rows(module: MLPModule, rows: TabularDataset) -> tuple[Tensor, Tensor]:
+    """Some of the rows as the first layer takes dense ones, and their targets."""
+    most = max(1, min(ROWS, ENTRIES // max(1, rows.X.shape[1])))
+    x, y, _ = rows.batch(slice(None, None, -(-len(rows) // most)))
+    if x.layout != torch.strided:
+        x = (x.to_dense() - module.x_offset) * module.x_factor
+    return x, y
+
+
+def _apply(layer: tuple[Array, Array | None], x: Tensor) -> Tensor:
+    weight, bias = layer
+    out = x @ torch.as_tensor(weight, dtype=x.dtype, device=x.device).T
+    return out if bias is None else out + torch.as_tensor(bias, dtype=x.dtype, device=x.device)
+
+
+def _sizes(z: Tensor) -> Tensor:
+    """Of each unit, which a few rows do not change."""
+    return z.abs().median(dim=0).values
 
 
 def _usual_size(y: Tensor, spec: FitSpec) -> Tensor:
     """The size of outputs that targets like these, or earlier ones, ask for."""
     if spec.loss.log_link:
         return y.amax(dim=0).log().clamp(min=1.0)
-    size = y.abs().median(dim=0).values
+    size = _sizes(y)
     return size.clamp(min=1.0) if spec.loss.scales_target else size

@@ -23,6 +23,12 @@ COARSEST_TOL = 1e-6
 CERTAINLY = 10.0
 # sizes of rows that differ by less need no care in a QR decomposition
 EVEN_SIZES = 100.0
+# condition number up to which products of rows tell whether these are independent
+TELLING = 1e6
+# share of a dependency below which a column has no part in it
+NO_PART = 1e-11
+# columns up to which a basis of their null space is worked out
+MANY_COLUMNS = 1000
 # condition number up to which two refinements of a Cholesky solution reach rounding
 TWICE_REFINABLE = 1e8
 
@@ -151,6 +157,9 @@ def closed_form(p: Problem, spec: FitSpec, tol: float) -> Solution:
             b[live] = short * factor[:, None]
             return Solution(b, len(scaled), path="cholesky of the rows")
     rank, span, size = _rank(scaled, tol)
+    if rank < len(norms) and damping == 0 and _uneven(norms) and len(norms) <= MANY_COLUMNS:
+        b[live] = _least_norm(scaled, norms, c, rank)
+        return Solution(b, rank, path="svd")
     if rank < len(norms):
         basis = _orthonormal((norms * factor)[:, None] * span, norms * factor)
         z, _ = _least_squares((scaled * (norms * factor)) @ basis, c, damping)
@@ -162,6 +171,40 @@ def closed_form(p: Problem, spec: FitSpec, tol: float) -> Solution:
     z, triangle = _least_squares(scaled * (norms * factor), c, damping)
     b[live] = z * factor[:, None]
     return Solution(b, rank, Preconditioner(triangle, factor, live, condition(triangle)))
+
+
+def _uneven(sizes: FloatArray) -> bool:
+    return bool(sizes.max() >= EVEN_SIZES * sizes.min())
+
+
+def _least_norm(unit: FloatArray, norms: FloatArray, c: FloatArray, rank: int) -> FloatArray:
+    """The solution of least norm over columns ``unit * norms`` of far sizes and this rank.
+
+    One of least squares in unit columns, less what the null space has of it in the user's units:
+    predictions do not depend on how well that is known, and its zeros are those that columns with
+    no part in a dependency have.
+    """
+    Q, R, pivots = scipy.linalg.qr(unit, mode="economic", pivoting=True)
+    solved = lapack.dtrtrs(R[:rank, :rank], np.column_stack([Q.T[:rank] @ c, R[:rank, rank:]]))[0]
+    t = np.zeros((len(norms), c.shape[1]))
+    t[pivots[:rank]] = solved[:, : c.shape[1]]
+    # by which of the others each dependent column is made up, without what is rounding
+    parts = solved[:, c.shape[1] :]
+    parts[np.abs(parts) < NO_PART * np.abs(parts).max(axis=0, initial=0.0)] = 0.0
+    null = np.zeros((len(norms), len(norms) - rank))
+    null[pivots[:rank]] = -parts
+    null[pivots[rank:]] = np.eye(len(norms) - rank)
+    exponent = -np.frexp(norms)[1]
+    # units of a power of two keep the largest about one
+    factor = np.ldexp(1.0 / norms, -int(exponent.max()))
+    order = np.argsort(-factor, kind="stable")
+    # rows sorted by size keep a QR with very different row scales accurate (Cox and Higham, 1998)
+    Q, R, pivots = scipy.linalg.qr((factor[:, None] * null)[order], mode="economic", pivoting=True)
+    for _ in range(2):
+        right = Q.T @ (factor[:, None] * t)[order]
+        t = t - null[:, pivots] @ lapack.dtrtrs(R, right, lower=0)[0]
+    out: FloatArray = t / norms[:, None]
+    return out
 
 
 def _of_few_rows(
@@ -177,11 +220,14 @@ def _of_few_rows(
     sizes, c = np.ldexp(sizes, -at), np.ldexp(c, -at_right)
     damping = float(np.ldexp(damping, -2 * at))
     R, info = lapack.dpotrf(unit @ unit.T, lower=0)
-    if info != 0 or not surely_independent(condition(R), tol):
+    size = condition(R)
+    if info != 0 or size > TELLING or not surely_independent(size, tol):
         return None
     rows = unit * sizes
     K = rows @ rows.T
     K[np.diag_indices(len(K))] += damping
+    if not np.diagonal(K).all():
+        return None
     scale = 1.0 / np.sqrt(np.diagonal(K))[:, None]
     R, info = lapack.dpotrf(K * scale * scale.T, lower=0)
     if info != 0 or condition(R) ** 2 > TWICE_REFINABLE:
@@ -222,7 +268,7 @@ def _rank(unit: FloatArray, tol: float) -> tuple[int, FloatArray, float]:
 
 def _orthonormal(columns: FloatArray, sizes: FloatArray) -> FloatArray:
     """Orthonormal basis of what `columns` span, whose rows are of these sizes."""
-    if sizes.max() < EVEN_SIZES * sizes.min():
+    if not _uneven(sizes):
         return np.linalg.qr(columns)[0]
     # rows sorted by size keep a QR with very different row scales accurate (Cox and Higham, 1998)
     order = np.argsort(-sizes, kind="stable")

@@ -205,7 +205,12 @@ def objective(
     """The objective with its penalty, in the space that is penalised."""
     w = coef * scaling.x_scale[:, None] / scaling.y_scale
     loss = float(np.mean(squares / weight / scaling.y_scale**2))
-    return loss + spec.l1 * float(np.abs(w).sum()) + 0.5 * spec.l2 * float(np.sum(w**2))
+    if spec.l1:
+        loss += spec.l1 * float(np.abs(w).sum())
+    if spec.l2:
+        # squares of large coefficients, which no penalty asks for, may overflow
+        loss += 0.5 * spec.l2 * float(np.sum(w**2))
+    return loss
 
 
 def _result(
@@ -279,8 +284,8 @@ def _solve(g: Gathered, spec: FitSpec, data: TrainingData | None) -> tuple[FitRe
         coef, squares = refined.coef, refined.squares
         intercept = refined.intercept if stats.intercept else None
     assert squares is not None
-    if refined is not None and not spec.l2:
-        # at the minimum the rows of the factor leave no residual
+    if refined is not None and not spec.l2 and s.rank == len(stats.factor):
+        # at the minimum the rows of the factor, as many as columns, leave no residual
         stats = replace(stats, rest=squares)
     elif refined is not None:
         stats = _with_rest(stats, squares, coef)

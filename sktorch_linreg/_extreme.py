@@ -153,7 +153,6 @@ class Units:
             layers = self._layers(result.layers)
             path = [self._layers(entry) for entry in result.path]
             scaling = None if result.scaling is None else self._scaling(result.scaling)
-            loss = float(np.ldexp(result.loss, 2 * int(self.y[0])))
             # what predictions near the rows add up
             terms = np.abs(layers[0][0]) @ np.ldexp(1.0, self.x) if len(layers) == 1 else 0.0
         arrays = [terms, *(a for layer in layers for a in layer if a is not None)]
@@ -165,11 +164,16 @@ class Units:
         out = replace(result, layers=layers, path=path, scaling=scaling)
         # what goes on from a fit, and its net, do not know of the units
         out.state = out.moments = out.net = None
-        if not standardize and (self.y == self.y[0]).all():
-            out.loss = out.best_loss = loss
-            out.loss_curve = [out.loss]
-            out.history = [{"epoch": 1, "train_loss": out.loss}]
         return out
+
+    def loss(self, data: TrainingData, layers: Layers) -> float:
+        """The mean squared error, in the user's units, of a linear model of rescaled rows."""
+        (weight, bias), *_ = layers
+        residual = data.y - data.X @ weight.T
+        residual = residual if bias is None else residual - bias
+        squares = np.average(residual**2, axis=0, weights=data.weight)
+        with np.errstate(over="ignore"):
+            return float(np.mean(np.ldexp(squares, 2 * self.y)))
 
 
 def fit_rescaled(
@@ -189,9 +193,15 @@ def fit_rescaled(
     if not begins or spec.processes is not None or not (spec.standardize or free):
         raise refusal
     units = Units.of(data, scales_target=spec.loss.scales_target)
+    rescaled = units.rescale(data)
     try:
-        result = fit(units.rescale(data))
+        result = fit(rescaled)
     except ExtremeScales:
         # numbers in one and the same column may be as far apart
         raise refusal from None
-    return units.restore(result, standardize=spec.standardize)
+    out = units.restore(result, standardize=spec.standardize)
+    if not spec.standardize:
+        # of least squares, the only objective that gets here without standardisation
+        out.loss = out.best_loss = units.loss(rescaled, result.layers)
+        out.loss_curve, out.history = [out.loss], [{"epoch": 1, "train_loss": out.loss}]
+    return out

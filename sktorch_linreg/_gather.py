@@ -34,6 +34,8 @@ SAMPLED_ROWS = 512
 FEW_TARGETS = 16
 # share of stored entries from which on dense products are faster than sparse ones
 SPARSE_SHARE = 1 / 16
+# weight of a row, in median weights, from which on it is what columns are shifted by
+HEAVY = 1e6
 # squared mean over variance from which on columns are shifted
 LARGE_MEAN = 4.0
 # share of a squared column that centring may cancel before the pass is made once more
@@ -180,6 +182,7 @@ def _centre(s: _Sums, shift: FloatArray, intercept: bool) -> _Centred:
     if cancellation > LARGE_CANCELLATION:
         # what is rounding about a constant column's value is not looked at
         told = np.sqrt(raw / weight) > 4 * EPS * np.abs(shift)
+        told &= raw > 0
         lost = raw[told] / np.maximum(squares[told], EPS**2 * raw[told])
         cancellation = float(lost.max(initial=1.0))
     return _Centred(squares, products, offset, weight, cancellation)
@@ -335,6 +338,12 @@ def _sampled_shift(data: TrainingData, intercept: bool) -> FloatArray:
     d = data.n_features
     if not intercept:
         return np.zeros(d + data.n_targets)
+    if data.weight is not None and data.weight.max() > HEAVY * np.median(data.weight):
+        # the mean is next to this row, and rounding of its distance would count for all others
+        i = int(np.argmax(data.weight))
+        row = data.X[[i]].toarray()[0] if sp.issparse(data.X) else data.X[i]
+        heavy: FloatArray = np.concatenate([row, data.y[i]]).astype(np.float64)
+        return heavy
     if data.n_samples * d <= SMALL_ENTRIES and not sp.issparse(data.X):
         sums = np.add.reduce(data.X, dtype=np.float64), np.add.reduce(data.y, dtype=np.float64)
         out: FloatArray = np.concatenate(sums) / data.n_samples

@@ -70,15 +70,23 @@ def solve_iteratively(data: TrainingData, spec: FitSpec) -> Iterated:
     factor = reciprocal(scale) if damping == 0 else scaling.x_factor * live
     operator = _centred_operator(X, x_mean, factor, root)
     right = root[:, None] * (y - y_mean)
+    # in units in which LSQR's own absolute tolerances are below rounding
+    exponent = np.frexp(np.abs(right).max(axis=0))[1]
+    right = np.ldexp(right, -exponent)
     b = np.stack([factor * _lsqr(operator, r, np.sqrt(damping)) for r in right.T], axis=1)
     if damping == 0:
         # onto the row space: of all solutions the one of least norm in the user's units
-        plain = _centred_operator(X, x_mean, live.astype(np.float64), root)
+        at = np.frexp(float(scale.max(initial=0.0)))[1]
+        unit = np.ldexp(live.astype(np.float64), -at)
+        plain = _centred_operator(X, x_mean, unit, root)
+        b = np.ldexp(b, at)
         for t, column in enumerate(b.T):
             least = plain.rmatvec(_lsqr(plain.adjoint(), column))
             change = np.linalg.norm(plain.matvec(least - column))
             if change <= 1e-9 * np.linalg.norm(plain.matvec(column)):
                 b[:, t] = least
+        b = np.ldexp(b, -at)
+    b = np.ldexp(b, exponent)
     intercepts = y_mean - x_mean @ b
     residual = root[:, None] * (X @ b + intercepts - y)
     return Iterated(b, intercepts, np.sum(residual**2, axis=0), scaling, mx.weight)

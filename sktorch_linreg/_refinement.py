@@ -196,7 +196,7 @@ def _extended_gradient(
 def _natural_sizes(stats: Statistics, coef: FloatArray) -> FloatArray:
     """What a coefficient, and last an intercept, has to be seen against if it is nearly zero."""
     x, y = stats.moments()
-    slopes = np.sqrt(y.deviation * reciprocal(x.deviation)[:, None])
+    slopes = np.sqrt(y.deviation) * np.sqrt(reciprocal(x.deviation))[:, None]
     terms = np.abs(y.mean) + np.abs(x.mean) @ np.abs(coef)
     return np.vstack([slopes, np.maximum(terms, np.sqrt(y.deviation / y.weight))])
 

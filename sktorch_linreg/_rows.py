@@ -104,12 +104,13 @@ def _held_out_shares(data: TrainingData, fraction: float, seed: int) -> FloatArr
     n_valid = int(np.ceil(fraction * units.sum()))
     held = np.random.default_rng([1, seed]).multivariate_hypergeometric(units, n_valid)
     # the first of several equal rows are held out whole, and at most one of them in part
+    weight = data.weights if whole else np.ones(data.n_samples)
     order = np.argsort(group, kind="stable")
-    size = np.bincount(group)
-    rank = np.empty(len(group))
-    rank[order] = np.arange(len(group)) - np.repeat(np.cumsum(size) - size, size)
-    out: FloatArray = np.clip((held * size / units)[group] - rank, 0.0, 1.0)
-    return out
+    before = np.empty(len(group))
+    before[order] = np.cumsum(weight[order]) - weight[order]
+    first = np.cumsum(count) - count
+    out: FloatArray = ((held * count / units + first)[group] - before) / weight
+    return out.clip(0.0, 1.0)
 
 
 def _weighted_rows(data: TrainingData, share: FloatArray) -> TrainingData:

@@ -109,7 +109,7 @@ def train(
     training, validation = prepared.datasets(spec, NetDataset)
     if start is not None and start.x_scale is not None:
         growth = scaling.x_scale * reciprocal(start.x_scale)
-        calm_(module, net.objective_.flat.values, training, growth, spec)
+        calm_(module, net.objective_.flat.values, training, start.layers, growth, spec)
     flat, monitor = net.objective_.flat, Monitor(spec, validation is not None)
     order = generator if spec.shuffle else None
     path = [flat.values.cpu().clone()] if spec.record_path else None

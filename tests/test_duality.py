@@ -113,3 +113,16 @@ def test_a_search_collects_these_warnings_as_others():
     search = GridSearchCV(TorchLinearRegressor(loss="quantile"), {"loss__quantile": [0.9]}, cv=2)
     with pytest.warns(ConvergenceWarning, match="may be"):
         search.fit(np.repeat(X, 2, axis=0), np.repeat(y, 2), sample_weight=np.repeat(weight, 2))
+
+
+def test_a_poor_bound_is_no_reason_to_warn():
+    X = np.array([
+        [-1.6523, 1.0029, -1.6582], [0.8168, 0.7735, 0.8153], [1.2617, -0.9520, 1.2666],
+        [1.5052, 1.9070, 1.4934], [0.1435, -0.7223, 0.1491],
+    ])  # fmt: skip
+    y = np.array([0.58, -2.96, -0.08, -0.07, 0.37])
+    model = TorchLinearRegressor(loss="absolute_error", alpha=0.01, l1_ratio=1.0)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        model.fit(X, y, [2, 2, 2, 2, 1])
+    np.testing.assert_allclose(model.loss_, 0.522661697, rtol=1e-5)

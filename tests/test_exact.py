@@ -461,3 +461,32 @@ def test_memory_is_linear_in_the_number_of_targets(mean, settings):
     )  # fmt: skip
     # the square of the number of targets would be eight times Y
     assert float(done.stdout) < 5.0
+
+
+def test_the_loss_where_columns_are_nothing():
+    X = np.zeros((5, 8))
+    X[:, 0] = [1, 2, 4, 3, 7]
+    y = np.array([1.0, -1, 2, 0, 3])
+    model = TorchLinearRegressor().fit(X, y)
+    np.testing.assert_allclose(model.loss_, 1 - model.score(X, y), rtol=1e-12)
+
+
+def test_statistics_of_a_fit_with_columns_that_were_nothing_go_on():
+    rng = np.random.default_rng(0)
+    first = np.array([[1.0, 0, 0], [2, 0, 0], [4, 0, 0]]), np.array([1.0, -1, 2])
+    then = rng.normal(size=(20, 3)), rng.normal(size=20)
+    both = [np.concatenate(pair) for pair in zip(first, then, strict=True)]
+    one = TorchLinearRegressor().fit(*both)
+    two = TorchLinearRegressor(warm_start=True).fit(*first).partial_fit(*then)
+    np.testing.assert_allclose(two.loss_, one.loss_, rtol=1e-10)
+    np.testing.assert_allclose(two.coef_std_err_, one.coef_std_err_, rtol=1e-10)
+
+
+def test_the_rank_of_dependent_rows_under_ridge():
+    A = np.array([
+        [0.0, 16, -4, -12, 8, -12, -20], [4, -4, -1, 4, -3, 7, 6],
+        [-8, -4, 5, 1, 0, -5, 3], [16, 4, -9, 1, -2, 13, -1],
+    ])  # fmt: skip
+    for alpha in (0.0, 0.1):
+        model = TorchLinearRegressor(alpha=alpha, fit_intercept=False)
+        assert model.fit(A, A[:, 0]).rank_ == np.linalg.matrix_rank(A) == 2

@@ -237,3 +237,21 @@ def test_dropout_does_not_depend_on_who_listens():
         heard = clone(model).set_params(callbacks=[Callback()]).fit(X, y, weight).predict(X)
         np.testing.assert_allclose(heard, alone, rtol=1e-8)
         np.testing.assert_allclose(sparse, alone, rtol=1e-8)
+
+
+@pytest.mark.parametrize("cls", [TorchLinearRegressor, TorchMLPRegressor])
+def test_held_out_shares_of_equal_rows_with_other_weights(cls):
+    X = np.tile(np.arange(6.0), 2)[:, None]
+    y, weight = X[:, 0] ** 2, np.repeat([1.0, 3.0], 6)
+    model = cls(optimizer="adam", lr=0.01, max_epochs=5, early_stopping=True, random_state=0)
+    model.set_params(validation_fraction=0.3, tol=None, dtype="float64", batch_size=None)
+    repeated = weight.astype(int)
+    curves = [
+        clone(model).fit(*rows).validation_loss_curve_
+        for rows in (
+            (X, y, weight),
+            (np.repeat(X, repeated, axis=0), np.repeat(y, repeated)),
+            (X[:6], y[:6], np.full(6, 4.0)),
+        )
+    ]
+    np.testing.assert_allclose(curves[1:], [curves[0]] * 2, rtol=1e-9)

@@ -165,3 +165,30 @@ def test_layers_rewritten_for_other_units_predict_the_same():
         np.testing.assert_allclose(predict(again, new), predict(depth, old), rtol=1e-9, atol=1e-9)
     # weights that no row has seen are those that were drawn
     np.testing.assert_array_equal(rewrite_layers(layers, old, new)[0][0][:, 2], layers[0][0][:, 2])
+
+
+@pytest.mark.parametrize("optimizer", ["adam", "sgd"])
+def test_going_on_without_an_intercept(optimizer):
+    X = np.random.default_rng(0).normal(size=(40, 2))
+    y = X @ [1.0, 2.0]
+    model = TorchLinearRegressor(fit_intercept=False, optimizer=optimizer, lr=0.05, random_state=0)
+    for _ in range(150):
+        model.partial_fit(X, y)
+    np.testing.assert_allclose(model.coef_, [1.0, 2.0], atol=0.01)
+    warm = clone(model).set_params(warm_start=True, max_epochs=3)
+    assert warm.fit(X, y).fit(X, y).intercept_ == 0.0
+
+
+@pytest.mark.parametrize("activation", ["relu", "tanh", "gelu", "silu", "elu", "logistic"])
+@pytest.mark.parametrize("factor", [1.6, 2.5])
+def test_what_was_learned_stays_where_rows_spread_somewhat(activation, factor):
+    rng = np.random.default_rng(0)
+    X = rng.normal(size=(300, 1))
+    network = TorchMLPRegressor(
+        hidden_layer_sizes=(16, 16), activation=activation, lr=0.02, max_epochs=60, tol=None,
+        random_state=0, dtype="float64",
+    ).fit(X, np.sin(4 * X[:, 0]))  # fmt: skip
+    before = network.predict(X)
+    wider = factor * rng.normal(size=(300, 1))
+    network.set_params(lr=1e-30).partial_fit(wider, np.sin(4 * wider[:, 0]))
+    np.testing.assert_allclose(network.predict(X), before, atol=1e-9)
