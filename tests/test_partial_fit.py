@@ -66,7 +66,12 @@ def network(optimizer="adam", **settings):
 @pytest.mark.parametrize(
     ("optimizer", "kind"),
     [(o, k) for o in ("adam", "sgd") for k in KINDS]
-    + [(o, k) for o in RATES if o not in ("adam", "sgd") for k in ("one row", "very narrow")],
+    + [
+        pytest.param(o, k, marks=pytest.mark.slow)
+        for o in RATES
+        if o not in ("adam", "sgd")
+        for k in ("one row", "very narrow")
+    ],
 )
 def test_an_odd_first_batch_spoils_nothing(optimizer, kind):
     usual = score_of_stream(network(optimizer), first("typical"))
@@ -74,6 +79,7 @@ def test_an_odd_first_batch_spoils_nothing(optimizer, kind):
     assert score_of_stream(network(optimizer), first(kind)) > usual - 0.12
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", ["one row", "very narrow", "narrow, other targets"])
 @pytest.mark.parametrize(
     "settings",
