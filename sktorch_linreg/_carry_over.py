@@ -1,4 +1,4 @@
-"""Layers that earlier rows have trained, in the units of later ones."""
+"""Layers trained on earlier rows, rewritten for the scaling of later ones."""
 
 from __future__ import annotations
 
@@ -103,7 +103,7 @@ def calm_(
 
 
 def _some_rows(module: MLPModule, rows: TabularDataset) -> tuple[Tensor, Tensor]:
-    """Some of the rows as the first layer takes dense ones, and their targets."""
+    """A sample of the rows, dense and standardised, with their targets."""
     most = max(1, min(ROWS, ENTRIES // max(1, rows.X.shape[1])))
     x, y, _ = rows.batch(slice(None, None, -(-len(rows) // most)))
     if x.layout != torch.strided:
@@ -118,12 +118,12 @@ def _apply(layer: tuple[Array, Array | None], x: Tensor) -> Tensor:
 
 
 def _sizes(z: Tensor) -> Tensor:
-    """Of each unit, which a few rows do not change."""
+    """Median absolute value of each unit, which a few outlying rows do not change."""
     return z.abs().median(dim=0).values
 
 
 def _usual_size(y: Tensor, spec: FitSpec) -> Tensor:
-    """The size of outputs that targets like these, or earlier ones, ask for."""
+    """A typical size of the outputs for these targets and for earlier ones."""
     if spec.loss.log_link:
         return y.amax(dim=0).log().clamp(min=1.0)
     size = _sizes(y)

@@ -22,9 +22,9 @@ def check_targets(data: TrainingData, spec: FitSpec) -> None:
         if large.size or small.size:
             beyond = large if large.size else small
             raise ValueError(
-                f"Targets of up to {beyond[0]:.3g} are beyond what a float32 holds, in which X, "
-                f"and so predictions, are: {single.tiny:.3g} to {single.max:.3g}. Pass X in "
-                "float64, or multiply y by a power of ten."
+                f"Targets of up to {beyond[0]:.3g} are beyond what a float32 holds "
+                f"({single.tiny:.3g} to {single.max:.3g}), and predictions are float32 because X "
+                "is. Pass X in float64, or multiply y by a power of ten."
             )
     minimum = spec.loss.minimum_target
     if minimum is not None and float(data.y.min()) < minimum:

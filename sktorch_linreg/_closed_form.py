@@ -15,7 +15,7 @@ from scipy.linalg import lapack
 from ._data import column_scale, make_scaling
 from ._refinement import Preconditioner
 from ._statistics import Statistics, condition, unit_columns
-from ._types import FitSpec, FloatArray, Mask, Scaling
+from ._types import Array, FitSpec, FloatArray, Mask, Scaling
 
 # LinearRegression's own cut-off: no column that it keeps is dropped here
 COARSEST_TOL = 1e-6
@@ -157,13 +157,13 @@ def closed_form(p: Problem, spec: FitSpec, tol: float) -> Solution:
             b[live] = short * factor[:, None]
             return Solution(b, len(scaled), path="cholesky of the rows")
     rank, span, size = _rank(scaled, tol)
-    if rank < len(norms) and damping == 0 and _uneven(norms) and len(norms) <= MANY_COLUMNS:
-        b[live] = _least_norm(scaled, norms, c, rank)
-        return Solution(b, rank, path="svd")
     if rank < len(norms):
-        basis = _orthonormal((norms * factor)[:, None] * span, norms * factor)
-        z, _ = _least_squares((scaled * (norms * factor)) @ basis, c, damping)
-        b[live] = basis @ z * factor[:, None]
+        if damping == 0 and _uneven(norms) and len(norms) <= MANY_COLUMNS:
+            b[live] = _least_norm(scaled, norms, c, rank)
+        else:
+            basis = _orthonormal((norms * factor)[:, None] * span, norms * factor)
+            z, _ = _least_squares((scaled * (norms * factor)) @ basis, c, damping)
+            b[live] = basis @ z * factor[:, None]
         return Solution(b, rank, path="svd")
     if damping == 0:
         straight = Preconditioner(np.ascontiguousarray(scaled), 1.0 / norms, live, size)
@@ -197,11 +197,9 @@ def _least_norm(unit: FloatArray, norms: FloatArray, c: FloatArray, rank: int) -
     exponent = -np.frexp(norms)[1]
     # units of a power of two keep the largest about one
     factor = np.ldexp(1.0 / norms, -int(exponent.max()))
-    order = np.argsort(-factor, kind="stable")
-    # rows sorted by size keep a QR with very different row scales accurate (Cox and Higham, 1998)
-    Q, R, pivots = scipy.linalg.qr((factor[:, None] * null)[order], mode="economic", pivoting=True)
+    Q, R, pivots = _sorted_qr(factor[:, None] * null, factor)
     for _ in range(2):
-        right = Q.T @ (factor[:, None] * t)[order]
+        right = Q.T @ (factor[:, None] * t)
         t = t - null[:, pivots] @ lapack.dtrtrs(R, right, lower=0)[0]
     out: FloatArray = t / norms[:, None]
     return out
@@ -270,12 +268,19 @@ def _orthonormal(columns: FloatArray, sizes: FloatArray) -> FloatArray:
     """Orthonormal basis of what `columns` span, whose rows are of these sizes."""
     if not _uneven(sizes):
         return np.linalg.qr(columns)[0]
-    # rows sorted by size keep a QR with very different row scales accurate (Cox and Higham, 1998)
+    return _sorted_qr(columns, sizes)[0]
+
+
+def _sorted_qr(columns: FloatArray, sizes: FloatArray) -> tuple[FloatArray, FloatArray, Array]:
+    """A pivoted QR decomposition whose rows are of very different sizes.
+
+    Sorted by these it stays accurate row by row (Cox and Higham, 1998).
+    """
     order = np.argsort(-sizes, kind="stable")
-    Q = scipy.linalg.qr(columns[order], mode="economic", pivoting=True)[0]
-    basis: FloatArray = np.empty_like(Q)
-    basis[order] = Q
-    return basis
+    Q, R, pivots = scipy.linalg.qr(columns[order], mode="economic", pivoting=True)
+    out = np.empty_like(Q)
+    out[order] = Q
+    return out, R, pivots
 
 
 def damped(rows: FloatArray, right: FloatArray, damping: float) -> tuple[FloatArray, FloatArray]:

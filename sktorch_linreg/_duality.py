@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+import scipy.sparse as sp
 import torch
 from scipy.optimize import linprog
 from sklearn.exceptions import ConvergenceWarning
@@ -21,8 +22,8 @@ ROWS_PER_COLUMN = 5
 LESS_ROOM = 1e-4
 # part that a row has, relative to the largest, below which it has none under a squared norm
 FAR_ROWS = 1e-4
-# entries up to which the minimum is worked out where the bound is poor
-SMALL = 50_000
+# rows times unknowns, and entries, up to which the minimum is worked out where the bound is poor
+SMALL_PROGRAMME, SMALL = 4_000_000, 50_000
 # share of all pulls that may be rounding
 ROUNDING = 1e-12
 # corrections, each of which may let another row or column go too far
@@ -30,7 +31,7 @@ PASSES = 12
 
 
 @dataclass(frozen=True)
-class _Problem:
+class Problem:
     """A linear model and its rows, in the units of training and in float64."""
 
     X: Any
@@ -62,17 +63,17 @@ class _Problem:
         return out if self.intercept is None else out - self.intercept
 
 
-def _problem(
-    rows: TabularDataset, layers: Layers, scaling: Scaling, scales_input: bool
-) -> _Problem:
+def make_problem(rows: TabularDataset, layers: Layers, scaling: Scaling) -> Problem:
+    """The rows and the model as they were trained; sparse rows come without their scaling."""
     (weight, bias), *_ = layers
     X: Any = rows.X
-    if isinstance(X, torch.Tensor):
+    scales_input = not isinstance(X, torch.Tensor)
+    if not scales_input:
         X = X.cpu().numpy()
     d, k = X.shape[1], len(weight)
     relative = np.ones(len(rows)) if rows.weight is None else rows.weight.cpu().numpy()
     w = relative.astype(np.float64)
-    return _Problem(
+    return Problem(
         X.astype(np.float64, copy=False),
         scaling.x_offset if scales_input else np.zeros(d),
         scaling.x_factor if scales_input else np.ones(d),
@@ -83,7 +84,7 @@ def _problem(
     )
 
 
-def _feasible(p: _Problem, spec: FitSpec, r: FloatArray, b: FloatArray, width: float) -> FloatArray:
+def _feasible(p: Problem, spec: FitSpec, r: FloatArray, b: FloatArray, width: float) -> FloatArray:
     """Slopes of one target that columns pull at as much as their coefficients and the penalty say.
 
     Those of the envelope do so but for what L-BFGS has left over. That is taken from the rows
@@ -133,7 +134,7 @@ def _branches(spec: FitSpec) -> tuple[float, float]:
     return spec.loss.branches
 
 
-def _bound(p: _Problem, spec: FitSpec, slopes: FloatArray, r: FloatArray, b: FloatArray) -> float:
+def _bound(p: Problem, spec: FitSpec, slopes: FloatArray, r: FloatArray, b: FloatArray) -> float:
     """A lower bound of the objective of one target, from slopes of the loss at each row."""
     low, high = _branches(spec)
     u = p.weight * slopes
@@ -155,15 +156,12 @@ def _bound(p: _Problem, spec: FitSpec, slopes: FloatArray, r: FloatArray, b: Flo
     return float(value)
 
 
-def excess(
-    rows: TabularDataset, layers: Layers, scaling: Scaling, spec: FitSpec, width: float
-) -> tuple[float, float]:
+def excess(p: Problem, spec: FitSpec, width: float) -> tuple[float, float]:
     """The objective, and by how much it is above its minimum at the most.
 
     Any slopes of the loss at the rows give a lower bound, if no column pulls at them by more than
     the penalty allows (Fenchel duality). They are taken from the envelope that was minimised last.
     """
-    p = _problem(rows, layers, scaling, _scales_input(rows))
     low, high = _branches(spec)
     residual = p.residual
     value = bound = 0.0
@@ -176,37 +174,36 @@ def excess(
     return value, value - bound
 
 
-def _least(p: _Problem, spec: FitSpec) -> float:
+def _least(p: Problem, spec: FitSpec) -> float:
     """The minimum of the objective without a squared norm, by linear programming."""
     low, high = _branches(spec)
     n, d = p.X.shape
     Z = p.columns(np.arange(n), np.arange(d))
     norms = np.full(2 * d, spec.l1)
-    signs: list[FloatArray] = [Z[:, :d], -Z[:, :d], Z[:, d:], -Z[:, d:], np.eye(n), -np.eye(n)]
+    ones = sp.identity(n, format="csc")
+    equations = sp.hstack([Z[:, :d], -Z[:, :d], Z[:, d:], -Z[:, d:], ones, -ones], format="csc")
     bounds = [(0, None)] * d + [(0, 0 if spec.positive else None)] * d
     bounds += [(0, None)] * (2 * (Z.shape[1] - d) + 2 * n)
     costs = [norms, np.zeros(2 * (Z.shape[1] - d)), high * p.weight, -low * p.weight]
     total = 0.0
     for y in p.y.T:
-        found = linprog(np.concatenate(costs), A_eq=np.hstack(signs), b_eq=y, bounds=bounds)
+        found = linprog(np.concatenate(costs), A_eq=equations, b_eq=y, bounds=bounds)
         total += float(found.fun) if found.status == 0 else 0.0
     return total
-
-
-def _scales_input(rows: TabularDataset) -> bool:
-    # sparse rows are never scaled
-    return not isinstance(rows.X, torch.Tensor)
 
 
 def check_minimum(
     rows: TabularDataset, layers: Layers, scaling: Scaling, spec: FitSpec, width: float
 ) -> list[tuple[str, type[Warning]]]:
     """A warning where L-BFGS has stopped far above the minimum of a loss with kinks."""
-    value, above = excess(rows, layers, scaling, spec, width)
+    p = make_problem(rows, layers, scaling)
+    value, above = excess(p, spec, width)
     tolerated = TOLERATED * value + width
-    if above > tolerated and not spec.l2 and rows.X.shape[0] * rows.X.shape[1] <= SMALL:
-        # the bound may be a poor one, and the minimum itself takes no longer
-        above = value - _least(_problem(rows, layers, scaling, _scales_input(rows)), spec)
+    n, d = p.X.shape
+    small = n * d <= SMALL and n * (n + d) <= SMALL_PROGRAMME
+    if above > tolerated and not spec.l2 and small:
+        # the bound may be a poor one, and the minimum itself is soon found
+        above = value - _least(p, spec)
     if above <= tolerated:
         return []
     least = value - above

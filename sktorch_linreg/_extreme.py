@@ -141,7 +141,7 @@ class Units:
         # numbers below the smallest normal one lose digit after digit
         return bool((counts & (restored < 1e-6 * np.finfo(np.float64).tiny)).any())
 
-    def restore(self, result: FitResult, *, standardize: bool) -> FitResult:
+    def restore(self, result: FitResult) -> FitResult:
         """The result of a fit in these units, in those of the user.
 
         Raises
@@ -199,7 +199,7 @@ def fit_rescaled(
     except ExtremeScales:
         # numbers in one and the same column may be as far apart
         raise refusal from None
-    out = units.restore(result, standardize=spec.standardize)
+    out = units.restore(result)
     if not spec.standardize:
         # of least squares, the only objective that gets here without standardisation
         out.loss = out.best_loss = units.loss(rescaled, result.layers)

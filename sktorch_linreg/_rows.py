@@ -59,7 +59,7 @@ def distinct_rows(data: TrainingData) -> TrainingData:
     """
     first, group = group_rows(data.X, data.y)
     weight: FloatArray = np.bincount(group, data.weights).astype(np.float64)
-    kept = None if (weight == 1).all() and data.exponent == 0 else weight
+    kept = None if (weight == 1).all() else weight
     return TrainingData(data.X[first], data.y[first], kept, exponent=data.exponent)
 
 
@@ -119,5 +119,5 @@ def _weighted_rows(data: TrainingData, share: FloatArray) -> TrainingData:
     # thirds of a weight and the like are to give back whole numbers
     nearest = np.rint(weight)
     weight = np.where(np.abs(weight - nearest) < 1e-9 * np.abs(weight), nearest, weight)
-    kept = None if (weight == 1).all() and data.exponent == 0 else weight
+    kept = None if (weight == 1).all() else weight
     return TrainingData(data.X[keep], data.y[keep], kept, exponent=data.exponent)

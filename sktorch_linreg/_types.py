@@ -118,6 +118,8 @@ class Moments:
     def in_units_of(self, exponent: int) -> Moments:
         """The same with weights in other units."""
         by = self.exponent - exponent
+        if by == 0:
+            return self
         deviation = np.ldexp(self.deviation, by)
         return Moments(math.ldexp(self.weight, by), self.mean, deviation, exponent)
 

@@ -13,7 +13,7 @@ from sklearn.model_selection import GridSearchCV
 from sklearn.preprocessing import PolynomialFeatures
 
 from sktorch_linreg import TorchLinearRegressor, _training
-from sktorch_linreg._duality import excess
+from sktorch_linreg._duality import excess, make_problem
 
 
 @pytest.fixture
@@ -24,7 +24,7 @@ def found(monkeypatch):
     checked = _training.check_minimum
 
     def check(*args):
-        seen.append(excess(*args))
+        seen.append(excess(make_problem(*args[:3]), *args[3:]))
         return checked(*args)
 
     monkeypatch.setattr(_training, "check_minimum", check)

@@ -950,15 +950,7 @@ MEMORY = """
 import resource, sys
 import numpy as np
 from sklearn.pipeline import make_pipeline
-from sklearn.preprocessing import (
-    FunctionTransformer,
-    KBinsDiscretizer,
-    MaxAbsScaler,
-    OneHotEncoder,
-    RobustScaler,
-    StandardScaler,
-    TargetEncoder,
-)
+from sklearn.preprocessing import StandardScaler
 from sktorch_linreg import BatchedGridSearchCV, TorchLinearRegressor
 
 def peak():
