@@ -14,9 +14,11 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from ._types import ExtremeScales
-
 Result = TypeVar("Result")
+
+
+class RaisedAlike(Exception):
+    """An exception without arguments that all processes raise where one of them does."""
 
 
 class Processes:
@@ -117,8 +119,8 @@ class Processes:
 
 def _description(error: Exception) -> tuple[type[Exception], str]:
     """The kind of error that the other processes raise, and its text."""
-    if isinstance(error, ExtremeScales):
-        return ExtremeScales, ""
+    if isinstance(error, RaisedAlike):
+        return type(error), ""
     kind = ValueError if isinstance(error, ValueError | TypeError) else RuntimeError
     return kind, f"{type(error).__name__}: {error}"
 

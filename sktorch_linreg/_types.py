@@ -12,6 +12,8 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from ._processes import RaisedAlike
+
 Array = NDArray[Any]
 FloatArray = NDArray[np.float64]
 Mask = NDArray[np.bool_]
@@ -62,7 +64,7 @@ class TrainingDivergedError(ValueError):
         return type(self), (self.epoch, self.lr)
 
 
-class ExtremeScales(Exception):
+class ExtremeScales(RaisedAlike):
     """The squares of a column overflow or vanish, so that it has to be rescaled first."""
 
 

@@ -1,7 +1,8 @@
-"""The map in docs/architecture.md, kept true: imports go down only, and files stay small."""
+"""The three rules of docs/architecture.md, read off the folders."""
 
 import ast
 import re
+from graphlib import CycleError, TopologicalSorter
 from pathlib import Path
 
 import pytest
@@ -10,63 +11,90 @@ import sktorch_linreg
 
 PACKAGE = Path(sktorch_linreg.__file__).parent
 MAP = Path(__file__).parents[1] / "docs" / "architecture.md"
-# only these may import the package named
-PRIVILEGED = {"skorch": {"_net"}, "matplotlib": {"_figures"}}
+# the only file that may import a package
+WRAPPED = {"skorch": "_net.py", "matplotlib": "_figures.py"}
+SKLEARN_PRIVATE = "_compat.py"
+
+FILES = sorted(str(p.relative_to(PACKAGE)) for p in PACKAGE.rglob("*.py"))
 
 
-def layers_of_the_map():
-    rows = re.findall(r"^\| (\d+) \| (.*?) \|", MAP.read_text(), flags=re.M)
-    return {name: int(layer) for layer, cell in rows for name in re.findall(r"`(\w+)\.py`", cell)}
+def entries_of_the_map():
+    """What the table of the map names, by its row, the lowest first."""
+    rows = re.findall(r"^\| (`[^|]*?) \|", MAP.read_text(), flags=re.M)
+    return {
+        name: level
+        for level, cell in enumerate(reversed(rows))
+        for name in re.findall(r"`(\w+)(?:\.py|/)`", cell)
+    }
 
 
-LAYERS = layers_of_the_map()
-FILES = sorted(p.stem for p in PACKAGE.glob("*.py"))
+LEVELS = entries_of_the_map()
 
 
-def imported(stem):
-    """Names of own modules, and of top-level packages, that a file imports anywhere."""
-    own, other = set(), set()
-    for node in ast.walk(ast.parse((PACKAGE / f"{stem}.py").read_text())):
-        if isinstance(node, ast.ImportFrom) and node.level == 1:
-            own |= {node.module} if node.module else {alias.name for alias in node.names}
+def entry_of(file):
+    """The wing of a file, or its own name where it stands beside the wings."""
+    return Path(file).parts[0].removesuffix(".py")
+
+
+def as_file(module):
+    """The file of a dotted module of this package, None where there is no such module."""
+    path = module.replace(".", "/")
+    known = [f for f in (f"{path}.py", f"{path}/__init__.py".lstrip("/")) if f in FILES]
+    return known[0] if known else None
+
+
+def imported(file):
+    """Files of this package, and statements on other packages, that a file imports anywhere."""
+    own, others = set(), []
+    here = Path(file).parts[:-1]
+    for node in ast.walk(ast.parse((PACKAGE / file).read_text())):
+        if isinstance(node, ast.Import):
+            others += [alias.name for alias in node.names]
+        elif isinstance(node, ast.ImportFrom) and not node.level:
+            others += [f"{node.module}.{alias.name}" for alias in node.names]
         elif isinstance(node, ast.ImportFrom):
-            other.add(node.module.split(".")[0])
-        elif isinstance(node, ast.Import):
-            other |= {alias.name.split(".")[0] for alias in node.names}
-    return own, other
+            above = here[: len(here) - node.level + 1]
+            module = ".".join([*above, *filter(None, [node.module])])
+            for alias in node.names:
+                # a module of the folder, or a name in a module
+                own.add(as_file(f"{module}.{alias.name}".lstrip(".")) or as_file(module))
+    return own, others
 
 
-def test_the_map_lists_every_file():
-    assert sorted(LAYERS) == FILES
+def test_the_map_names_what_is_in_the_folder():
+    found = {p.stem for p in PACKAGE.glob("*.py")} | {
+        p.name for p in PACKAGE.iterdir() if (p / "__init__.py").exists()
+    }
+    assert found - {"__init__"} >= set(LEVELS)
 
 
-@pytest.mark.parametrize("stem", FILES)
-def test_imports_go_down_only(stem):
-    own, _ = imported(stem)
-    assert {name: LAYERS[name] for name in own if LAYERS[name] >= LAYERS[stem]} == {}
+@pytest.mark.parametrize("file", FILES)
+def test_imports_go_down_the_map(file):
+    top = len(LEVELS)
+    mine = entry_of(file)
+    upwards = {
+        other
+        for other in imported(file)[0]
+        if (entry := entry_of(other)) != mine
+        and LEVELS.get(entry, top) >= LEVELS.get(mine, top + 1)
+    }
+    assert upwards == set()
 
 
-@pytest.mark.parametrize("stem", FILES)
-def test_only_the_named_files_import_optional_or_wrapped_packages(stem):
-    _, other = imported(stem)
-    for package, allowed in PRIVILEGED.items():
-        assert package not in other or stem in allowed
+def test_no_files_import_each_other_in_a_circle():
+    try:
+        TopologicalSorter({file: imported(file)[0] - {file} for file in FILES}).prepare()
+    except CycleError as error:
+        pytest.fail(f"These files import each other in a circle: {error.args[1]}")
 
 
-@pytest.mark.parametrize("stem", FILES)
-def test_private_scikit_learn_helpers_stay_in_one_file(stem):
-    text = (PACKAGE / f"{stem}.py").read_text()
-    private = re.findall(
-        r"^from sklearn[\w.]*\._?\w* import .*\b_\w+|^from sklearn\S*\._\w+", text, re.M
-    )
-    assert private == [] or stem == "_compat"
+@pytest.mark.parametrize("file", FILES)
+def test_some_packages_are_imported_in_one_file_only(file):
+    packages = {name.split(".")[0] for name in imported(file)[1]}
+    assert {name for name, home in WRAPPED.items() if name in packages and file != home} == set()
 
 
-@pytest.mark.parametrize("stem", FILES)
-def test_files_and_functions_stay_small(stem):
-    text = (PACKAGE / f"{stem}.py").read_text()
-    assert text.count("\n") <= 450
-    for node in ast.walk(ast.parse(text)):
-        if isinstance(node, ast.FunctionDef):
-            doc = ast.get_docstring(node, clean=False) or ""
-            assert node.end_lineno - node.lineno - doc.count("\n") <= 60, node.name
+@pytest.mark.parametrize("file", FILES)
+def test_what_scikit_learn_keeps_private_is_imported_in_one_file_only(file):
+    private = [name for name in imported(file)[1] if name.startswith("sklearn.") and "._" in name]
+    assert private == [] or file == SKLEARN_PRIVATE
