@@ -10,10 +10,11 @@ from typing import Any
 import numpy as np
 import scipy.sparse as sp
 
-from ._identity import Identity, IncomparableError, describe, fingerprint
 from ._parameters import as_python
-from ._processes import Processes
-from ._types import FitResult, FitSpec, Layers, TrainingData
+from ._runtime.aliases import Layers
+from ._runtime.identity import Identity, IncomparableError, describe, fingerprint
+from ._runtime.processes import Processes
+from ._types import FitResult, FitSpec, TrainingData
 
 # what may differ without a difference to the fit
 FREE = {"copy_X", "device", "n_jobs", "verbose"}

@@ -11,10 +11,8 @@ from torch import Tensor
 from ._batches import Batch
 from ._losses import blamed_on
 from ._modules import ACTIVATIONS, MLPModule
-from ._types import Layers, Loss
-
-# devices whose kernels were looked at; on others autograd does the work
-DEVICES = ("cpu", "cuda")
+from ._runtime.aliases import Layers
+from ._types import Loss
 
 
 class FlatParameters:

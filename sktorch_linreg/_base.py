@@ -22,18 +22,13 @@ from sklearn.utils.validation import check_is_fitted, validate_data
 from ._agreement import Local, agree, result_of_first
 from ._checkpoint import Checkpoint
 from ._checks import check_penalty, check_start, check_targets
-from ._compat import Interval, Options, StrOptions
 from ._data import (
     SPARSE_FORMATS,
     adopt_names,
     as_float,
     is_plain,
     make_scaling,
-    own_torch_settings,
     patient_validation,
-    resolve_device,
-    resolve_dtype,
-    resolve_seed,
     to_host,
     validate_rows,
     verify_finite,
@@ -45,19 +40,15 @@ from ._modules import MLPModule, build_module
 from ._net import check_callbacks, wrap
 from ._optimizers import resolve_optimizer, resolve_schedule
 from ._parameters import ParametersMixin, as_python
-from ._processes import current_processes, safely
+from ._runtime.aliases import Layers
+from ._runtime.devices import resolve_device, resolve_dtype
+from ._runtime.processes import current_processes, safely
+from ._runtime.seeds import resolve_seed
+from ._runtime.sklearn_private import Interval, Options, StrOptions
+from ._runtime.torch_modes import own_torch_settings
 from ._state import pack_history, unpack_history
 from ._training import train
-from ._types import (
-    ExtremeScales,
-    FitResult,
-    FitSpec,
-    Layers,
-    Moments,
-    Scaling,
-    Start,
-    TrainingData,
-)
+from ._types import ExtremeScales, FitResult, FitSpec, Moments, Scaling, Start, TrainingData
 from ._watch import TASK_ATTRIBUTES, FitTask
 
 CURVES = {"loss_curve_", "validation_loss_curve_"}

@@ -16,7 +16,6 @@ import torch
 from torch import Tensor
 
 from ._batches import TabularDataset
-from ._data import make_generator, own_torch_settings
 from ._lane_state import (
     LaneMonitor,
     LaneOptions,
@@ -30,16 +29,12 @@ from ._lanes import BatchedBackprop, DropoutMasks, LaneParameters
 from ._modules import make_module
 from ._packed import Order, PackedBatches, PackedRows
 from ._prepare import Prepared, prepare
-from ._threads import threads_for
+from ._runtime.aliases import FloatArray, Layers, Mask
+from ._runtime.seeds import make_generator
+from ._runtime.threads import threads_for
+from ._runtime.torch_modes import own_torch_settings
 from ._trained import Trained
-from ._types import (
-    FitSpec,
-    FloatArray,
-    Layers,
-    Mask,
-    TrainingData,
-    TrainingDivergedError,
-)
+from ._types import FitSpec, TrainingData, TrainingDivergedError
 from ._updates import RuleUpdates
 
 # share of lanes that have to be done before the others move together

@@ -14,7 +14,7 @@ from torch import Tensor
 from torch.utils.data import Dataset
 
 from ._arrays import as_tensor
-from ._processes import Share
+from ._runtime.processes import Share
 from ._standardize import scaled
 from ._types import FitSpec, Scaling, TrainingData
 

@@ -9,7 +9,8 @@ import scipy.sparse as sp
 import torch
 
 from ._arrays import as_tensor
-from ._types import FloatArray, TrainingData
+from ._runtime.aliases import FloatArray
+from ._types import TrainingData
 
 # entries of float64 work space per thread
 BLOCK_ENTRIES = 2**17

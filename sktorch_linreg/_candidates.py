@@ -14,15 +14,17 @@ from sklearn.base import clone
 from sklearn.pipeline import Pipeline
 from torch.optim import lr_scheduler
 
-from ._backprop import DEVICES
 from ._base import BaseTorchRegressor
 from ._batched import steps_per_epoch
-from ._compat import check_method_params, num_samples, safe_indexing, safe_split
-from ._data import resolve_seed, validate_rows
-from ._identity import identify, key_of
+from ._data import validate_rows
 from ._modules import ACTIVATIONS
 from ._optimizers import SCHEDULES, construct, defaults_of
-from ._types import Array, FitSpec, TrainingData
+from ._runtime.aliases import Array
+from ._runtime.devices import DEVICES
+from ._runtime.identity import identify, key_of
+from ._runtime.seeds import resolve_seed
+from ._runtime.sklearn_private import check_method_params, num_samples, safe_indexing, safe_split
+from ._types import FitSpec, TrainingData
 from ._updates import has_rule
 from .linear import TorchLinearRegressor
 from .mlp import TorchMLPRegressor

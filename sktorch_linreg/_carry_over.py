@@ -10,7 +10,8 @@ from torch import Tensor
 
 from ._batches import TabularDataset
 from ._modules import ACTIVATIONS, MLPModule
-from ._types import Array, FitSpec, FloatArray, Layers, Scaling, reciprocal
+from ._runtime.aliases import Array, FloatArray, Layers
+from ._types import FitSpec, Scaling, reciprocal
 
 # growth of a column's scale, and so of a unit, that earlier rows gave no idea of
 UNSEEN_GROWTH = 3.0

@@ -13,11 +13,12 @@ import numpy as np
 import scipy.sparse as sp
 import torch
 
-from . import _serialize
-from ._identity import describe, identify
 from ._parameters import as_python
+from ._runtime import files
+from ._runtime.aliases import Layers
+from ._runtime.identity import describe, identify
 from ._state import load_schedule_state, pack_history, schedule_state, to_arrays, unpack_history
-from ._types import Layers, TrainingData
+from ._types import TrainingData
 
 KIND = "checkpoint"
 FILE = "checkpoint.safetensors"
@@ -116,7 +117,7 @@ class Checkpoint:
         start: Layers | None,
         seed: int,
     ) -> None:
-        _serialize.require_safetensors()
+        files.require_safetensors()
         self.path, self.every = Path(folder) / FILE, every
         about = {k: _known_again(k, v) for k, v in params.items() if k not in OF_NO_EFFECT}
         if isinstance(params["random_state"], np.random.RandomState):
@@ -127,7 +128,7 @@ class Checkpoint:
         self.seed = seed
         self.state: Mapping[str, Any] | None = None
         if self.path.exists():
-            content = _serialize.read(self.path, KIND)
+            content = files.read(self.path, KIND)
             with self._named():
                 about, self.seed = content["about"], int(content["seed"])
                 self._check(about)
@@ -162,7 +163,7 @@ class Checkpoint:
             yield
         except _OtherFit:
             raise
-        except (*_serialize.DAMAGE, RuntimeError) as error:
+        except (*files.DAMAGE, RuntimeError) as error:
             raise ValueError(
                 f"{str(self.path)!r} is no whole checkpoint ({error!r}). Nothing was overwritten. "
                 "Give checkpoint_dir another folder, or delete that file to begin anew."
@@ -188,7 +189,7 @@ class Checkpoint:
             "history": pack_history(to_arrays(net.plain_history())),
         }
         content = {"about": self.about, "seed": self.seed, "training": training}
-        _serialize.write(self.path, KIND, content)
+        files.write(self.path, KIND, content)
 
     def resume(self, net: Any) -> None:
         """Let a net that is about to train go on from the checkpoint, if there is one."""

@@ -8,7 +8,8 @@ import numpy as np
 import torch
 
 from ._optimizers import OPTIMIZERS
-from ._types import FitSpec, Layers, TrainingData
+from ._runtime.aliases import Layers
+from ._types import FitSpec, TrainingData
 
 
 def check_targets(data: TrainingData, spec: FitSpec) -> None:

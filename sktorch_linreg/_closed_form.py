@@ -14,8 +14,9 @@ from scipy.linalg import lapack
 
 from ._data import column_scale, make_scaling
 from ._refinement import Preconditioner
+from ._runtime.aliases import Array, FloatArray, Mask
 from ._statistics import Statistics, condition, unit_columns
-from ._types import Array, FitSpec, FloatArray, Mask, Scaling
+from ._types import FitSpec, Scaling
 
 # LinearRegression's own cut-off: no column that it keeps is dropped here
 COARSEST_TOL = 1e-6

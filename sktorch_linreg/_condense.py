@@ -6,8 +6,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ._backprop import DEVICES
 from ._gather import MAX_FACTOR_FEATURES, gather
+from ._runtime.devices import DEVICES
 from ._statistics import Statistics
 from ._types import FitSpec, Scaling, TrainingData
 

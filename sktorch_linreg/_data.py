@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import math
-import os
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import contextmanager
 from functools import partial
 from typing import Any
 
@@ -14,30 +13,27 @@ import scipy.sparse as sp
 import torch
 from sklearn import get_config
 from sklearn.base import BaseEstimator
-from sklearn.utils import assert_all_finite, check_random_state
+from sklearn.utils import assert_all_finite
 from sklearn.utils.validation import validate_data
 
-from ._compat import check_sample_weight
 from ._dates import refuse_dates
-from ._processes import current_processes
-from ._types import (
-    Array,
-    FitSpec,
-    FloatArray,
-    Layers,
-    Moments,
-    Scaling,
-    TrainingData,
-)
+from ._runtime.aliases import Array, FloatArray, Layers
+from ._runtime.processes import current_processes
+from ._runtime.sklearn_private import check_sample_weight
+from ._types import FitSpec, Moments, Scaling, TrainingData
 
 # rows of float64 work space at a time, in bytes
 CHUNK_BYTES = 8 * 2**20
+
 # beyond this many entries sorting the rows would cost more than it is worth
 DISTINCT_ENTRIES = 2_000_000
+
 # largest weights that leave columns of any size room for their squares ...
 LEAST_WEIGHT, MOST_WEIGHT = 1e-10, 1e10
+
 # ... and what is let pass where several processes would have to agree on other units
 LEAST_SHARED_WEIGHT, MOST_SHARED_WEIGHT = 1e-100, 1e100
+
 SPARSE_FORMATS = ["csr", "csc", "coo"]
 
 
@@ -264,79 +260,3 @@ def to_user_units(layers: Layers, scaling: Scaling) -> Layers:
     weight = weight * scaling.y_scale[:, None]
     out[-1] = weight, None if bias is None else bias * scaling.y_scale + scaling.y_offset
     return out
-
-
-def resolve_seed(random_state: Any) -> int:
-    """The seed of one fit; without a random_state, fresh entropy, so no global state is touched."""
-    if random_state is None:
-        return int.from_bytes(os.urandom(6), "little")
-    if isinstance(random_state, np.random.RandomState):
-        return int(check_random_state(random_state).randint(2**31 - 1))
-    return int(random_state)
-
-
-@contextmanager
-def own_torch_settings(device: torch.device, *, grad: bool = True) -> Iterator[None]:
-    """Shut out torch modes of the caller: inference, autocast and a default device."""
-    # small fits and predictions take microseconds, so what is right already is left alone
-    odd_mode = torch.is_inference_mode_enabled() or torch.is_grad_enabled() != grad
-    autocast = torch.is_autocast_enabled(device.type)
-    # a device context costs time in every call, so it is only entered where it is needed
-    elsewhere = torch.get_default_device().type != "cpu"
-    if not (odd_mode or autocast or elsewhere):
-        yield
-        return
-    with ExitStack() as stack:
-        stack.enter_context(torch.inference_mode(False))
-        stack.enter_context(torch.set_grad_enabled(grad))
-        if autocast:
-            stack.enter_context(torch.autocast(device.type, enabled=False))
-        if elsewhere:
-            stack.enter_context(torch.device("cpu"))
-        yield
-
-
-def make_generator(seed: int, stream: int = 0, device: Any = "cpu") -> torch.Generator:
-    """A generator of its own; stream 0 draws what `torch.manual_seed(seed)` would give."""
-    return torch.Generator(device).manual_seed(seed + (stream << 48))
-
-
-def available_devices() -> list[str]:
-    """Names of the devices that this machine has."""
-    names = ["cpu"]
-    if torch.cuda.is_available():
-        names += ["cuda"] + [f"cuda:{i}" for i in range(torch.cuda.device_count())]
-    if torch.backends.mps.is_available():
-        names.append("mps")
-    return names
-
-
-def resolve_device(device: Any) -> torch.device:
-    """The `torch.device` meant; raises ValueError naming those that are there."""
-    if device == "cpu":
-        return torch.device("cpu")
-    known = available_devices()
-    if device == "auto":
-        return torch.device("cuda" if "cuda" in known else "mps" if "mps" in known else "cpu")
-    try:
-        resolved = torch.device(device)
-    except (RuntimeError, TypeError):
-        resolved = None
-    if resolved is None or (resolved.type != "cpu" and str(resolved) not in known):
-        raise ValueError(
-            f"The device {str(device)!r} is not there. Available here: {', '.join(known)}. "
-            "device='auto' takes the first of cuda, mps and cpu that is there."
-        )
-    return resolved
-
-
-def resolve_dtype(dtype: Any, X: Any, device: torch.device) -> torch.dtype:
-    """The compute dtype; raises ValueError for float64 on a device that has none."""
-    if dtype == "auto":
-        dtype = "float32" if device.type == "mps" or X.dtype == np.float32 else "float64"
-    resolved: torch.dtype = getattr(torch, dtype) if isinstance(dtype, str) else dtype
-    if resolved not in (torch.float32, torch.float64):
-        raise ValueError(f"dtype must be torch.float32 or torch.float64; got {dtype}.")
-    if device.type == "mps" and resolved == torch.float64:
-        raise ValueError("The device 'mps' has no float64. Set dtype='float32', or device='cpu'.")
-    return resolved

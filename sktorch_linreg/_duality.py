@@ -12,7 +12,8 @@ from scipy.optimize import linprog
 from sklearn.exceptions import ConvergenceWarning
 
 from ._batches import TabularDataset
-from ._types import Array, FitSpec, FloatArray, Layers, Scaling
+from ._runtime.aliases import Array, FloatArray, Layers
+from ._types import FitSpec, Scaling
 
 # share of the objective, beyond what an envelope is off anyway, from which on a warning is due
 TOLERATED = 1e-3

@@ -32,7 +32,6 @@ from ._data import make_scaling
 from ._extreme import check_squares
 from ._gather import MAX_FACTOR_FEATURES, Gathered, gather
 from ._lsqr import solve_iteratively
-from ._processes import current_processes
 from ._quadratic import proximal_quadratic
 from ._refinement import (
     Preconditioner,
@@ -41,9 +40,11 @@ from ._refinement import (
     refine_once,
     residual_squares,
 )
+from ._runtime.aliases import FloatArray, Layers
+from ._runtime.processes import current_processes
+from ._runtime.threads import quiet_blas
 from ._statistics import EPS, Statistics, condition, unit_columns
-from ._threads import quiet_blas
-from ._types import FitResult, FitSpec, FloatArray, Layers, Scaling, TrainingData
+from ._types import FitResult, FitSpec, Scaling, TrainingData
 
 # what a Gram matrix may multiply rounding errors by: with the rows at hand for a refinement ...
 REFINABLE = 1e6

@@ -11,8 +11,8 @@ from scipy.linalg import lapack
 from sklearn.utils.validation import check_is_fitted
 
 from ._data import chunks
+from ._runtime.aliases import Array, FloatArray
 from ._statistics import Statistics, unit_columns
-from ._types import Array, FloatArray
 
 # attributes that are worked out whenever they are asked for
 COMPUTED = {"singular_", "coef_std_err_", "intercept_std_err_"}

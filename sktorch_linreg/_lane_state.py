@@ -14,13 +14,14 @@ import torch
 from torch import Tensor
 from torch.optim import lr_scheduler
 
-from ._identity import key_of
 from ._lanes import LaneParameters
 from ._losses import Penalty
 from ._monitor import ROUNDING
 from ._optimizers import construct, defaults_of, step_plateau
 from ._packed import PackedBatch
-from ._types import Array, FitSpec, FloatArray, Mask
+from ._runtime.aliases import Array, FloatArray, Mask
+from ._runtime.identity import key_of
+from ._types import FitSpec
 
 # what is to be fitted: groups of lanes
 Specs = Sequence[Sequence[FitSpec]]

@@ -16,7 +16,8 @@ from torch import Tensor
 
 from ._modules import ACTIVATIONS
 from ._packed import PackedBatch
-from ._types import Layers, Loss, Mask
+from ._runtime.aliases import Layers, Mask
+from ._types import Loss
 
 # where lanes are kept: group and place in it, both integer arrays
 Index = tuple[Tensor, Tensor]

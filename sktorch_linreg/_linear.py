@@ -14,8 +14,9 @@ from ._extreme import largest_size
 from ._inference import ExactResults
 from ._modules import MLPModule
 from ._names import check_options
+from ._runtime.aliases import Array, Layers
 from ._statistics import Statistics
-from ._types import Array, FitResult, FitSpec, Layers, Scaling, TrainingData
+from ._types import FitResult, FitSpec, Scaling, TrainingData
 from ._watch import FitTask
 
 

@@ -19,8 +19,8 @@ from ._errors import came_from
 from ._monitor import Monitor
 from ._objective import longer
 from ._optimizers import is_torchs, step_plateau
-from ._processes import on_all
 from ._report import EpochTable
+from ._runtime.processes import on_all
 from ._settling import forget, goes_on, keep_lowest, rise_of
 from ._types import TrainingDivergedError
 from ._updates import RuleUpdates, TorchUpdates, rate_of

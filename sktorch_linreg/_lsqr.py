@@ -10,8 +10,9 @@ from scipy.sparse.linalg import LinearOperator, lsqr
 
 from ._data import column_scale, make_scaling
 from ._extreme import check_moments
+from ._runtime.aliases import Array, FloatArray
 from ._standardize import moments
-from ._types import Array, FitSpec, FloatArray, Scaling, TrainingData, reciprocal
+from ._types import FitSpec, Scaling, TrainingData, reciprocal
 
 
 def _lsqr(operator: LinearOperator, right: FloatArray, damp: float = 0.0) -> FloatArray:

@@ -6,7 +6,7 @@ import difflib
 from collections.abc import Iterable, Mapping
 from typing import Any
 
-from ._compat import InvalidParameterError
+from ._runtime.sklearn_private import InvalidParameterError
 
 # what scikit-learn, torch and others call it, and what it is called here
 ALIASES = {

@@ -9,11 +9,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ._backprop import DEVICES, Backprop, FlatParameters
+from ._backprop import Backprop, FlatParameters
 from ._batches import Batch, BatchIterator, Block
 from ._losses import Penalty, blamed_on
 from ._modules import ACTIVATIONS, MLPModule
-from ._processes import Processes
+from ._runtime.devices import DEVICES
+from ._runtime.processes import Processes
 from ._types import Loss
 
 # L-BFGS follows a loss with kinks from this width of its envelope down, tenfold at a time

@@ -18,14 +18,16 @@ from . import _exact
 from ._base import BaseTorchRegressor
 from ._batched import train_lanes
 from ._candidates import Candidate, Cell, Side
-from ._compat import MultimetricScorer, PredictScorer, num_samples, score_estimator
-from ._data import identity_scaling, own_torch_settings, to_host
+from ._data import identity_scaling, to_host
 from ._errors import collect_convergence_warnings
 from ._lanes import LaneParameters
 from ._plan import Stack
+from ._runtime.aliases import Array, FloatArray
+from ._runtime.sklearn_private import MultimetricScorer, PredictScorer, num_samples, score_estimator
+from ._runtime.torch_modes import own_torch_settings
 from ._scoring import LEAST_ROWS, Score, known_scores, score_all
 from ._trained import Trained
-from ._types import Array, FitSpec, FloatArray
+from ._types import FitSpec
 
 Outcome = dict[str, Any]
 

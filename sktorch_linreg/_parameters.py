@@ -12,9 +12,9 @@ from typing import Any, ClassVar, Self
 import numpy as np
 from sklearn.base import BaseEstimator
 
-from ._compat import InvalidParameterError, validate_parameter_constraints
 from ._names import nearest
-from ._processes import current_processes, safely
+from ._runtime.processes import current_processes, safely
+from ._runtime.sklearn_private import InvalidParameterError, validate_parameter_constraints
 
 # prefixes of options that are handed on: `optimizer__momentum` reaches the optimizer as `momentum`
 PREFIXES = ("optimizer__", "loss__", "lr_schedule__")

@@ -19,9 +19,11 @@ from ._candidates import (
     tried,
 )
 from ._checks import check_targets
-from ._data import resolve_device, resolve_seed
-from ._memory import budget
-from ._types import Array, FitSpec, TrainingData
+from ._runtime.aliases import Array
+from ._runtime.devices import resolve_device
+from ._runtime.memory import budget
+from ._runtime.seeds import resolve_seed
+from ._types import FitSpec, TrainingData
 
 # numbers that a stack works on at a time, so that they stay in the cache
 STACK_ENTRIES = 2**21

@@ -12,11 +12,12 @@ from ._batches import TabularDataset
 from ._condense import can_condense, condensed, gather_statistics
 from ._data import DISTINCT_ENTRIES, identity_scaling, make_scaling
 from ._extreme import check_moments
-from ._processes import Processes, Share, on_all, safely
 from ._rows import distinct_rows, group_rows, split_rows
+from ._runtime.aliases import Array
+from ._runtime.processes import Processes, Share, on_all, safely
 from ._standardize import moments
 from ._statistics import Statistics
-from ._types import Array, FitSpec, Moments, Scaling, TrainingData
+from ._types import FitSpec, Moments, Scaling, TrainingData
 
 Dataset = TypeVar("Dataset", bound=TabularDataset)
 

@@ -7,7 +7,8 @@ import warnings
 import numpy as np
 from sklearn.exceptions import ConvergenceWarning
 
-from ._types import FloatArray, reciprocal
+from ._runtime.aliases import FloatArray
+from ._types import reciprocal
 
 
 def _active_set_solution(

@@ -10,8 +10,10 @@ import numpy as np
 import scipy.sparse as sp
 import torch
 
-from ._data import CHUNK_BYTES, make_generator
-from ._types import Array, FloatArray, TrainingData
+from ._data import CHUNK_BYTES
+from ._runtime.aliases import Array, FloatArray
+from ._runtime.seeds import make_generator
+from ._types import TrainingData
 
 # up to this many rows, whole weights counted, held-out rows do not depend on repetition
 COUNTED_ROWS = 1000

@@ -8,8 +8,8 @@ from typing import Any
 import numpy as np
 from sklearn import metrics
 
-from ._compat import MultimetricScorer, PassthroughScorer, PredictScorer
-from ._types import Array, FloatArray
+from ._runtime.aliases import Array, FloatArray
+from ._runtime.sklearn_private import MultimetricScorer, PassthroughScorer, PredictScorer
 
 # (y_true of shape (n_targets, n_rows), y_pred of shape (n_models, n_targets, n_rows), weights or
 # None) -> scores of shape (n_models,), larger ones being better

@@ -16,16 +16,12 @@ from sklearn.base import clone
 from sklearn.exceptions import ConvergenceWarning
 from sklearn.utils.parallel import Parallel, delayed
 
-from ._compat import (
-    fit_and_score,
-    insert_error_scores,
-    tell_fit_failures,
-)
 from ._errors import collect_convergence_warnings
 from ._outcomes import Outcome, Scoring, fit_one_by_one, score_stack, train_stack
 from ._plan import Plan, Stack, make_plans
+from ._runtime.sklearn_private import fit_and_score, insert_error_scores, tell_fit_failures
+from ._runtime.threads import in_threads
 from ._scoring import known_scores
-from ._threads import in_threads
 from ._trained import Trained
 
 # multiplications of a step from which stacks gain by threads of their own

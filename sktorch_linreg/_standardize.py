@@ -9,8 +9,9 @@ from typing import Any
 import numpy as np
 import scipy.sparse as sp
 
-from ._threads import n_spans, over_spans
-from ._types import Array, FloatArray, Moments
+from ._runtime.aliases import Array, FloatArray
+from ._runtime.threads import n_spans, over_spans
+from ._types import Moments
 
 # float64 numbers of a block, which stays in the cache
 BLOCK = 2**16

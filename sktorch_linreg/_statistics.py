@@ -11,7 +11,8 @@ import numpy as np
 import torch
 from scipy.linalg import lapack
 
-from ._types import FloatArray, Moments
+from ._runtime.aliases import FloatArray
+from ._types import Moments
 
 EPS = float(np.finfo(np.float64).eps)
 

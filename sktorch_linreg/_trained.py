@@ -10,18 +10,12 @@ import torch
 
 from ._arrays import as_tensor
 from ._batches import TabularDataset
-from ._data import chunks, own_torch_settings, to_user_units
+from ._data import chunks, to_user_units
 from ._lanes import BatchedBackprop, LaneParameters
 from ._packed import PackedBatches, PackedRows
-from ._types import (
-    Array,
-    FitResult,
-    FitSpec,
-    FloatArray,
-    Layers,
-    Mask,
-    Scaling,
-)
+from ._runtime.aliases import Array, FloatArray, Layers, Mask
+from ._runtime.torch_modes import own_torch_settings
+from ._types import FitResult, FitSpec, Scaling
 
 ALL = slice(None)
 

@@ -14,22 +14,23 @@ from torch import Tensor
 
 from ._backprop import FlatParameters
 from ._carry_over import calm_, rewrite_layers
-from ._data import make_generator, to_user_units
+from ._data import to_user_units
 from ._duality import check_minimum
-from ._identity import fingerprint, identify
 from ._loop import Run
 from ._losses import untrained_parameters
 from ._modules import MLPModule, make_module
 from ._monitor import Monitor
 from ._net import NetDataset, RegressionNet, make_net
 from ._prepare import Prepared, dropout_groups, prepare
-from ._processes import safely
+from ._runtime.aliases import Layers
+from ._runtime.identity import fingerprint, identify
+from ._runtime.processes import safely
+from ._runtime.seeds import make_generator
+from ._runtime.threads import threads_for
 from ._state import schedule_state
-from ._threads import threads_for
 from ._types import (
     FitResult,
     FitSpec,
-    Layers,
     Scaling,
     Start,
     TrainingData,

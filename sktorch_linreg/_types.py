@@ -9,16 +9,10 @@ from typing import Any
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import Tensor
 
-from ._processes import RaisedAlike
-
-Array = NDArray[Any]
-FloatArray = NDArray[np.float64]
-Mask = NDArray[np.bool_]
-# (weight of shape (n_out, n_in), bias of shape (n_out,) or None), layer by layer
-Layers = list[tuple[Array, Array | None]]
+from ._runtime.aliases import Array, FloatArray, Layers
+from ._runtime.processes import RaisedAlike
 
 
 def reciprocal(scale: FloatArray) -> FloatArray:

@@ -15,10 +15,10 @@ import torch
 from torch import Tensor, optim
 
 from ._arrays import as_tensor
-from ._backprop import DEVICES
 from ._errors import came_from
 from ._optimizers import closure_call, construct, defaults_of, is_torchs
 from ._rules import RULES
+from ._runtime.devices import DEVICES
 from ._state import to_arrays, to_tensors
 
 # options per model whose vectors are kept

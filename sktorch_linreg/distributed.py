@@ -12,7 +12,7 @@ from typing import Any
 import torch
 import torch.distributed as dist
 
-from ._processes import Processes, sharing
+from ._runtime.processes import Processes, sharing
 
 __all__ = ["ProcessInfo", "data_parallel"]
 

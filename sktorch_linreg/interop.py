@@ -8,9 +8,9 @@ import numpy as np
 from sklearn.pipeline import Pipeline
 from sklearn.utils.validation import check_is_fitted
 
-from . import _serialize
 from ._figures import fitted_step
-from ._types import Array
+from ._runtime import files
+from ._runtime.aliases import Array
 from .linear import TorchLinearRegressor
 from .mlp import TorchMLPRegressor
 from .model_selection import BatchedGridSearchCV, BatchedRandomizedSearchCV
@@ -91,7 +91,7 @@ def to_onnx(
             "the types of skl2onnx.common.data_types."
         ) from error
     if path is not None:
-        _serialize.replace(path, converted.SerializeToString())
+        files.replace(path, converted.SerializeToString())
     return converted
 
 

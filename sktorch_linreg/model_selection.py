@@ -18,8 +18,13 @@ from sklearn.model_selection import (
 )
 from sklearn.utils import get_tags, indexable
 
-from ._compat import Interval, MultimetricScorer, check_method_params, nested_fit_context
-from ._processes import refuse_sharing
+from ._runtime.processes import refuse_sharing
+from ._runtime.sklearn_private import (
+    Interval,
+    MultimetricScorer,
+    check_method_params,
+    nested_fit_context,
+)
 from ._search import Evaluation
 
 # bytes that a search may take

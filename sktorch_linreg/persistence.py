@@ -12,10 +12,11 @@ import sklearn
 import torch
 from sklearn.utils.validation import check_is_fitted
 
-from . import _serialize
 from ._modules import ACTIVATIONS
+from ._runtime import files
+from ._runtime.aliases import Array
 from ._statistics import Statistics
-from ._types import Array, Moments, Scaling
+from ._types import Moments, Scaling
 from ._version import __version__
 from .linear import TorchLinearRegressor
 from .mlp import TorchMLPRegressor
@@ -132,8 +133,8 @@ def save_model(estimator: TorchLinearRegressor | TorchMLPRegressor, path: Any) -
             f"The {name} is not one that load_model could read again: {error}. Nothing was written."
         ) from error
     try:
-        _serialize.write(path, KIND, content)
-    except _serialize.NotStorable as error:
+        files.write(path, KIND, content)
+    except files.NotStorable as error:
         raise ValueError(
             f"{error} Set that parameter to a name or a number where there is one, or keep the "
             "estimator with joblib.dump."
@@ -175,7 +176,7 @@ def load_model(path: Any) -> TorchLinearRegressor | TorchMLPRegressor:
     Traceback (most recent call last):
     FileNotFoundError: There is no file '/no/such/file'.
     """
-    content = _serialize.read(path, KIND)
+    content = files.read(path, KIND)
     try:
         return _restore(content)
     except Exception as error:

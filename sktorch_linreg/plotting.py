@@ -13,7 +13,7 @@ import numpy as np
 from sklearn.utils.validation import check_is_fitted
 
 from ._figures import fitted_step, new_axes, styled
-from ._types import Array, FloatArray
+from ._runtime.aliases import Array, FloatArray
 
 # losses that differ by a larger factor are easier to read on a logarithmic axis
 LOG_RANGE = 10.0

@@ -13,7 +13,7 @@ from sklearn.utils.validation import check_is_fitted
 from ._data import chunks, validate_rows
 from ._figures import before_last_step, fitted_step, new_axes
 from ._losses import resolve_loss
-from ._types import Array, FloatArray
+from ._runtime.aliases import Array, FloatArray
 from .linear import TorchLinearRegressor
 
 

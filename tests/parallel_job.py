@@ -17,7 +17,7 @@ from sklearn.model_selection import cross_val_score
 from skorch.callbacks import Callback, TrainEndCheckpoint
 
 from sktorch_linreg import BatchedGridSearchCV, TorchLinearRegressor, TorchMLPRegressor
-from sktorch_linreg._processes import Processes
+from sktorch_linreg._runtime.processes import Processes
 from sktorch_linreg.distributed import data_parallel
 
 N = 200

@@ -97,7 +97,7 @@ def test_without_a_seed_the_one_drawn_is_kept(tmp_path, monkeypatch):
     model = clone(CASES["adam, dropout, early stopping"])
     model.set_params(random_state=None, checkpoint_dir=str(tmp_path), checkpoint_every=3)
     whole = clone(model).fit(X, y)
-    seed = _checkpoint._serialize.read(tmp_path / FILE, "checkpoint")["seed"]
+    seed = _checkpoint.files.read(tmp_path / FILE, "checkpoint")["seed"]
     (tmp_path / FILE).unlink()
     with monkeypatch.context() as patch:
         cut_after(patch, 2)
@@ -195,9 +195,9 @@ def test_a_run_that_diverges_keeps_its_last_checkpoint(tmp_path):
 )
 def test_contents_that_no_run_gives(edit, tmp_path):
     model = clone(LINEAR).set_params(checkpoint_dir=tmp_path).fit(X, y)
-    content = _checkpoint._serialize.read(tmp_path / FILE, "checkpoint")
+    content = _checkpoint.files.read(tmp_path / FILE, "checkpoint")
     edit(content)
-    _checkpoint._serialize.write(tmp_path / FILE, "checkpoint", content)
+    _checkpoint.files.write(tmp_path / FILE, "checkpoint", content)
     before = (tmp_path / FILE).read_bytes()
     with pytest.raises(ValueError, match=FILE):
         model.fit(X, y)

@@ -9,7 +9,7 @@ from sklearn.pipeline import Pipeline
 from sklearn.preprocessing import StandardScaler
 
 from sktorch_linreg import TorchLinearRegressor, TorchMLPRegressor
-from sktorch_linreg._compat import InvalidParameterError
+from sktorch_linreg._runtime.sklearn_private import InvalidParameterError
 
 GRIDS = [
     {"lr": [0.01, 0.1]},

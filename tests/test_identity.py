@@ -21,7 +21,7 @@ from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import FunctionTransformer, StandardScaler
 
 from sktorch_linreg import BatchedGridSearchCV, TorchLinearRegressor, TorchMLPRegressor
-from sktorch_linreg._identity import IncomparableError, describe, fingerprint, identify
+from sktorch_linreg._runtime.identity import IncomparableError, describe, fingerprint, identify
 
 LambdaLR = torch.optim.lr_scheduler.LambdaLR
 RNG = np.random.default_rng(0)

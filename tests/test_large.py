@@ -10,7 +10,8 @@ import pytest
 import torch
 from threadpoolctl import threadpool_info, threadpool_limits
 
-from sktorch_linreg import TorchLinearRegressor, _gather, _threads
+from sktorch_linreg import TorchLinearRegressor, _gather
+from sktorch_linreg._runtime import threads
 
 COEF = np.linspace(-3, 4, 50)
 
@@ -75,7 +76,7 @@ def test_threads_give_the_same_solution(weighted, dtype, mean, common, two_threa
     X, y = X.astype(dtype), rng.normal(size=60_000).astype(dtype)
     w = rng.uniform(0.5, 2, 60_000) if weighted else None
     spans = []
-    original = _threads.n_spans
+    original = threads.n_spans
     monkeypatch.setattr(
         _gather, "n_spans", lambda *args: spans.append(original(*args)) or spans[-1]
     )
@@ -119,7 +120,7 @@ def test_an_error_in_a_thread_reaches_the_caller(two_threads):
             raise MemoryError("no room")
 
     with pytest.raises(MemoryError, match="no room"):
-        _threads.over_spans(work, 10, 2)
+        threads.over_spans(work, 10, 2)
 
 
 @pytest.mark.filterwarnings("error")

@@ -51,9 +51,9 @@ from sktorch_linreg import (
     TorchLinearRegressor,
     TorchMLPRegressor,
     TrainingDivergedError,
-    _memory,
     _search,
 )
+from sktorch_linreg._runtime import memory
 
 LINEAR = TorchLinearRegressor(optimizer="adam", batch_size=32, max_epochs=8, random_state=0)
 MLP = TorchMLPRegressor(
@@ -776,15 +776,15 @@ def test_wrong_memory(max_memory):
 def test_free_memory(monkeypatch, tmp_path):
     cpu = torch.device("cpu")
     total = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
-    assert 0 < _memory.free_memory(cpu) <= total
-    monkeypatch.setattr(_memory, "CGROUP", tmp_path)
+    assert 0 < memory.free_memory(cpu) <= total
+    monkeypatch.setattr(memory, "CGROUP", tmp_path)
     (tmp_path / "memory.max").write_text("3000000\n")
     (tmp_path / "memory.current").write_text("1000000\n")
-    assert _memory.free_memory(cpu) == 2_000_000
-    assert _memory.budget(None, {cpu}) == 500_000
-    assert _memory.budget(7, {cpu}) == 7
+    assert memory.free_memory(cpu) == 2_000_000
+    assert memory.budget(None, {cpu}) == 500_000
+    assert memory.budget(7, {cpu}) == 7
     (tmp_path / "memory.max").write_text("max\n")
-    assert _memory.free_memory(cpu) > 2_000_000
+    assert memory.free_memory(cpu) > 2_000_000
 
 
 def test_stacks_on_threads_give_the_same_bits(monkeypatch):

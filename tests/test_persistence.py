@@ -30,10 +30,10 @@ from sktorch_linreg import (
     BatchedGridSearchCV,
     TorchLinearRegressor,
     TorchMLPRegressor,
-    _serialize,
     load_model,
     save_model,
 )
+from sktorch_linreg._runtime import files
 
 DATA = Path(__file__).parent / "data"
 RNG = np.random.default_rng(0)
@@ -369,7 +369,7 @@ def test_damaged_files_are_refused(whole, tmp_path_factory, choice):
 
 def content_of(whole, path):
     path.write_bytes(whole)
-    return _serialize.read(path, "model")
+    return files.read(path, "model")
 
 
 def wrong_contents():
@@ -441,7 +441,7 @@ def wrong_contents():
 def test_contents_that_no_fit_gives(whole, tmp_path, what, edit):
     path = tmp_path / "model.safetensors"
     content = edit(content_of(whole, path))
-    _serialize.write(path, "model", content)
+    files.write(path, "model", content)
     with pytest.raises(ValueError, match=r"model\.safetensors"):
         load_model(path)
 
@@ -450,9 +450,9 @@ def test_contents_that_no_fit_gives(whole, tmp_path, what, edit):
 def test_random_states_that_are_none(position, tmp_path):
     path = tmp_path / "model"
     save_model(TorchLinearRegressor(random_state=np.random.RandomState(0)).fit(X, y), path)
-    content = _serialize.read(path, "model")
+    content = files.read(path, "model")
     kind, key, *_ = content["params"]["random_state"].get_state()
-    written = _serialize.flatten
+    written = files.flatten
     state = {"tuple": [kind, {"array": "key"}, position, 0, 0.0]}
 
     def flatten(value, arrays, path=""):
@@ -462,8 +462,8 @@ def test_random_states_that_are_none(position, tmp_path):
         return written(value, arrays, path)
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(_serialize, "flatten", flatten)
-        _serialize.write(path, "model", content)
+        patch.setattr(files, "flatten", flatten)
+        files.write(path, "model", content)
     with pytest.raises(ValueError, match="random state that is none"):
         load_model(path)
 
@@ -477,9 +477,9 @@ def test_linear_models_that_no_fit_gives(tmp_path):
         "rank_": 77,
         "loss_": "low",
     }.items():
-        content = _serialize.read(path, "model")
+        content = files.read(path, "model")
         content["fitted"][name] = value
-        _serialize.write(tmp_path / "changed", "model", content)
+        files.write(tmp_path / "changed", "model", content)
         with pytest.raises(ValueError, match="changed"):
             load_model(tmp_path / "changed")
 
@@ -541,7 +541,7 @@ def test_other_files_are_refused_and_not_run(whole, tmp_path, monkeypatch):
 def test_a_tree_that_is_too_deep(tmp_path, whole):
     tree = "[" * 50_000 + "]" * 50_000
     header = {"format": "sktorch_linreg", "version": "1", "kind": "model", "tree": tree}
-    header["sha256"] = _serialize._digest(header, {})
+    header["sha256"] = files._digest(header, {})
     import safetensors.numpy
 
     (tmp_path / "model").write_bytes(safetensors.numpy.save({}, header))
@@ -552,11 +552,11 @@ def test_a_tree_that_is_too_deep(tmp_path, whole):
 def test_versions_and_kinds(tmp_path, whole, monkeypatch):
     path = tmp_path / "model"
     content = content_of(whole, path)
-    _serialize.write(path, "checkpoint", content)
+    files.write(path, "checkpoint", content)
     with pytest.raises(ValueError, match="it is a 'checkpoint'"):
         load_model(path)
-    monkeypatch.setattr(_serialize, "VERSION", 2)
-    _serialize.write(path, "model", content)
+    monkeypatch.setattr(files, "VERSION", 2)
+    files.write(path, "model", content)
     monkeypatch.undo()
     with pytest.raises(ValueError, match=r"version '2'.*a newer package"):
         load_model(path)
@@ -580,12 +580,13 @@ def test_a_pipe_does_not_hang(tmp_path):
 AT_EACH_LINE = """
 import os, signal, sys
 import numpy as np
-from sktorch_linreg import _serialize, load_model, save_model
+from sktorch_linreg import load_model, save_model
+from sktorch_linreg._runtime import files
 folder, what = sys.argv[1:]
 target, X = f"{folder}/target", np.load(f"{folder}/X.npy")
 models = [load_model(f"{folder}/{i}") for i in range(2)]
 expected = [model.predict(X).tobytes() for model in models]
-code = _serialize.replace.__code__
+code = files.replace.__code__
 
 def save(wanted):
     seen = 0

@@ -8,7 +8,8 @@ import numpy as np
 import pytest
 import torch
 
-from sktorch_linreg import TorchLinearRegressor, TorchMLPRegressor, _threads
+from sktorch_linreg import TorchLinearRegressor, TorchMLPRegressor
+from sktorch_linreg._runtime import threads
 
 MEMORY = """
 import re, resource, sys
@@ -103,7 +104,7 @@ def test_large_steps_use_all_threads(two_threads, monkeypatch):
             seen.append(torch.get_num_threads())
 
     X = np.random.default_rng(0).normal(size=(600, 20))
-    monkeypatch.setattr(_threads, "THREADED_STEP", 100 * 200)
+    monkeypatch.setattr(threads, "THREADED_STEP", 100 * 200)
     TorchMLPRegressor(max_epochs=1, tol=None, callbacks=[Look()]).fit(X, X[:, 0])
     assert seen == [2]
 

@@ -383,22 +383,22 @@ def test_optimizer_classes_of_the_users_own():
 
 
 def test_devices_that_are_faked(monkeypatch):
-    from sktorch_linreg import _data
+    from sktorch_linreg._runtime import devices
 
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
-    assert _data.available_devices()[:4] == ["cpu", "cuda", "cuda:0", "cuda:1"]
-    assert _data.resolve_device("auto").type == "cuda"
-    assert str(_data.resolve_device("cuda:1")) == "cuda:1"
+    assert devices.available_devices()[:4] == ["cpu", "cuda", "cuda:0", "cuda:1"]
+    assert devices.resolve_device("auto").type == "cuda"
+    assert str(devices.resolve_device("cuda:1")) == "cuda:1"
     with pytest.raises(ValueError, match="cuda:0, cuda:1"):
-        _data.resolve_device("cuda:2")
+        devices.resolve_device("cuda:2")
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     monkeypatch.setattr(torch.backends.mps, "is_available", lambda: True)
-    assert _data.resolve_device("auto").type == "mps"
+    assert devices.resolve_device("auto").type == "mps"
     mps = torch.device("mps")
-    assert _data.resolve_dtype("auto", X, mps) == torch.float32
+    assert devices.resolve_dtype("auto", X, mps) == torch.float32
     with pytest.raises(ValueError, match="dtype='float32'"):
-        _data.resolve_dtype("float64", X, mps)
+        devices.resolve_dtype("float64", X, mps)
 
 
 def test_a_device_that_is_gone_after_training():

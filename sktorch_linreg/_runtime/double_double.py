@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from ._types import FloatArray
+from .aliases import FloatArray
 
 Pair = tuple[FloatArray, FloatArray]
 

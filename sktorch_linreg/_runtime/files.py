@@ -16,8 +16,8 @@ from typing import Any
 import numpy as np
 
 FORMAT, VERSION = "sktorch_linreg", 1
-HEADER = ("format", "version", "kind", "tree", "sha256")
 
+HEADER = ("format", "version", "kind", "tree", "sha256")
 
 # what reading a damaged file comes to
 DAMAGE = (
@@ -106,7 +106,6 @@ _READERS: dict[str, Any] = {
     "strings": lambda v, arrays: np.array([str(item) for item in v], dtype=object),
     "random_state": _random_state,
 }
-
 
 # -- files ----------------------------------------------------------------------------------------
 

@@ -1,0 +1,24 @@
+"""Seeds of a fit, and the generators that they start."""
+
+from __future__ import annotations
+
+import os
+from typing import Any
+
+import numpy as np
+import torch
+from sklearn.utils import check_random_state
+
+
+def resolve_seed(random_state: Any) -> int:
+    """The seed of one fit; without a random_state, fresh entropy, so no global state is touched."""
+    if random_state is None:
+        return int.from_bytes(os.urandom(6), "little")
+    if isinstance(random_state, np.random.RandomState):
+        return int(check_random_state(random_state).randint(2**31 - 1))
+    return int(random_state)
+
+
+def make_generator(seed: int, stream: int = 0, device: Any = "cpu") -> torch.Generator:
+    """A generator of its own; stream 0 draws what `torch.manual_seed(seed)` would give."""
+    return torch.Generator(device).manual_seed(seed + (stream << 48))

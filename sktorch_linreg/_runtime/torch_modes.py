@@ -1,0 +1,29 @@
+"""Torch modes of the caller, which a fit shuts out."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+
+import torch
+
+
+@contextmanager
+def own_torch_settings(device: torch.device, *, grad: bool = True) -> Iterator[None]:
+    """Shut out torch modes of the caller: inference, autocast and a default device."""
+    # small fits and predictions take microseconds, so what is right already is left alone
+    odd_mode = torch.is_inference_mode_enabled() or torch.is_grad_enabled() != grad
+    autocast = torch.is_autocast_enabled(device.type)
+    # a device context costs time in every call, so it is only entered where it is needed
+    elsewhere = torch.get_default_device().type != "cpu"
+    if not (odd_mode or autocast or elsewhere):
+        yield
+        return
+    with ExitStack() as stack:
+        stack.enter_context(torch.inference_mode(False))
+        stack.enter_context(torch.set_grad_enabled(grad))
+        if autocast:
+            stack.enter_context(torch.autocast(device.type, enabled=False))
+        if elsewhere:
+            stack.enter_context(torch.device("cpu"))
+        yield
