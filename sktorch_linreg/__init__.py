@@ -1,6 +1,6 @@
 """Linear and neural-network regression in PyTorch, as scikit-learn estimators."""
 
-from ._types import TrainingDivergedError
+from ._errors import TrainingDivergedError
 from ._version import __version__
 from .fitted_line import FittedLineDisplay
 from .linear import TorchLinearRegressor

@@ -33,7 +33,7 @@ from ._data import (
     validate_rows,
     verify_finite,
 )
-from ._errors import collected_warnings
+from ._errors import ExtremeScales, collected_warnings
 from ._extreme import fit_rescaled
 from ._losses import resolve_loss
 from ._modules import MLPModule, build_module
@@ -48,7 +48,7 @@ from ._runtime.sklearn_private import Interval, Options, StrOptions
 from ._runtime.torch_modes import own_torch_settings
 from ._state import pack_history, unpack_history
 from ._training import train
-from ._types import ExtremeScales, FitResult, FitSpec, Moments, Scaling, Start, TrainingData
+from ._types import FitResult, FitSpec, Moments, Scaling, Start, TrainingData
 from ._watch import TASK_ATTRIBUTES, FitTask
 
 CURVES = {"loss_curve_", "validation_loss_curve_"}

@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 
 from ._batches import TabularDataset
+from ._errors import TrainingDivergedError
 from ._lane_state import (
     LaneMonitor,
     LaneOptions,
@@ -34,7 +35,7 @@ from ._runtime.seeds import make_generator
 from ._runtime.threads import threads_for
 from ._runtime.torch_modes import own_torch_settings
 from ._trained import Trained
-from ._types import FitSpec, TrainingData, TrainingDivergedError
+from ._types import FitSpec, TrainingData
 from ._updates import RuleUpdates
 
 # share of lanes that have to be done before the others move together

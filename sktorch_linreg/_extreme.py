@@ -9,8 +9,9 @@ from typing import Any
 import numpy as np
 import scipy.sparse as sp
 
+from ._errors import ExtremeScales
 from ._runtime.aliases import Array, FloatArray, Layers
-from ._types import ExtremeScales, FitResult, FitSpec, Moments, Scaling, TrainingData
+from ._types import FitResult, FitSpec, Moments, Scaling, TrainingData
 
 # squares are as exact as other numbers between these
 SMALLEST_SQUARES, LARGEST_SQUARES = 1e-280, 1e300

@@ -20,10 +20,11 @@ from scipy.linalg import lapack
 from ._arrays import as_tensor
 from ._blocks import beside, blocks
 from ._data import column_scale
+from ._errors import ExtremeScales
 from ._runtime.aliases import FloatArray, Mask
 from ._runtime.threads import n_spans, over_spans
 from ._statistics import EPS, Statistics, condition
-from ._types import ExtremeScales, Moments, TrainingData
+from ._types import Moments, TrainingData
 
 # up to this many entries a second pass costs next to nothing
 SMALL_ENTRIES = 2**16

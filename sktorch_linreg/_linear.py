@@ -10,10 +10,10 @@ from sklearn.utils.validation import check_is_fitted
 from . import _exact
 from ._base import BaseTorchRegressor
 from ._data import identity_scaling
+from ._errors import check_options
 from ._extreme import largest_size
 from ._inference import ExactResults
 from ._modules import MLPModule
-from ._names import check_options
 from ._runtime.aliases import Array, Layers
 from ._statistics import Statistics
 from ._types import FitResult, FitSpec, Scaling, TrainingData

@@ -15,14 +15,13 @@ from torch import Tensor
 from torch.optim import lr_scheduler
 
 from ._batches import Batch, TabularDataset
-from ._errors import came_from
+from ._errors import TrainingDivergedError, came_from
 from ._monitor import Monitor
 from ._objective import longer
 from ._optimizers import is_torchs, step_plateau
 from ._report import EpochTable
 from ._runtime.processes import on_all
 from ._settling import forget, goes_on, keep_lowest, rise_of
-from ._types import TrainingDivergedError
 from ._updates import RuleUpdates, TorchUpdates, rate_of
 from ._watch import FitTask
 

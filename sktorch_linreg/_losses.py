@@ -26,8 +26,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ._errors import came_from
-from ._names import check_options, unknown_name
+from ._errors import came_from, check_options, unknown_name
 from ._types import Loss
 
 

@@ -14,9 +14,8 @@ from torch import Tensor
 from torch.optim import lr_scheduler
 from torch.optim.optimizer import required
 
-from ._errors import came_from
+from ._errors import came_from, check_options, unknown_name
 from ._losses import Penalty
-from ._names import check_options, unknown_name
 
 OPTIMIZERS: dict[str, type[torch.optim.Optimizer]] = {
     "lbfgs": torch.optim.LBFGS,

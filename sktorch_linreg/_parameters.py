@@ -12,7 +12,7 @@ from typing import Any, ClassVar, Self
 import numpy as np
 from sklearn.base import BaseEstimator
 
-from ._names import nearest
+from ._errors import nearest
 from ._runtime.processes import current_processes, safely
 from ._runtime.sklearn_private import InvalidParameterError, validate_parameter_constraints
 

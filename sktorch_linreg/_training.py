@@ -16,6 +16,7 @@ from ._backprop import FlatParameters
 from ._carry_over import calm_, rewrite_layers
 from ._data import to_user_units
 from ._duality import check_minimum
+from ._errors import TrainingDivergedError
 from ._loop import Run
 from ._losses import untrained_parameters
 from ._modules import MLPModule, make_module
@@ -28,15 +29,7 @@ from ._runtime.processes import safely
 from ._runtime.seeds import make_generator
 from ._runtime.threads import threads_for
 from ._state import schedule_state
-from ._types import (
-    FitResult,
-    FitSpec,
-    Scaling,
-    Start,
-    TrainingData,
-    TrainingDivergedError,
-    reciprocal,
-)
+from ._types import FitResult, FitSpec, Scaling, Start, TrainingData, reciprocal
 from ._updates import rate_of
 from ._watch import FitTask
 

@@ -12,7 +12,6 @@ import torch
 from torch import Tensor
 
 from ._runtime.aliases import Array, FloatArray, Layers
-from ._runtime.processes import RaisedAlike
 
 
 def reciprocal(scale: FloatArray) -> FloatArray:
@@ -20,46 +19,6 @@ def reciprocal(scale: FloatArray) -> FloatArray:
     factor = np.zeros_like(scale)
     np.divide(1.0, scale, out=factor, where=scale > 0)
     return factor
-
-
-class TrainingDivergedError(ValueError):
-    """Raised when the training loss stops being a finite number.
-
-    It is a ``ValueError``, so that ``GridSearchCV`` scores the candidate as its ``error_score``
-    and goes on with the next one.
-
-    Parameters
-    ----------
-    epoch : int
-        The epoch in which it happened, counted from 1.
-    lr : float
-        The learning rate of that epoch.
-
-    Examples
-    --------
-    >>> from sktorch_linreg import TrainingDivergedError
-    >>> TrainingDivergedError(3, 0.5).epoch
-    3
-    """
-
-    def __init__(self, epoch: int, lr: float) -> None:
-        # an optimizer of the user's own may keep its rate elsewhere
-        known = math.isfinite(lr)
-        at, smaller = (f" at learning rate {lr:g}", f"lr={lr / 10:g}") if known else ("", "lr")
-        super().__init__(
-            f"The training loss stopped being finite in epoch {epoch}{at}. Try a smaller learning "
-            f"rate ({smaller}), standardize=True, gradient clipping through "
-            "callbacks=[skorch.callbacks.GradientNormClipping(1.0)], or optimizer='lbfgs'."
-        )
-        self.epoch = epoch
-        self.lr = lr
-
-    def __reduce__(self) -> tuple[type[TrainingDivergedError], tuple[int, float]]:
-        return type(self), (self.epoch, self.lr)
-
-
-class ExtremeScales(RaisedAlike):
-    """The squares of a column overflow or vanish, so that it has to be rescaled first."""
 
 
 @dataclass(frozen=True)

@@ -15,8 +15,8 @@ from ._as_sklearn import as_mlp_regressor
 from ._base import BaseTorchRegressor
 from ._checks import can_partial_fit
 from ._data import CHUNK_BYTES, chunks, like_input, to_user_units
+from ._errors import unknown_name
 from ._modules import ACTIVATIONS
-from ._names import unknown_name
 from ._runtime.aliases import Array, Layers
 from ._runtime.sklearn_private import Interval, InvalidParameterError, available_if, fit_context
 from ._runtime.torch_modes import own_torch_settings
