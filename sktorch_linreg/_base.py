@@ -22,16 +22,16 @@ from sklearn.utils.validation import check_is_fitted, validate_data
 from ._agreement import Local, agree, result_of_first
 from ._checkpoint import Checkpoint
 from ._checks import check_penalty, check_start, check_targets
-from ._data import (
+from ._data.arrays import as_float, to_host, verify_finite
+from ._data.moments import Moments
+from ._data.rows import TrainingData
+from ._data.scaling import Scaling
+from ._data.validation import (
     SPARSE_FORMATS,
     adopt_names,
-    as_float,
     is_plain,
-    make_scaling,
     patient_validation,
-    to_host,
     validate_rows,
-    verify_finite,
 )
 from ._errors import ExtremeScales, collected_warnings
 from ._extreme import fit_rescaled
@@ -48,7 +48,7 @@ from ._runtime.sklearn_private import Interval, Options, StrOptions
 from ._runtime.torch_modes import own_torch_settings
 from ._state import pack_history, unpack_history
 from ._training import train
-from ._types import FitResult, FitSpec, Moments, Scaling, Start, TrainingData
+from ._types import FitResult, FitSpec, Start
 from ._watch import TASK_ATTRIBUTES, FitTask
 
 CURVES = {"loss_curve_", "validation_loss_curve_"}
@@ -262,7 +262,7 @@ class BaseTorchRegressor(
             moments = None
             if kept := vars(self).get("_moments"):
                 x, y = (Moments(**m) for m in kept)
-                start.x_scale, moments = make_scaling(x, y, spec).x_scale, (x, y)
+                start.x_scale, moments = spec.scaling(x, y).x_scale, (x, y)
             if incremental:
                 start.moments, start.state = moments, vars(self).get("_training_state")
         return train(data, spec, start, task)

@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 
 from ._batches import TabularDataset
+from ._data.rows import TrainingData
 from ._errors import TrainingDivergedError
 from ._lane_state import (
     LaneMonitor,
@@ -35,7 +36,7 @@ from ._runtime.seeds import make_generator
 from ._runtime.threads import threads_for
 from ._runtime.torch_modes import own_torch_settings
 from ._trained import Trained
-from ._types import FitSpec, TrainingData
+from ._types import FitSpec
 from ._updates import RuleUpdates
 
 # share of lanes that have to be done before the others move together

@@ -13,10 +13,11 @@ import torch
 from torch import Tensor
 from torch.utils.data import Dataset
 
-from ._arrays import as_tensor
+from ._data.arrays import as_tensor
+from ._data.rows import TrainingData
+from ._data.scaling import Scaling, scaled
 from ._runtime.processes import Share
-from ._standardize import scaled
-from ._types import FitSpec, Scaling, TrainingData
+from ._types import FitSpec
 
 # numbers of a block, which stays in the cache while its batches are worked on
 BLOCK_ENTRIES = 2**18

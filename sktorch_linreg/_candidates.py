@@ -16,7 +16,8 @@ from torch.optim import lr_scheduler
 
 from ._base import BaseTorchRegressor
 from ._batched import steps_per_epoch
-from ._data import validate_rows
+from ._data.rows import TrainingData
+from ._data.validation import validate_rows
 from ._modules import ACTIVATIONS
 from ._optimizers import SCHEDULES, construct, defaults_of
 from ._runtime.aliases import Array
@@ -24,7 +25,7 @@ from ._runtime.devices import DEVICES
 from ._runtime.identity import identify, key_of
 from ._runtime.seeds import resolve_seed
 from ._runtime.sklearn_private import check_method_params, num_samples, safe_indexing, safe_split
-from ._types import FitSpec, TrainingData
+from ._types import FitSpec
 from ._updates import has_rule
 from .linear import TorchLinearRegressor
 from .mlp import TorchMLPRegressor

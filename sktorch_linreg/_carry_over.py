@@ -4,51 +4,36 @@ from __future__ import annotations
 
 from itertools import pairwise
 
-import numpy as np
 import torch
 from torch import Tensor
 
 from ._batches import TabularDataset
 from ._modules import ACTIVATIONS, MLPModule
 from ._runtime.aliases import Array, FloatArray, Layers
-from ._types import FitSpec, Scaling, reciprocal
+from ._types import FitSpec
 
 # growth of a column's scale, and so of a unit, that earlier rows gave no idea of
 UNSEEN_GROWTH = 3.0
+
 # numbers, and rows, that are looked at
 ENTRIES, ROWS = 2**22, 4096
+
 # median size of what goes into an activation as fresh weights have it
 FRESH = 0.4
+
 # and what is too large: the first scale along with what goes in, so that nothing is lost, and no
 # input makes the last large
 LARGE = {"relu": 1.5, "leaky_relu": 1.5, "identity": 1.5, "tanh": 4.0, "logistic": 8.0}
+
 LARGE_ELSE = 2.0
+
 BOUNDED = {"tanh", "logistic"}
+
 # outputs, in units of the targets' deviation, that no earlier target can account for
 LARGE_OUTPUT = 1.5
+
 # logarithms of rates, relative to the mean, of which the same is to be said
 LARGE_LOG = 15.0
-
-
-def rewrite_layers(layers: Layers, old: Scaling, new: Scaling) -> Layers:
-    """Layers over the units of `old` as layers over those of `new`, with the same predictions.
-
-    Weights of a column that has had one value so far have never been used, and stay as they are.
-    So do those of a column, or target, that has one value now.
-    """
-    out = [(w.astype(np.float64), None if b is None else b.astype(np.float64)) for w, b in layers]
-    weight, bias = out[0]
-    seen, used = old.x_scale > 0, new.x_scale > 0
-    weight = weight * np.where(seen & used, new.x_scale * old.x_factor, 1.0)
-    shift = (new.x_offset - old.x_offset) * np.where(used, new.x_factor, old.x_factor)
-    out[0] = weight, None if bias is None else bias + weight @ shift
-    weight, bias = out[-1]
-    used, factor = new.y_scale > 0, reciprocal(new.y_scale)
-    ratio = np.where(used, old.y_scale * factor, 1.0)
-    if bias is not None:
-        bias = bias * ratio + (old.y_offset - new.y_offset) * factor
-    out[-1] = weight * ratio[:, None], bias
-    return out
 
 
 @torch.no_grad()

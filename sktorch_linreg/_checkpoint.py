@@ -13,12 +13,12 @@ import numpy as np
 import scipy.sparse as sp
 import torch
 
+from ._data.rows import TrainingData
 from ._parameters import as_python
 from ._runtime import files
 from ._runtime.aliases import Layers
 from ._runtime.identity import describe, identify
 from ._state import load_schedule_state, pack_history, schedule_state, to_arrays, unpack_history
-from ._types import TrainingData
 
 KIND = "checkpoint"
 FILE = "checkpoint.safetensors"

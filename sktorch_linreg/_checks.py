@@ -7,9 +7,10 @@ from typing import Any
 import numpy as np
 import torch
 
+from ._data.rows import TrainingData
 from ._optimizers import OPTIMIZERS
 from ._runtime.aliases import Layers
-from ._types import FitSpec, TrainingData
+from ._types import FitSpec
 
 
 def check_targets(data: TrainingData, spec: FitSpec) -> None:

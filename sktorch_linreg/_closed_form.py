@@ -12,11 +12,11 @@ import numpy as np
 import scipy.linalg
 from scipy.linalg import lapack
 
-from ._data import column_scale, make_scaling
+from ._data.scaling import Scaling, column_scale
+from ._data.statistics import Statistics, condition, unit_columns
 from ._refinement import Preconditioner
 from ._runtime.aliases import Array, FloatArray, Mask
-from ._statistics import Statistics, condition, unit_columns
-from ._types import FitSpec, Scaling
+from ._types import FitSpec
 
 # LinearRegression's own cut-off: no column that it keeps is dropped here
 COARSEST_TOL = 1e-6
@@ -51,7 +51,7 @@ def make_problem(stats: Statistics, spec: FitSpec) -> Problem:
     A, live = stats.factor[:, :d], column_scale(x, stats.intercept) > 0
     if not live.all():
         A = np.where(live, A, 0.0)
-    scaling = make_scaling(x, y, spec)
+    scaling = spec.scaling(x, y)
     return Problem(A, stats.factor[:, d:], stats.rest, scaling, stats.weight)
 
 

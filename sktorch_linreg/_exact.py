@@ -28,9 +28,11 @@ from ._closed_form import (
     ridge_path,
     surely_independent,
 )
-from ._data import make_scaling
-from ._extreme import check_squares
-from ._gather import MAX_FACTOR_FEATURES, Gathered, gather
+from ._data.accumulate import MAX_FACTOR_FEATURES, Gathered, gather
+from ._data.magnitudes import check_squares
+from ._data.rows import TrainingData
+from ._data.scaling import Scaling
+from ._data.statistics import EPS, Statistics, condition, unit_columns
 from ._lsqr import solve_iteratively
 from ._quadratic import proximal_quadratic
 from ._refinement import (
@@ -43,8 +45,7 @@ from ._refinement import (
 from ._runtime.aliases import FloatArray, Layers
 from ._runtime.processes import current_processes
 from ._runtime.threads import quiet_blas
-from ._statistics import EPS, Statistics, condition, unit_columns
-from ._types import FitResult, FitSpec, Scaling, TrainingData
+from ._types import FitResult, FitSpec
 
 # what a Gram matrix may multiply rounding errors by: with the rows at hand for a refinement ...
 REFINABLE = 1e6
@@ -197,7 +198,7 @@ def _loss(spec: FitSpec, stats: Statistics, squares: FloatArray, coef: FloatArra
             level = 4 * EPS * np.abs(stats.mean[stats.n_features :]) * stats.intercept
             variance = np.where(np.sqrt(variance) > level, variance, 1.0)
         return float(np.add.reduce(squares / variance)) / len(squares) / stats.weight
-    return objective(spec, make_scaling(*stats.moments(), spec), squares, stats.weight, coef)
+    return objective(spec, spec.scaling(*stats.moments()), squares, stats.weight, coef)
 
 
 def objective(

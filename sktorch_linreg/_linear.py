@@ -9,14 +9,15 @@ from sklearn.utils.validation import check_is_fitted
 
 from . import _exact
 from ._base import BaseTorchRegressor
-from ._data import identity_scaling
+from ._data.magnitudes import largest_size
+from ._data.rows import TrainingData
+from ._data.scaling import Scaling, identity_scaling
+from ._data.statistics import Statistics
 from ._errors import check_options
-from ._extreme import largest_size
 from ._inference import ExactResults
 from ._modules import MLPModule
 from ._runtime.aliases import Array, Layers
-from ._statistics import Statistics
-from ._types import FitResult, FitSpec, Scaling, TrainingData
+from ._types import FitResult, FitSpec
 from ._watch import FitTask
 
 

@@ -8,11 +8,12 @@ from typing import Any
 import numpy as np
 from scipy.sparse.linalg import LinearOperator, lsqr
 
-from ._data import column_scale, make_scaling
-from ._extreme import check_moments
+from ._data.magnitudes import check_moments
+from ._data.moments import moments
+from ._data.rows import TrainingData
+from ._data.scaling import Scaling, column_scale, reciprocal
 from ._runtime.aliases import Array, FloatArray
-from ._standardize import moments
-from ._types import FitSpec, Scaling, TrainingData, reciprocal
+from ._types import FitSpec
 
 
 def _lsqr(operator: LinearOperator, right: FloatArray, damp: float = 0.0) -> FloatArray:
@@ -60,7 +61,7 @@ def solve_iteratively(data: TrainingData, spec: FitSpec) -> Iterated:
     mx, my = moments(X, data.weight), moments(y, data.weight)
     check_moments(data, mx, my)
     intercept = spec.fit_intercept
-    scaling = make_scaling(mx, my, spec)
+    scaling = spec.scaling(mx, my)
     mean = np.concatenate([mx.mean, my.mean]) * intercept
     x_mean, y_mean = mean[: data.n_features], mean[data.n_features :]
     root = np.sqrt(data.weights)

@@ -15,8 +15,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from ._data.scaling import Scaling
 from ._runtime.aliases import Array, Layers
-from ._types import Scaling
 
 
 def _aten(name: str, overload: str) -> Any:

@@ -18,7 +18,8 @@ from . import _exact
 from ._base import BaseTorchRegressor
 from ._batched import train_lanes
 from ._candidates import Candidate, Cell, Side
-from ._data import identity_scaling, to_host
+from ._data.arrays import to_host
+from ._data.scaling import identity_scaling
 from ._errors import collect_convergence_warnings
 from ._lanes import LaneParameters
 from ._plan import Stack

@@ -19,11 +19,12 @@ from ._candidates import (
     tried,
 )
 from ._checks import check_targets
+from ._data.rows import TrainingData
 from ._runtime.aliases import Array
 from ._runtime.devices import resolve_device
 from ._runtime.memory import budget
 from ._runtime.seeds import resolve_seed
-from ._types import FitSpec, TrainingData
+from ._types import FitSpec
 
 # numbers that a stack works on at a time, so that they stay in the cache
 STACK_ENTRIES = 2**21

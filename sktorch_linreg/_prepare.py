@@ -10,14 +10,14 @@ import numpy as np
 
 from ._batches import TabularDataset
 from ._condense import can_condense, condensed, gather_statistics
-from ._data import DISTINCT_ENTRIES, identity_scaling, make_scaling
-from ._extreme import check_moments
-from ._rows import distinct_rows, group_rows, split_rows
+from ._data.magnitudes import check_moments
+from ._data.moments import Moments, moments
+from ._data.rows import DISTINCT_ENTRIES, TrainingData, distinct_rows, group_rows, split_rows
+from ._data.scaling import Scaling, identity_scaling
+from ._data.statistics import Statistics
 from ._runtime.aliases import Array
 from ._runtime.processes import Processes, Share, on_all, safely
-from ._standardize import moments
-from ._statistics import Statistics
-from ._types import FitSpec, Moments, Scaling, TrainingData
+from ._types import FitSpec
 
 Dataset = TypeVar("Dataset", bound=TabularDataset)
 
@@ -123,7 +123,7 @@ def prepare(
         with np.errstate(over="ignore", invalid="ignore"):
             x, y = before[0].merge(x), before[1].merge(y)
         _check_moments(rows, x, y, spec)
-    return Prepared(rows, held_out, stats, (x, y), make_scaling(x, y, spec), *shares)
+    return Prepared(rows, held_out, stats, (x, y), spec.scaling(x, y), *shares)
 
 
 def _check_moments(rows: TrainingData, x: Moments, y: Moments, spec: FitSpec) -> None:

@@ -13,8 +13,9 @@ from sklearn.exceptions import ConvergenceWarning
 from torch import Tensor
 
 from ._backprop import FlatParameters
-from ._carry_over import calm_, rewrite_layers
-from ._data import to_user_units
+from ._carry_over import calm_
+from ._data.rows import TrainingData
+from ._data.scaling import Scaling, reciprocal, rewrite_layers, to_user_units
 from ._duality import check_minimum
 from ._errors import TrainingDivergedError
 from ._loop import Run
@@ -29,7 +30,7 @@ from ._runtime.processes import safely
 from ._runtime.seeds import make_generator
 from ._runtime.threads import threads_for
 from ._state import schedule_state
-from ._types import FitResult, FitSpec, Scaling, Start, TrainingData, reciprocal
+from ._types import FitResult, FitSpec, Start
 from ._updates import rate_of
 from ._watch import FitTask
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -11,113 +10,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ._runtime.aliases import Array, FloatArray, Layers
-
-
-def reciprocal(scale: FloatArray) -> FloatArray:
-    """1 / scale, and 0 where the scale is 0: what a column of nothing is multiplied by."""
-    factor = np.zeros_like(scale)
-    np.divide(1.0, scale, out=factor, where=scale > 0)
-    return factor
-
-
-@dataclass(frozen=True)
-class TrainingData:
-    """Validated rows: `X` dense or CSR, `y` of shape (n_samples, n_targets), no zero weights.
-
-    The weights given are `weight` times two to the power of `exponent`, which is even. `verify`
-    raises if X or y are not finite; it is None where that was looked at already.
-    """
-
-    X: Any
-    y: Array
-    weight: FloatArray | None
-    verify: Callable[[], object] | None = None
-    exponent: int = 0
-
-    @property
-    def n_samples(self) -> int:
-        return int(self.X.shape[0])
-
-    @property
-    def n_features(self) -> int:
-        return int(self.X.shape[1])
-
-    @property
-    def n_targets(self) -> int:
-        return int(self.y.shape[1])
-
-    @property
-    def weights(self) -> FloatArray:
-        """The weights, ones where none were given."""
-        return np.ones(self.n_samples) if self.weight is None else self.weight
-
-    def rows(self, index: Any) -> TrainingData:
-        """The rows that `index` (a slice or an integer array) names."""
-        weight = None if self.weight is None else self.weight[index]
-        return TrainingData(self.X[index], self.y[index], weight, exponent=self.exponent)
-
-
-@dataclass(frozen=True)
-class Moments:
-    """Weighted count, mean and sum of squared deviations of each column; batches merge exactly.
-
-    Weights, and so the count and the squares, are in units of two to the power of `exponent`.
-    """
-
-    weight: float
-    mean: FloatArray
-    deviation: FloatArray
-    exponent: int = 0
-
-    def in_units_of(self, exponent: int) -> Moments:
-        """The same with weights in other units."""
-        by = self.exponent - exponent
-        if by == 0:
-            return self
-        deviation = np.ldexp(self.deviation, by)
-        return Moments(math.ldexp(self.weight, by), self.mean, deviation, exponent)
-
-    def merge(self, other: Moments) -> Moments:
-        """Moments of both batches together (Chan, Golub and LeVeque, 1983)."""
-        exponent = max(self.exponent, other.exponent)
-        a, b = self.in_units_of(exponent), other.in_units_of(exponent)
-        total = a.weight + b.weight
-        delta = b.mean - a.mean
-        mean = a.mean + delta * (b.weight / total)
-        between = delta**2 * (a.weight * b.weight / total)
-        return Moments(total, mean, a.deviation + b.deviation + between, exponent)
-
-
-@dataclass(frozen=True)
-class Scaling:
-    """The linear maps between the user's units and the space that is trained in.
-
-    A constant column has `x_scale` 0: nothing is learned from it and its coefficient is 0. So has a
-    constant target `y_scale` 0: its predictions are that constant. Targets are shifted and scaled
-    as `Loss.target_units` says.
-    """
-
-    x_offset: FloatArray
-    x_scale: FloatArray
-    y_offset: FloatArray
-    y_scale: FloatArray
-
-    @classmethod
-    def from_state(cls, state: Mapping[str, Any]) -> Scaling:
-        """The scaling that `vars` gave; version 0.1 kept the link there, which is the loss's."""
-        return cls(**{name: value for name, value in state.items() if name != "log_link"})
-
-    @property
-    def fits_single(self) -> bool:
-        """Whether float32 holds all of it with room to compute in."""
-        sizes = np.abs(np.concatenate([self.x_offset, self.x_factor, self.y_offset, self.y_scale]))
-        return bool(sizes.max(initial=0.0) < 1e30)
-
-    @property
-    def x_factor(self) -> FloatArray:
-        """What a centred column is multiplied by: 1 / `x_scale`, and 0 for a constant column."""
-        return reciprocal(self.x_scale)
+from ._data.moments import Moments
+from ._data.scaling import Scaling, identity_scaling, make_scaling, reciprocal
+from ._runtime.aliases import FloatArray, Layers
 
 
 @dataclass(frozen=True)
@@ -216,6 +111,20 @@ class FitSpec:
     def l2(self) -> float:
         """Weight of |W|_2^2 / 2 in the objective."""
         return self.alpha * (1.0 - self.l1_ratio)
+
+    def scaling(self, x: Moments, y: Moments) -> Scaling:
+        """The scaling of features and targets that have these moments."""
+        if not self.standardize:
+            return identity_scaling(len(x.mean), len(y.mean))
+        return make_scaling(
+            x,
+            y,
+            centred=self.fit_intercept,
+            log_link=self.loss.log_link,
+            scales_target=self.loss.scales_target,
+            # exact solvers divide by their scale, and find coefficients of 0 by themselves
+            keeps_constant_targets=self.optimizer_class is None,
+        )
 
     def damping(self, weight: float, n_targets: int) -> float:
         """What the L2 term adds to the squared residuals per squared coefficient of one target."""

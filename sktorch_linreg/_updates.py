@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor, optim
 
-from ._arrays import as_tensor
+from ._data.arrays import as_tensor
 from ._errors import came_from
 from ._optimizers import closure_call, construct, defaults_of, is_torchs
 from ._rules import RULES

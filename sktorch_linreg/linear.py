@@ -12,7 +12,7 @@ from sklearn.utils.validation import check_is_fitted
 from ._as_sklearn import as_linear_regression
 from ._base import BaseTorchRegressor
 from ._checks import can_partial_fit
-from ._data import like_input
+from ._data.arrays import like_input
 from ._linear import BaseLinear
 from ._runtime.aliases import Array
 from ._runtime.sklearn_private import available_if, fit_context

@@ -14,13 +14,15 @@ from sklearn.utils.validation import check_is_fitted
 from ._as_sklearn import as_mlp_regressor
 from ._base import BaseTorchRegressor
 from ._checks import can_partial_fit
-from ._data import CHUNK_BYTES, chunks, like_input, to_user_units
+from ._data.arrays import CHUNK_BYTES, chunks, like_input
+from ._data.rows import TrainingData
+from ._data.scaling import Scaling, to_user_units
 from ._errors import unknown_name
 from ._modules import ACTIVATIONS
 from ._runtime.aliases import Array, Layers
 from ._runtime.sklearn_private import Interval, InvalidParameterError, available_if, fit_context
 from ._runtime.torch_modes import own_torch_settings
-from ._types import FitResult, FitSpec, Scaling, TrainingData
+from ._types import FitResult, FitSpec
 
 
 class TorchMLPRegressor(BaseTorchRegressor):

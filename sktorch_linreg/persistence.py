@@ -12,11 +12,12 @@ import sklearn
 import torch
 from sklearn.utils.validation import check_is_fitted
 
+from ._data.moments import Moments
+from ._data.scaling import Scaling
+from ._data.statistics import Statistics
 from ._modules import ACTIVATIONS
 from ._runtime import files
 from ._runtime.aliases import Array
-from ._statistics import Statistics
-from ._types import Moments, Scaling
 from ._version import __version__
 from .linear import TorchLinearRegressor
 from .mlp import TorchMLPRegressor

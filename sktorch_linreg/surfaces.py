@@ -10,7 +10,8 @@ import scipy.sparse as sp
 import torch
 from sklearn.utils.validation import check_is_fitted
 
-from ._data import chunks, validate_rows
+from ._data.arrays import chunks
+from ._data.validation import validate_rows
 from ._figures import before_last_step, fitted_step, new_axes
 from ._losses import resolve_loss
 from ._runtime.aliases import Array, FloatArray

@@ -10,7 +10,7 @@ from sklearn.base import clone
 
 from sktorch_linreg import TorchLinearRegressor, TorchMLPRegressor
 from sktorch_linreg._batched import train_lanes
-from sktorch_linreg._data import validate_rows
+from sktorch_linreg._data.validation import validate_rows
 from sktorch_linreg._errors import TrainingDivergedError
 from sktorch_linreg._runtime.torch_modes import own_torch_settings
 from sktorch_linreg._training import train

@@ -12,9 +12,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from sklearn.linear_model import ElasticNet, LinearRegression, Ridge
 
-from sktorch_linreg import TorchLinearRegressor, _exact, _gather
+from sktorch_linreg import TorchLinearRegressor, _exact
+from sktorch_linreg._data import accumulate
+from sktorch_linreg._data.rows import TrainingData
 from sktorch_linreg._quadratic import proximal_quadratic
-from sktorch_linreg._types import TrainingData
 
 FORMATS = [sp.csr_matrix, sp.csc_matrix, sp.coo_matrix, sp.csr_array, sp.csc_array, sp.coo_array]
 
@@ -399,7 +400,7 @@ def test_statistics_for_a_device_without_float64_come_from_the_cpu(easy):
     data = TrainingData(np.tile(X, (500, 1)), np.tile(Y, (500, 1)), None)
     for columns in (data, TrainingData(np.hstack([data.X, data.X]), data.y, None)):
         here, there = (
-            _gather.gather(columns, intercept=True, device=torch.device(name), limit=1e6)
+            accumulate.gather(columns, intercept=True, device=torch.device(name), limit=1e6)
             for name in ("cpu", "mps")
         )
         np.testing.assert_array_equal(here.stats.factor, there.stats.factor)

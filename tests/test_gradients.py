@@ -5,13 +5,17 @@ import pytest
 import scipy.sparse as sp
 import torch
 
-from sktorch_linreg._carry_over import rewrite_layers
-from sktorch_linreg._data import identity_scaling, to_user_units
+from sktorch_linreg._data.moments import Moments, moments
+from sktorch_linreg._data.scaling import (
+    Scaling,
+    identity_scaling,
+    rewrite_layers,
+    scaled,
+    to_user_units,
+)
 from sktorch_linreg._losses import LOSSES, Penalty, resolve_loss
 from sktorch_linreg._modules import ACTIVATIONS, Dropout, Masks, MLPModule
 from sktorch_linreg._optimizers import OrthantLBFGS
-from sktorch_linreg._standardize import moments, scaled
-from sktorch_linreg._types import Moments, Scaling
 
 OPTIONS = {"huber": {"delta": 0.7}, "quantile": {"quantile": 0.3}}
 

@@ -189,7 +189,7 @@ def test_many_rows_are_held_out_as_they_come():
 
 @pytest.mark.parametrize("ties", [True, False])
 def test_groups_of_rows_are_ordered_by_value(ties):
-    from sktorch_linreg._rows import group_rows
+    from sktorch_linreg._data.rows import group_rows
 
     rng = np.random.default_rng(0)
     X, y = rng.normal(size=(200, 3)), rng.normal(size=(200, 1))

@@ -10,7 +10,8 @@ import pytest
 import torch
 from threadpoolctl import threadpool_info, threadpool_limits
 
-from sktorch_linreg import TorchLinearRegressor, _gather
+from sktorch_linreg import TorchLinearRegressor
+from sktorch_linreg._data import accumulate
 from sktorch_linreg._runtime import threads
 
 COEF = np.linspace(-3, 4, 50)
@@ -78,7 +79,7 @@ def test_threads_give_the_same_solution(weighted, dtype, mean, common, two_threa
     spans = []
     original = threads.n_spans
     monkeypatch.setattr(
-        _gather, "n_spans", lambda *args: spans.append(original(*args)) or spans[-1]
+        accumulate, "n_spans", lambda *args: spans.append(original(*args)) or spans[-1]
     )
     two = TorchLinearRegressor().fit(X, y, sample_weight=w)
     again = TorchLinearRegressor().fit(X, y, sample_weight=w)

@@ -9,9 +9,7 @@ import scipy.sparse as sp
 from sklearn.base import clone
 
 from sktorch_linreg import TorchLinearRegressor, TorchMLPRegressor
-from sktorch_linreg._carry_over import rewrite_layers
-from sktorch_linreg._data import to_user_units
-from sktorch_linreg._types import Scaling
+from sktorch_linreg._data.scaling import Scaling, rewrite_layers, to_user_units
 
 RATES = {
     "adam": 0.005, "sgd": 0.01, "adamw": 0.005, "nadam": 0.005, "radam": 0.02, "rmsprop": 0.002,

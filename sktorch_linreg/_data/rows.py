@@ -1,8 +1,9 @@
-"""Equal rows, which are found and merged, and rows that are held out."""
+"""The rows of a fit: equal ones merged, some held out."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from itertools import pairwise
 from typing import Any
 
@@ -10,13 +11,54 @@ import numpy as np
 import scipy.sparse as sp
 import torch
 
-from ._data import CHUNK_BYTES
-from ._runtime.aliases import Array, FloatArray
-from ._runtime.seeds import make_generator
-from ._types import TrainingData
+from .._runtime.aliases import Array, FloatArray
+from .._runtime.seeds import make_generator
+from .arrays import CHUNK_BYTES
+
+# beyond this many entries sorting the rows would cost more than it is worth
+DISTINCT_ENTRIES = 2_000_000
+
+
+@dataclass(frozen=True)
+class TrainingData:
+    """Validated rows: `X` dense or CSR, `y` of shape (n_samples, n_targets), no zero weights.
+
+    The weights given are `weight` times two to the power of `exponent`, which is even. `verify`
+    raises if X or y are not finite; it is None where that was looked at already.
+    """
+
+    X: Any
+    y: Array
+    weight: FloatArray | None
+    verify: Callable[[], object] | None = None
+    exponent: int = 0
+
+    @property
+    def n_samples(self) -> int:
+        return int(self.X.shape[0])
+
+    @property
+    def n_features(self) -> int:
+        return int(self.X.shape[1])
+
+    @property
+    def n_targets(self) -> int:
+        return int(self.y.shape[1])
+
+    @property
+    def weights(self) -> FloatArray:
+        """The weights, ones where none were given."""
+        return np.ones(self.n_samples) if self.weight is None else self.weight
+
+    def rows(self, index: Any) -> TrainingData:
+        """The rows that `index` (a slice or an integer array) names."""
+        weight = None if self.weight is None else self.weight[index]
+        return TrainingData(self.X[index], self.y[index], weight, exponent=self.exponent)
+
 
 # up to this many rows, whole weights counted, held-out rows do not depend on repetition
 COUNTED_ROWS = 1000
+
 FEW_UNITS = 50
 
 

@@ -17,32 +17,39 @@ import scipy.sparse as sp
 import torch
 from scipy.linalg import lapack
 
-from ._arrays import as_tensor
-from ._blocks import beside, blocks
-from ._data import column_scale
-from ._errors import ExtremeScales
-from ._runtime.aliases import FloatArray, Mask
-from ._runtime.threads import n_spans, over_spans
-from ._statistics import EPS, Statistics, condition
-from ._types import Moments, TrainingData
+from .._errors import ExtremeScales
+from .._runtime.aliases import FloatArray, Mask
+from .._runtime.threads import n_spans, over_spans
+from .arrays import as_tensor
+from .blocks import beside, blocks
+from .moments import Moments
+from .rows import TrainingData
+from .scaling import column_scale
+from .statistics import EPS, Statistics, condition
 
 # up to this many entries a second pass costs next to nothing
 SMALL_ENTRIES = 2**16
+
 # a sparse X with more columns has no factor made of it, which would be dense
 MAX_FACTOR_FEATURES = 2000
+
 # rows that are looked at before the pass, to judge means against spreads
 SAMPLED_ROWS = 512
+
 # columns beside those of X whose products with each other cost next to nothing
 FEW_TARGETS = 16
+
 # share of stored entries from which on dense products are faster than sparse ones
 SPARSE_SHARE = 1 / 16
+
 # weight of a row, in median weights, from which on it is what columns are shifted by
 HEAVY = 1e6
+
 # squared mean over variance from which on columns are shifted
 LARGE_MEAN = 4.0
+
 # share of a squared column that centring may cancel before the pass is made once more
 LARGE_CANCELLATION = 100.0
-
 
 # -- from the Gram matrix -----------------------------------------------------------------------
 

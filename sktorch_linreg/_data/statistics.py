@@ -11,8 +11,8 @@ import numpy as np
 import torch
 from scipy.linalg import lapack
 
-from ._runtime.aliases import FloatArray
-from ._types import Moments
+from .._runtime.aliases import FloatArray
+from .moments import Moments
 
 EPS = float(np.finfo(np.float64).eps)
 

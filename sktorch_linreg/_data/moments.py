@@ -1,41 +1,17 @@
-"""Passes over the rows: moments of the columns, and the columns in standard units."""
+"""Weighted means and squared deviations of columns."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import math
+from dataclasses import dataclass
 from functools import reduce
 from typing import Any
 
 import numpy as np
 import scipy.sparse as sp
 
-from ._runtime.aliases import Array, FloatArray
-from ._runtime.threads import n_spans, over_spans
-from ._types import Moments
-
-# float64 numbers of a block, which stays in the cache
-BLOCK = 2**16
-# what a number costs, in multiplications, to see whether threads pay
-WORK = 8
-
-
-def _in_blocks(X: Array, work: Callable[[slice, FloatArray], Any]) -> list[Any]:
-    """``work(rows, room)`` for blocks of rows, in order, over threads where that pays.
-
-    `room` is float64 work space of the shape of the block.
-    """
-    n_rows, n_columns = X.shape
-    step = max(1, BLOCK // max(1, n_columns))
-
-    def span(start: int, stop: int) -> list[Any]:
-        room = np.empty((min(step, stop - start), n_columns))
-        parts = [slice(i, min(i + step, stop)) for i in range(start, stop, step)]
-        # threads do not inherit this from their caller
-        with np.errstate(over="ignore", invalid="ignore"):
-            return [work(part, room[: part.stop - part.start]) for part in parts]
-
-    spans = n_spans(n_rows, WORK * n_columns, step)
-    return [result for part in over_spans(span, n_rows, spans) for result in part]
+from .._runtime.aliases import FloatArray
+from .blocks import over_blocks
 
 
 def _sparse_moments(X: Any, weight: FloatArray, total: float) -> Moments:
@@ -83,23 +59,37 @@ def moments(X: Any, weight: FloatArray | None) -> Moments:
         deviation = total * np.maximum(average(room) - rest**2, 0.0)
         return Moments(total, mean + rest, deviation)
 
-    blocks: list[Moments] = _in_blocks(X, of_block)
+    blocks: list[Moments] = over_blocks(X, of_block)
     with np.errstate(over="ignore", invalid="ignore"):
         return reduce(Moments.merge, blocks)
 
 
-def scaled(X: Array, offset: FloatArray, factor: FloatArray, dtype: Any) -> Array:
-    """(X - offset) * factor in float64, then cast.
+@dataclass(frozen=True)
+class Moments:
+    """Weighted count, mean and sum of squared deviations of each column; batches merge exactly.
 
-    Rows are contiguous. Where there is nothing to do, it is the memory of `X` itself.
+    Weights, and so the count and the squares, are in units of two to the power of `exponent`.
     """
-    if not offset.any() and (factor == 1.0).all():
-        return np.ascontiguousarray(X, dtype=dtype)
-    out = np.empty(X.shape, dtype=dtype)
 
-    def of_block(rows: slice, room: FloatArray) -> None:
-        np.subtract(X[rows], offset, out=room)
-        np.multiply(room, factor, out=out[rows], casting="same_kind")
+    weight: float
+    mean: FloatArray
+    deviation: FloatArray
+    exponent: int = 0
 
-    _in_blocks(X, of_block)
-    return out
+    def in_units_of(self, exponent: int) -> Moments:
+        """The same with weights in other units."""
+        by = self.exponent - exponent
+        if by == 0:
+            return self
+        deviation = np.ldexp(self.deviation, by)
+        return Moments(math.ldexp(self.weight, by), self.mean, deviation, exponent)
+
+    def merge(self, other: Moments) -> Moments:
+        """Moments of both batches together (Chan, Golub and LeVeque, 1983)."""
+        exponent = max(self.exponent, other.exponent)
+        a, b = self.in_units_of(exponent), other.in_units_of(exponent)
+        total = a.weight + b.weight
+        delta = b.mean - a.mean
+        mean = a.mean + delta * (b.weight / total)
+        between = delta**2 * (a.weight * b.weight / total)
+        return Moments(total, mean, a.deviation + b.deviation + between, exponent)

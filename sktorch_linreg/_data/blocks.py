@@ -2,18 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from typing import Any
 
 import numpy as np
 import scipy.sparse as sp
 import torch
 
-from ._arrays import as_tensor
-from ._runtime.aliases import FloatArray
-from ._types import TrainingData
+from .._runtime.aliases import Array, FloatArray
+from .._runtime.threads import n_spans, over_spans
+from .arrays import as_tensor
+from .rows import TrainingData
 
 # entries of float64 work space per thread
 BLOCK_ENTRIES = 2**17
+
 # rows per column of a block that is a view, since products of few rows are slow to add up
 VIEWED_COLUMNS = 8
 
@@ -77,3 +80,29 @@ def beside(data: TrainingData, shift: FloatArray, part: slice) -> FloatArray:
     if data.weight is not None:
         out *= np.sqrt(data.weight[part])
     return out
+
+
+# float64 numbers of a block, which stays in the cache
+SMALL_BLOCK_ENTRIES = 2**16
+
+# what a number costs, in multiplications, to see whether threads pay
+WORK_PER_ENTRY = 8
+
+
+def over_blocks(X: Array, work: Callable[[slice, FloatArray], Any]) -> list[Any]:
+    """``work(rows, room)`` for blocks of rows, in order, over threads where that pays.
+
+    `room` is float64 work space of the shape of the block.
+    """
+    n_rows, n_columns = X.shape
+    step = max(1, SMALL_BLOCK_ENTRIES // max(1, n_columns))
+
+    def span(start: int, stop: int) -> list[Any]:
+        room = np.empty((min(step, stop - start), n_columns))
+        parts = [slice(i, min(i + step, stop)) for i in range(start, stop, step)]
+        # threads do not inherit this from their caller
+        with np.errstate(over="ignore", invalid="ignore"):
+            return [work(part, room[: part.stop - part.start]) for part in parts]
+
+    spans = n_spans(n_rows, WORK_PER_ENTRY * n_columns, step)
+    return [result for part in over_spans(span, n_rows, spans) for result in part]

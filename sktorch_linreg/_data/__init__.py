@@ -1,0 +1,1 @@
+"""Rows: checked, merged, scaled, summed up."""

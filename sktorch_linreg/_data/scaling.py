@@ -1,0 +1,145 @@
+"""The scaling between the units of the user and those that are trained in."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from .._runtime.aliases import Array, FloatArray, Layers
+from .blocks import over_blocks
+from .moments import Moments
+
+
+def column_scale(m: Moments, centred: bool) -> FloatArray:
+    """Standard deviation of each column (its root mean square if not centred), 0 if constant."""
+    deviation: FloatArray = np.sqrt(m.deviation / m.weight)
+    if not centred:
+        return np.hypot(deviation, m.mean)
+    deviation[deviation <= 4 * np.finfo(np.float64).eps * np.abs(m.mean)] = 0.0
+    return deviation
+
+
+def identity_scaling(n_features: int, n_targets: int) -> Scaling:
+    """Units left as they are."""
+    return Scaling(
+        np.zeros(n_features), np.ones(n_features), np.zeros(n_targets), np.ones(n_targets)
+    )
+
+
+def make_scaling(
+    x: Moments,
+    y: Moments,
+    *,
+    centred: bool,
+    log_link: bool,
+    scales_target: bool,
+    keeps_constant_targets: bool,
+) -> Scaling:
+    """Scaling from the moments of features and targets.
+
+    Without an intercept nothing may be shifted, and columns that are not `centred` are divided by
+    their root mean square. Constant targets have a scale of 0, or of 1 where they are kept.
+    """
+    scaling = identity_scaling(len(x.mean), len(y.mean))
+    x_offset = x.mean if centred else scaling.x_offset
+    x_scale = column_scale(x, centred)
+    if log_link and centred:
+        mean = np.where(y.mean > 0, y.mean, 1.0)
+        return Scaling(x_offset, x_scale, np.log(mean), scaling.y_scale)
+    if not scales_target:
+        return Scaling(x_offset, x_scale, scaling.y_offset, scaling.y_scale)
+    y_scale = column_scale(y, centred)
+    if keeps_constant_targets:
+        y_scale[y_scale == 0] = 1.0
+    return Scaling(x_offset, x_scale, y.mean if centred else scaling.y_offset, y_scale)
+
+
+def to_user_units(layers: Layers, scaling: Scaling) -> Layers:
+    """Fold the scaling into the first and the last layer; float64 throughout."""
+    out = [(w.astype(np.float64), None if b is None else b.astype(np.float64)) for w, b in layers]
+    weight, bias = out[0]
+    weight = weight * scaling.x_factor
+    out[0] = weight, None if bias is None else bias - weight @ scaling.x_offset
+    weight, bias = out[-1]
+    weight = weight * scaling.y_scale[:, None]
+    out[-1] = weight, None if bias is None else bias * scaling.y_scale + scaling.y_offset
+    return out
+
+
+def scaled(X: Array, offset: FloatArray, factor: FloatArray, dtype: Any) -> Array:
+    """(X - offset) * factor in float64, then cast.
+
+    Rows are contiguous. Where there is nothing to do, it is the memory of `X` itself.
+    """
+    if not offset.any() and (factor == 1.0).all():
+        return np.ascontiguousarray(X, dtype=dtype)
+    out = np.empty(X.shape, dtype=dtype)
+
+    def of_block(rows: slice, room: FloatArray) -> None:
+        np.subtract(X[rows], offset, out=room)
+        np.multiply(room, factor, out=out[rows], casting="same_kind")
+
+    over_blocks(X, of_block)
+    return out
+
+
+def reciprocal(scale: FloatArray) -> FloatArray:
+    """1 / scale, and 0 where the scale is 0: what a column of nothing is multiplied by."""
+    factor = np.zeros_like(scale)
+    np.divide(1.0, scale, out=factor, where=scale > 0)
+    return factor
+
+
+@dataclass(frozen=True)
+class Scaling:
+    """The linear maps between the user's units and the space that is trained in.
+
+    A constant column has `x_scale` 0: nothing is learned from it and its coefficient is 0. So has a
+    constant target `y_scale` 0: its predictions are that constant. Targets are shifted and scaled
+    as `Loss.target_units` says.
+    """
+
+    x_offset: FloatArray
+    x_scale: FloatArray
+    y_offset: FloatArray
+    y_scale: FloatArray
+
+    @classmethod
+    def from_state(cls, state: Mapping[str, Any]) -> Scaling:
+        """The scaling that `vars` gave; version 0.1 kept the link there, which is the loss's."""
+        return cls(**{name: value for name, value in state.items() if name != "log_link"})
+
+    @property
+    def fits_single(self) -> bool:
+        """Whether float32 holds all of it with room to compute in."""
+        sizes = np.abs(np.concatenate([self.x_offset, self.x_factor, self.y_offset, self.y_scale]))
+        return bool(sizes.max(initial=0.0) < 1e30)
+
+    @property
+    def x_factor(self) -> FloatArray:
+        """What a centred column is multiplied by: 1 / `x_scale`, and 0 for a constant column."""
+        return reciprocal(self.x_scale)
+
+
+def rewrite_layers(layers: Layers, old: Scaling, new: Scaling) -> Layers:
+    """Layers over the units of `old` as layers over those of `new`, with the same predictions.
+
+    Weights of a column that has had one value so far have never been used, and stay as they are.
+    So do those of a column, or target, that has one value now.
+    """
+    out = [(w.astype(np.float64), None if b is None else b.astype(np.float64)) for w, b in layers]
+    weight, bias = out[0]
+    seen, used = old.x_scale > 0, new.x_scale > 0
+    weight = weight * np.where(seen & used, new.x_scale * old.x_factor, 1.0)
+    shift = (new.x_offset - old.x_offset) * np.where(used, new.x_factor, old.x_factor)
+    out[0] = weight, None if bias is None else bias + weight @ shift
+    weight, bias = out[-1]
+    used, factor = new.y_scale > 0, reciprocal(new.y_scale)
+    ratio = np.where(used, old.y_scale * factor, 1.0)
+    if bias is not None:
+        bias = bias * ratio + (old.y_offset - new.y_offset) * factor
+    out[-1] = weight * ratio[:, None], bias
+    return out
