@@ -9,10 +9,9 @@ import torch
 from torch import Tensor
 
 from ._batches import Batch
-from ._losses import blamed_on
 from ._modules import ACTIVATIONS, MLPModule
+from ._objective.losses import Loss, blamed_on
 from ._runtime.aliases import Layers
-from ._types import Loss
 
 
 class FlatParameters:

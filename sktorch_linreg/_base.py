@@ -35,9 +35,9 @@ from ._data.validation import (
 )
 from ._errors import ExtremeScales, collected_warnings
 from ._extreme import fit_rescaled
-from ._losses import resolve_loss
 from ._modules import MLPModule, build_module
 from ._net import check_callbacks, wrap
+from ._objective.losses import resolve_loss
 from ._optimizers import resolve_optimizer, resolve_schedule
 from ._parameters import ParametersMixin, as_python
 from ._runtime.aliases import Layers

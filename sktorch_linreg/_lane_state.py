@@ -15,8 +15,8 @@ from torch import Tensor
 from torch.optim import lr_scheduler
 
 from ._lanes import LaneParameters
-from ._losses import Penalty
 from ._monitor import ROUNDING
+from ._objective.penalty import Penalty
 from ._optimizers import construct, defaults_of, step_plateau
 from ._packed import PackedBatch
 from ._runtime.aliases import Array, FloatArray, Mask

@@ -15,9 +15,9 @@ import torch
 from torch import Tensor
 
 from ._modules import ACTIVATIONS
+from ._objective.losses import Loss
 from ._packed import PackedBatch
 from ._runtime.aliases import Layers, Mask
-from ._types import Loss
 
 # where lanes are kept: group and place in it, both integer arrays
 Index = tuple[Tensor, Tensor]

@@ -14,10 +14,10 @@ from sklearn.exceptions import ConvergenceWarning
 from torch import Tensor
 from torch.optim import lr_scheduler
 
+from ._batch_gradients import longer
 from ._batches import Batch, TabularDataset
 from ._errors import TrainingDivergedError, came_from
 from ._monitor import Monitor
-from ._objective import longer
 from ._optimizers import is_torchs, step_plateau
 from ._report import EpochTable
 from ._runtime.processes import on_all

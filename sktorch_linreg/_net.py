@@ -11,15 +11,16 @@ import torch
 from skorch.callbacks import Callback, PrintLog
 from torch import Tensor, nn
 
+from ._batch_gradients import FIRST_WIDTH, TrainingObjective
 from ._batches import BLOCK_ENTRIES, BatchIterator, SharedBatchIterator, TabularDataset
 from ._errors import came_from
 from ._loop import Run, StopTraining, TrainingLoop
-from ._losses import OwnLoss, Penalty
 from ._modules import MLPModule
-from ._objective import FIRST_WIDTH, TrainingObjective
+from ._objective.losses import Loss, OwnLoss
+from ._objective.penalty import Penalty
 from ._optimizers import OrthantLBFGS, construct
 from ._state import load_schedule_state
-from ._types import FitSpec, Loss
+from ._types import FitSpec
 from ._updates import RuleUpdates, TorchUpdates, has_rule
 
 __all__ = ["Callback", "NetDataset", "RegressionNet", "check_callbacks", "make_net", "wrap"]

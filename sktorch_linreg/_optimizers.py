@@ -15,7 +15,7 @@ from torch.optim import lr_scheduler
 from torch.optim.optimizer import required
 
 from ._errors import came_from, check_options, unknown_name
-from ._losses import Penalty
+from ._objective.penalty import Penalty
 
 OPTIMIZERS: dict[str, type[torch.optim.Optimizer]] = {
     "lbfgs": torch.optim.LBFGS,

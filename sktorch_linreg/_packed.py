@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from ._batches import BLOCK_ENTRIES, TabularDataset
-from ._types import Loss
+from ._objective.losses import Loss
 
 
 class PackedRows:

@@ -19,10 +19,10 @@ from ._data.scaling import Scaling, reciprocal, rewrite_layers, to_user_units
 from ._duality import check_minimum
 from ._errors import TrainingDivergedError
 from ._loop import Run
-from ._losses import untrained_parameters
 from ._modules import MLPModule, make_module
 from ._monitor import Monitor
 from ._net import NetDataset, RegressionNet, make_net
+from ._objective.losses import untrained_parameters
 from ._prepare import Prepared, dropout_groups, prepare
 from ._runtime.aliases import Layers
 from ._runtime.identity import fingerprint, identify

@@ -2,60 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-import numpy as np
 import torch
-from torch import Tensor
 
 from ._data.moments import Moments
-from ._data.scaling import Scaling, identity_scaling, make_scaling, reciprocal
+from ._data.scaling import Scaling, identity_scaling, make_scaling
+from ._objective.losses import Loss
 from ._runtime.aliases import FloatArray, Layers
-
-
-@dataclass(frozen=True)
-class Loss:
-    """A loss with its options filled in.
-
-    `pointwise(prediction, target)` gives one value per row and target; a user's own module that
-    only gives their mean has `reduced` set, and can then take no sample weights. A loss with kinks
-    has `smoothed(width)`, its Moreau envelope, which L-BFGS follows down to a small width, and
-    `branches`, its slopes on both sides with respect to target less prediction.
-    `slope(prediction, target, out)` writes the derivative with respect to the prediction, divided
-    by `slope_factor`; where there is none, autograd has to find it. With `log_link` the loss sees
-    the logarithm of what is predicted.
-    """
-
-    name: str
-    pointwise: Callable[[Tensor, Tensor], Tensor]
-    scales_target: bool = True
-    log_link: bool = False
-    smoothed: Callable[[float], Callable[[Tensor, Tensor], Tensor]] | None = None
-    branches: tuple[float, float] | None = None
-    minimum_target: float | None = None
-    reduced: bool = False
-    # whether it is a module of the user's own
-    own: bool = False
-    slope: Callable[[Tensor, Tensor, Tensor], None] | None = None
-    slope_factor: float = 1.0
-
-    def target_units(self, scaling: Scaling) -> tuple[FloatArray, FloatArray]:
-        """What is subtracted from targets in training, and what they are multiplied by then.
-
-        Under a log link an offset of the output multiplies predictions by its exponential.
-        """
-        if self.log_link:
-            return np.zeros_like(scaling.y_offset), np.exp(-scaling.y_offset)
-        return scaling.y_offset, reciprocal(scaling.y_scale)
-
-    def mean(self, prediction: Tensor, target: Tensor, weight: Tensor | None) -> Tensor:
-        """Mean over the rows; `weight` is relative to its mean over the whole training set."""
-        values = self.pointwise(prediction, target)
-        if self.reduced or weight is None:
-            return values.mean()
-        return (values.reshape(len(values), -1).mean(1) * weight).mean()
 
 
 @dataclass(frozen=True)

@@ -10,10 +10,11 @@ from torch import optim
 
 from sktorch_linreg import TorchLinearRegressor, TorchMLPRegressor
 from sktorch_linreg._backprop import Backprop, FlatParameters
+from sktorch_linreg._batch_gradients import TrainingObjective
 from sktorch_linreg._batches import BatchIterator, TabularDataset
-from sktorch_linreg._losses import LOSSES, Penalty, resolve_loss
 from sktorch_linreg._modules import ACTIVATIONS, MLPModule
-from sktorch_linreg._objective import TrainingObjective
+from sktorch_linreg._objective.losses import LOSSES, resolve_loss
+from sktorch_linreg._objective.penalty import Penalty
 from sktorch_linreg._optimizers import OPTIMIZERS
 from sktorch_linreg._rules import RULES
 from sktorch_linreg._updates import RuleUpdates, has_rule

@@ -13,8 +13,9 @@ from sktorch_linreg._data.scaling import (
     scaled,
     to_user_units,
 )
-from sktorch_linreg._losses import LOSSES, Penalty, resolve_loss
 from sktorch_linreg._modules import ACTIVATIONS, Dropout, Masks, MLPModule
+from sktorch_linreg._objective.losses import LOSSES, resolve_loss
+from sktorch_linreg._objective.penalty import Penalty
 from sktorch_linreg._optimizers import OrthantLBFGS
 
 OPTIONS = {"huber": {"delta": 0.7}, "quantile": {"quantile": 0.3}}

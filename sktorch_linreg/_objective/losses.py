@@ -1,33 +1,22 @@
-r"""Losses, penalties and the objective they make up.
-
-Every solver of the package minimises exactly this, over the weights :math:`W` and the intercepts:
-
-.. math::
-
-    \frac{\sum_i w_i \, \ell(y_i, f(x_i))}{\sum_i w_i}
-    + \alpha \left( \rho \, \lVert W \rVert_1 + \frac{1 - \rho}{2} \lVert W \rVert_2^2 \right)
-
-with the sample weights :math:`w_i`, ``alpha`` :math:`\alpha` and ``l1_ratio`` :math:`\rho`. The
-loss :math:`\ell` of a row is the mean over its targets, squared error has no factor of one half,
-and intercepts are never penalised. With ``standardize=True`` the features (and the target, where
-the loss allows it) stand in standard units, and so do the weights that the penalty sees.
-"""
+"""Losses, their smooth envelopes and derivatives, and losses of the user."""
 
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager, nullcontext, suppress
 from dataclasses import dataclass, field
 from functools import partial
 from numbers import Real
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
-from ._errors import came_from, check_options, unknown_name
-from ._types import Loss
+from .._data.scaling import Scaling, reciprocal
+from .._errors import came_from, check_options, unknown_name
+from .._runtime.aliases import FloatArray
 
 
 def squared_error(prediction: Tensor, target: Tensor) -> Tensor:
@@ -134,9 +123,11 @@ LOSSES: dict[str, _Entry] = {
         fields={"scales_target": False, "log_link": True, "minimum_target": 0.0},
     ),
 }
+
 # of torch's own losses, those that only see the difference of prediction and target; a subclass may
 # see more
 SHIFT_INVARIANT = (nn.MSELoss, nn.L1Loss, nn.SmoothL1Loss, nn.HuberLoss)
+
 # rows that a loss of the user's own is tried on
 TRIED_ROWS = 4
 
@@ -290,47 +281,43 @@ def untrained_parameters(loss: Loss) -> list[tuple[str, type[Warning]]]:
 
 
 @dataclass(frozen=True)
-class Penalty:
-    """The elastic-net term and the sign constraint, with their gradients written out.
+class Loss:
+    """A loss with its options filled in.
 
-    L1 and `positive` are kept by a projection after each update, so that zeros are exact: a weight
-    that would cross zero stops there, and one at zero only leaves it where its (pseudo-)gradient
-    says so (Andrew and Gao, 2007, "Scalable training of L1-regularized log-linear models"). The
-    fixed points are the minimisers of the objective under any optimizer.
+    `pointwise(prediction, target)` gives one value per row and target; a user's own module that
+    only gives their mean has `reduced` set, and can then take no sample weights. A loss with kinks
+    has `smoothed(width)`, its Moreau envelope, which L-BFGS follows down to a small width, and
+    `branches`, its slopes on both sides with respect to target less prediction.
+    `slope(prediction, target, out)` writes the derivative with respect to the prediction, divided
+    by `slope_factor`; where there is none, autograd has to find it. With `log_link` the loss sees
+    the logarithm of what is predicted.
     """
 
-    l1: float = 0.0
-    l2: float = 0.0
-    positive: bool = False
+    name: str
+    pointwise: Callable[[Tensor, Tensor], Tensor]
+    scales_target: bool = True
+    log_link: bool = False
+    smoothed: Callable[[float], Callable[[Tensor, Tensor], Tensor]] | None = None
+    branches: tuple[float, float] | None = None
+    minimum_target: float | None = None
+    reduced: bool = False
+    # whether it is a module of the user's own
+    own: bool = False
+    slope: Callable[[Tensor, Tensor, Tensor], None] | None = None
+    slope_factor: float = 1.0
 
-    @property
-    def projects(self) -> bool:
-        return self.l1 > 0 or self.positive
+    def target_units(self, scaling: Scaling) -> tuple[FloatArray, FloatArray]:
+        """What is subtracted from targets in training, and what they are multiplied by then.
 
-    def value(self, weights: Iterable[Tensor]) -> float | Tensor:
-        """The penalty term of the objective."""
-        total: float | Tensor = 0.0
-        for w in weights:
-            if self.l1:
-                total = total + self.l1 * w.abs().sum()
-            if self.l2:
-                total = total + 0.5 * self.l2 * w.square().sum()
-        return total
+        Under a log link an offset of the output multiplies predictions by its exponential.
+        """
+        if self.log_link:
+            return np.zeros_like(scaling.y_offset), np.exp(-scaling.y_offset)
+        return scaling.y_offset, reciprocal(scaling.y_scale)
 
-    def pseudo_gradient(self, weight: Tensor, gradient: Tensor) -> Tensor:
-        """The steepest descent direction's negative, given the gradient of the smooth part."""
-        right = gradient + self.l1  # derivative towards larger weights
-        if self.positive:
-            return torch.where(weight > 0, right, right.clamp(max=0.0))
-        left = gradient - self.l1
-        at_zero = right.clamp(max=0.0) + left.clamp(min=0.0)
-        return torch.where(weight > 0, right, torch.where(weight < 0, left, at_zero))
-
-    def project_(self, weight: Tensor, gradient: Tensor, before: Tensor) -> None:
-        """After an update from `before`: what crossed zero, or may not leave it, becomes zero."""
-        blocked = (before == 0) & (weight * gradient >= 0)
-        if self.l1:
-            blocked |= weight * before < 0
-        weight.masked_fill_(blocked, 0.0)
-        if self.positive:
-            weight.clamp_(min=0.0)
+    def mean(self, prediction: Tensor, target: Tensor, weight: Tensor | None) -> Tensor:
+        """Mean over the rows; `weight` is relative to its mean over the whole training set."""
+        values = self.pointwise(prediction, target)
+        if self.reduced or weight is None:
+            return values.mean()
+        return (values.reshape(len(values), -1).mean(1) * weight).mean()

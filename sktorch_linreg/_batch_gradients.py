@@ -11,14 +11,15 @@ from torch import Tensor
 
 from ._backprop import Backprop, FlatParameters
 from ._batches import Batch, BatchIterator, Block
-from ._losses import Penalty, blamed_on
 from ._modules import ACTIVATIONS, MLPModule
+from ._objective.losses import Loss, blamed_on
+from ._objective.penalty import Penalty
 from ._runtime.devices import DEVICES
 from ._runtime.processes import Processes
-from ._types import Loss
 
 # L-BFGS follows a loss with kinks from this width of its envelope down, tenfold at a time
 FIRST_WIDTH = 0.1
+
 # penalties that are added up in the compute dtype before they go into a longer sum
 SHORT_SUM = 256
 
