@@ -9,7 +9,8 @@ import torch
 from torch import Tensor
 
 from ._batches import Batch
-from ._modules import ACTIVATIONS, MLPModule
+from ._modules.activations import ACTIVATIONS
+from ._modules.network import MLPModule
 from ._objective.losses import Loss, blamed_on
 from ._runtime.aliases import Layers
 

@@ -35,7 +35,7 @@ from ._data.validation import (
 )
 from ._errors import ExtremeScales, collected_warnings
 from ._extreme import fit_rescaled
-from ._modules import MLPModule, build_module
+from ._modules.network import MLPModule, build_module
 from ._net import check_callbacks, wrap
 from ._objective.losses import resolve_loss
 from ._optimizers import resolve_optimizer, resolve_schedule

@@ -11,7 +11,8 @@ from torch import Tensor
 
 from ._backprop import Backprop, FlatParameters
 from ._batches import Batch, BatchIterator, Block
-from ._modules import ACTIVATIONS, MLPModule
+from ._modules.activations import ACTIVATIONS
+from ._modules.network import MLPModule
 from ._objective.losses import Loss, blamed_on
 from ._objective.penalty import Penalty
 from ._runtime.devices import DEVICES

@@ -28,7 +28,7 @@ from ._lane_state import (
     numbers,
 )
 from ._lanes import BatchedBackprop, DropoutMasks, LaneParameters
-from ._modules import make_module
+from ._modules.network import make_module
 from ._packed import Order, PackedBatches, PackedRows
 from ._prepare import Prepared, prepare
 from ._runtime.aliases import FloatArray, Layers, Mask

@@ -18,7 +18,7 @@ from ._base import BaseTorchRegressor
 from ._batched import steps_per_epoch
 from ._data.rows import TrainingData
 from ._data.validation import validate_rows
-from ._modules import ACTIVATIONS
+from ._modules.activations import ACTIVATIONS
 from ._optimizers import SCHEDULES, construct, defaults_of
 from ._runtime.aliases import Array
 from ._runtime.devices import DEVICES

@@ -8,7 +8,8 @@ import torch
 from torch import Tensor
 
 from ._batches import TabularDataset
-from ._modules import ACTIVATIONS, MLPModule
+from ._modules.activations import ACTIVATIONS
+from ._modules.network import MLPModule
 from ._runtime.aliases import Array, FloatArray, Layers
 from ._types import FitSpec
 

@@ -14,7 +14,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ._modules import ACTIVATIONS
+from ._modules.activations import ACTIVATIONS
 from ._objective.losses import Loss
 from ._packed import PackedBatch
 from ._runtime.aliases import Layers, Mask

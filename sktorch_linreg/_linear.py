@@ -15,7 +15,7 @@ from ._data.scaling import Scaling, identity_scaling
 from ._data.statistics import Statistics
 from ._errors import check_options
 from ._inference import ExactResults
-from ._modules import MLPModule
+from ._modules.network import MLPModule
 from ._runtime.aliases import Array, Layers
 from ._types import FitResult, FitSpec
 from ._watch import FitTask

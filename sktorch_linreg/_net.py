@@ -15,7 +15,7 @@ from ._batch_gradients import FIRST_WIDTH, TrainingObjective
 from ._batches import BLOCK_ENTRIES, BatchIterator, SharedBatchIterator, TabularDataset
 from ._errors import came_from
 from ._loop import Run, StopTraining, TrainingLoop
-from ._modules import MLPModule
+from ._modules.network import MLPModule
 from ._objective.losses import Loss, OwnLoss
 from ._objective.penalty import Penalty
 from ._optimizers import OrthantLBFGS, construct

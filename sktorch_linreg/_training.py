@@ -19,7 +19,7 @@ from ._data.scaling import Scaling, reciprocal, rewrite_layers, to_user_units
 from ._duality import check_minimum
 from ._errors import TrainingDivergedError
 from ._loop import Run
-from ._modules import MLPModule, make_module
+from ._modules.network import MLPModule, make_module
 from ._monitor import Monitor
 from ._net import NetDataset, RegressionNet, make_net
 from ._objective.losses import untrained_parameters

@@ -18,7 +18,7 @@ from ._data.arrays import CHUNK_BYTES, chunks, like_input
 from ._data.rows import TrainingData
 from ._data.scaling import Scaling, to_user_units
 from ._errors import unknown_name
-from ._modules import ACTIVATIONS
+from ._modules.activations import ACTIVATIONS
 from ._runtime.aliases import Array, Layers
 from ._runtime.sklearn_private import Interval, InvalidParameterError, available_if, fit_context
 from ._runtime.torch_modes import own_torch_settings

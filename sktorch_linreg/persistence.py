@@ -15,7 +15,7 @@ from sklearn.utils.validation import check_is_fitted
 from ._data.moments import Moments
 from ._data.scaling import Scaling
 from ._data.statistics import Statistics
-from ._modules import ACTIVATIONS
+from ._modules.activations import ACTIVATIONS
 from ._runtime import files
 from ._runtime.aliases import Array
 from ._version import __version__

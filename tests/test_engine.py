@@ -12,7 +12,8 @@ from sktorch_linreg import TorchLinearRegressor, TorchMLPRegressor
 from sktorch_linreg._backprop import Backprop, FlatParameters
 from sktorch_linreg._batch_gradients import TrainingObjective
 from sktorch_linreg._batches import BatchIterator, TabularDataset
-from sktorch_linreg._modules import ACTIVATIONS, MLPModule
+from sktorch_linreg._modules.activations import ACTIVATIONS
+from sktorch_linreg._modules.network import MLPModule
 from sktorch_linreg._objective.losses import LOSSES, resolve_loss
 from sktorch_linreg._objective.penalty import Penalty
 from sktorch_linreg._optimizers import OPTIMIZERS

@@ -13,7 +13,9 @@ from sktorch_linreg._data.scaling import (
     scaled,
     to_user_units,
 )
-from sktorch_linreg._modules import ACTIVATIONS, Dropout, Masks, MLPModule
+from sktorch_linreg._modules.activations import ACTIVATIONS
+from sktorch_linreg._modules.dropout import Dropout, Masks
+from sktorch_linreg._modules.network import MLPModule
 from sktorch_linreg._objective.losses import LOSSES, resolve_loss
 from sktorch_linreg._objective.penalty import Penalty
 from sktorch_linreg._optimizers import OrthantLBFGS

@@ -14,7 +14,7 @@ from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import PolynomialFeatures, StandardScaler
 
 from sktorch_linreg import TorchLinearRegressor, TorchMLPRegressor
-from sktorch_linreg._modules import ACTIVATIONS
+from sktorch_linreg._modules.activations import ACTIVATIONS
 from sktorch_linreg.interop import register_onnx_converters, to_onnx
 
 RNG = np.random.default_rng(0)

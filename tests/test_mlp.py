@@ -10,7 +10,7 @@ from sklearn.exceptions import ConvergenceWarning
 from sklearn.neural_network import MLPRegressor
 
 from sktorch_linreg import TorchMLPRegressor
-from sktorch_linreg._modules import ACTIVATIONS
+from sktorch_linreg._modules.activations import ACTIVATIONS
 
 RNG = np.random.default_rng(0)
 X = RNG.normal(size=(300, 4)) * [1, 10, 100, 1000] + [0, 5, 50, 1e5]

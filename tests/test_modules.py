@@ -10,7 +10,7 @@ import torch
 from torch import nn
 
 from sktorch_linreg import TorchLinearRegressor, TorchMLPRegressor
-from sktorch_linreg._modules import ACTIVATIONS
+from sktorch_linreg._modules.activations import ACTIVATIONS
 
 RNG = np.random.default_rng(0)
 X = RNG.normal(size=(80, 5)) * [1, 10, 0.1, 100, 1] + 3.0

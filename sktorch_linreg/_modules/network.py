@@ -1,153 +1,21 @@
-"""The modules that are trained, their activations, and initialisation from a generator."""
+"""The modules that are trained: layers between two scalings."""
 
 from __future__ import annotations
 
 import itertools
 import math
 from collections import OrderedDict
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
 
-from ._data.scaling import Scaling
-from ._runtime.aliases import Array, Layers
-
-
-def _aten(name: str, overload: str) -> Any:
-    """One of torch's kernels, or None where this torch does not have it under that name."""
-    return getattr(getattr(torch.ops.aten, name, None), overload, None)
-
-
-@dataclass(frozen=True)
-class Activation:
-    """The module of an activation, and how to apply it and its derivative without autograd.
-
-    `apply_(z, out)` writes the activation of `z` into `out`, which is `z` itself unless
-    `needs_input` is set; `backward_(d, saved)` multiplies `d` by the derivative, given the result
-    or, with `needs_input`, the input. Both need the `kernels`, which are not a public part of
-    torch; `apply_` is None where there is nothing to do.
-    """
-
-    make: Callable[[], nn.Module]
-    apply_: Callable[[Tensor, Tensor], object] | None = None
-    backward_: Callable[[Tensor, Tensor], object] | None = None
-    needs_input: bool = False
-    kernels: tuple[Any, ...] = ()
-
-    @property
-    def by_hand(self) -> bool:
-        """Whether this torch has what it takes to do without autograd."""
-        return None not in self.kernels
-
-
-_threshold = _aten("threshold_backward", "grad_input")
-_tanh = _aten("tanh_backward", "grad_input")
-_sigmoid = _aten("sigmoid_backward", "grad_input")
-_gelu, _gelu_backward = _aten("gelu", "out"), _aten("gelu_backward", "grad_input")
-_silu, _silu_backward = _aten("silu", "out"), _aten("silu_backward", "grad_input")
-_leaky_relu = _aten("leaky_relu_backward", "grad_input")
-_elu = _aten("elu_backward", "grad_input")
-
-ACTIVATIONS: dict[str, Activation] = {
-    "relu": Activation(
-        nn.ReLU,
-        lambda z, out: z.relu_(),
-        lambda d, a: _threshold(d, a, 0, grad_input=d),
-        kernels=(_threshold,),
-    ),
-    "tanh": Activation(
-        nn.Tanh,
-        lambda z, out: z.tanh_(),
-        lambda d, a: _tanh(d, a, grad_input=d),
-        kernels=(_tanh,),
-    ),
-    "logistic": Activation(
-        nn.Sigmoid,
-        lambda z, out: z.sigmoid_(),
-        lambda d, a: _sigmoid(d, a, grad_input=d),
-        kernels=(_sigmoid,),
-    ),
-    "identity": Activation(nn.Identity),
-    "gelu": Activation(
-        nn.GELU,
-        lambda z, out: _gelu(z, out=out),
-        lambda d, z: _gelu_backward(d, z, grad_input=d),
-        needs_input=True,
-        kernels=(_gelu, _gelu_backward),
-    ),
-    "silu": Activation(
-        nn.SiLU,
-        lambda z, out: _silu(z, out=out),
-        lambda d, z: _silu_backward(d, z, grad_input=d),
-        needs_input=True,
-        kernels=(_silu, _silu_backward),
-    ),
-    "leaky_relu": Activation(
-        nn.LeakyReLU,
-        lambda z, out: F.leaky_relu(z, inplace=True),
-        lambda d, a: _leaky_relu(d, a, 0.01, True, grad_input=d),
-        kernels=(_leaky_relu,),
-    ),
-    "elu": Activation(
-        nn.ELU,
-        lambda z, out: F.elu(z, inplace=True),
-        lambda d, a: _elu(d, 1.0, 1.0, 1.0, True, a, grad_input=d),
-        kernels=(_elu,),
-    ),
-}
-
-
-@dataclass
-class Masks:
-    """Share of units that dropout leaves out, and what draws them, for all layers of a module.
-
-    Rows of one group have the same mask where `groups`, of shape (n_rows,), says so.
-    """
-
-    p: float = 0.0
-    generator: torch.Generator | None = None
-    groups: Tensor | None = None
-    n_groups: int = 0
-
-    def begin(self, generator: torch.Generator, groups: Array | None) -> None:
-        """Draw from this generator, for these groups of rows."""
-        self.generator, self.groups = generator, None
-        if groups is not None:
-            self.groups = torch.from_numpy(groups.astype(np.int64))
-            self.n_groups = int(groups.max()) + 1
-
-    def draw_(self, mask: Tensor) -> Tensor:
-        """Fill in a mask of shape (n_units, n_rows): 0, or what keeps the mean of the units."""
-        keep = 1.0 - self.p
-        if self.groups is None or len(self.groups) != mask.shape[-1]:
-            return mask.bernoulli_(keep, generator=self.generator).div_(keep)
-        drawn = mask.new_empty(*mask.shape[:-1], self.n_groups)
-        drawn.bernoulli_(keep, generator=self.generator).div_(keep)
-        return torch.index_select(drawn, -1, self.groups.to(mask.device), out=mask)
-
-
-class Dropout(nn.Module):
-    """Inverted dropout that draws its masks from a generator of its own."""
-
-    def __init__(self, masks: Masks) -> None:
-        super().__init__()
-        self.masks = masks
-
-    def forward(self, x: Tensor) -> Tensor:
-        if not self.training or self.masks.p == 0:
-            return x
-        # unit by unit, in the order of the written-out gradients
-        mask = self.masks.draw_(x.new_empty(x.shape[::-1]))
-        return x * mask.permute(*reversed(range(x.ndim)))
-
-    def extra_repr(self) -> str:
-        return f"p={self.masks.p}"
+from .._data.scaling import Scaling
+from .._runtime.aliases import Layers
+from .activations import ACTIVATIONS
+from .dropout import Dropout, Masks
 
 
 class Standardize(nn.Module):
