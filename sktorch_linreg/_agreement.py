@@ -15,7 +15,7 @@ from ._parameters import as_python
 from ._runtime.aliases import Layers
 from ._runtime.identity import Identity, IncomparableError, describe, fingerprint
 from ._runtime.processes import Processes
-from ._types import FitResult, FitSpec
+from ._spec import FitResult, FitSpec
 
 # what may differ without a difference to the fit
 FREE = {"copy_X", "device", "n_jobs", "verbose"}

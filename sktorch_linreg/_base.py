@@ -46,9 +46,9 @@ from ._runtime.processes import current_processes, safely
 from ._runtime.seeds import resolve_seed
 from ._runtime.sklearn_private import Interval, Options, StrOptions
 from ._runtime.torch_modes import own_torch_settings
+from ._spec import FitResult, FitSpec, Start
 from ._state import pack_history, unpack_history
 from ._training import train
-from ._types import FitResult, FitSpec, Start
 from ._watch import TASK_ATTRIBUTES, FitTask
 
 CURVES = {"loss_curve_", "validation_loss_curve_"}

@@ -35,8 +35,8 @@ from ._runtime.aliases import FloatArray, Layers, Mask
 from ._runtime.seeds import make_generator
 from ._runtime.threads import threads_for
 from ._runtime.torch_modes import own_torch_settings
+from ._spec import FitSpec
 from ._trained import Trained
-from ._types import FitSpec
 from ._updates import RuleUpdates
 
 # share of lanes that have to be done before the others move together

@@ -17,7 +17,7 @@ from ._data.arrays import as_tensor
 from ._data.rows import TrainingData
 from ._data.scaling import Scaling, scaled
 from ._runtime.processes import Share
-from ._types import FitSpec
+from ._spec import FitSpec
 
 # numbers of a block, which stays in the cache while its batches are worked on
 BLOCK_ENTRIES = 2**18

@@ -25,7 +25,7 @@ from ._runtime.devices import DEVICES
 from ._runtime.identity import identify, key_of
 from ._runtime.seeds import resolve_seed
 from ._runtime.sklearn_private import check_method_params, num_samples, safe_indexing, safe_split
-from ._types import FitSpec
+from ._spec import FitSpec
 from ._updates import has_rule
 from .linear import TorchLinearRegressor
 from .mlp import TorchMLPRegressor

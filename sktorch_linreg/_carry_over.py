@@ -11,7 +11,7 @@ from ._batches import TabularDataset
 from ._modules.activations import ACTIVATIONS
 from ._modules.network import MLPModule
 from ._runtime.aliases import Array, FloatArray, Layers
-from ._types import FitSpec
+from ._spec import FitSpec
 
 # growth of a column's scale, and so of a unit, that earlier rows gave no idea of
 UNSEEN_GROWTH = 3.0

@@ -10,7 +10,7 @@ import torch
 from ._data.rows import TrainingData
 from ._optimizers import OPTIMIZERS
 from ._runtime.aliases import Layers
-from ._types import FitSpec
+from ._spec import FitSpec
 
 
 def check_targets(data: TrainingData, spec: FitSpec) -> None:

@@ -16,7 +16,7 @@ from ._data.scaling import Scaling, column_scale
 from ._data.statistics import Statistics, condition, unit_columns
 from ._refinement import Preconditioner
 from ._runtime.aliases import Array, FloatArray, Mask
-from ._types import FitSpec
+from ._spec import FitSpec
 
 # LinearRegression's own cut-off: no column that it keeps is dropped here
 COARSEST_TOL = 1e-6

@@ -11,7 +11,7 @@ from ._data.rows import TrainingData
 from ._data.scaling import Scaling
 from ._data.statistics import Statistics
 from ._runtime.devices import DEVICES
-from ._types import FitSpec
+from ._spec import FitSpec
 
 # epochs that one pass over the rows has to save, at least and per column
 LEAST_EPOCHS, EPOCHS_PER_COLUMN = 5, 1 / 8

@@ -14,7 +14,7 @@ from sklearn.exceptions import ConvergenceWarning
 from ._batches import TabularDataset
 from ._data.scaling import Scaling
 from ._runtime.aliases import Array, FloatArray, Layers
-from ._types import FitSpec
+from ._spec import FitSpec
 
 # share of the objective, beyond what an envelope is off anyway, from which on a warning is due
 TOLERATED = 1e-3

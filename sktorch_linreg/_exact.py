@@ -45,7 +45,7 @@ from ._refinement import (
 from ._runtime.aliases import FloatArray, Layers
 from ._runtime.processes import current_processes
 from ._runtime.threads import quiet_blas
-from ._types import FitResult, FitSpec
+from ._spec import FitResult, FitSpec
 
 # what a Gram matrix may multiply rounding errors by: with the rows at hand for a refinement ...
 REFINABLE = 1e6

@@ -14,7 +14,7 @@ from ._data.rows import TrainingData
 from ._data.scaling import Scaling
 from ._errors import ExtremeScales
 from ._runtime.aliases import Array, Layers
-from ._types import FitResult, FitSpec
+from ._spec import FitResult, FitSpec
 
 # share of the largest term of a prediction that rounding hides
 NEGLIGIBLE = 1e-12

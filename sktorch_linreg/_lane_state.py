@@ -21,7 +21,7 @@ from ._optimizers import construct, defaults_of, step_plateau
 from ._packed import PackedBatch
 from ._runtime.aliases import Array, FloatArray, Mask
 from ._runtime.identity import key_of
-from ._types import FitSpec
+from ._spec import FitSpec
 
 # what is to be fitted: groups of lanes
 Specs = Sequence[Sequence[FitSpec]]

@@ -17,7 +17,7 @@ from ._errors import check_options
 from ._inference import ExactResults
 from ._modules.network import MLPModule
 from ._runtime.aliases import Array, Layers
-from ._types import FitResult, FitSpec
+from ._spec import FitResult, FitSpec
 from ._watch import FitTask
 
 

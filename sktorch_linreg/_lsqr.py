@@ -13,7 +13,7 @@ from ._data.moments import moments
 from ._data.rows import TrainingData
 from ._data.scaling import Scaling, column_scale, reciprocal
 from ._runtime.aliases import Array, FloatArray
-from ._types import FitSpec
+from ._spec import FitSpec
 
 
 def _lsqr(operator: LinearOperator, right: FloatArray, damp: float = 0.0) -> FloatArray:

@@ -19,8 +19,8 @@ from ._modules.network import MLPModule
 from ._objective.losses import Loss, OwnLoss
 from ._objective.penalty import Penalty
 from ._optimizers import OrthantLBFGS, construct
+from ._spec import FitSpec
 from ._state import load_schedule_state
-from ._types import FitSpec
 from ._updates import RuleUpdates, TorchUpdates, has_rule
 
 __all__ = ["Callback", "NetDataset", "RegressionNet", "check_callbacks", "make_net", "wrap"]

@@ -27,8 +27,8 @@ from ._runtime.aliases import Array, FloatArray
 from ._runtime.sklearn_private import MultimetricScorer, PredictScorer, num_samples, score_estimator
 from ._runtime.torch_modes import own_torch_settings
 from ._scoring import LEAST_ROWS, Score, known_scores, score_all
+from ._spec import FitSpec
 from ._trained import Trained
-from ._types import FitSpec
 
 Outcome = dict[str, Any]
 

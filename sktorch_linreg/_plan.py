@@ -24,7 +24,7 @@ from ._runtime.aliases import Array
 from ._runtime.devices import resolve_device
 from ._runtime.memory import budget
 from ._runtime.seeds import resolve_seed
-from ._types import FitSpec
+from ._spec import FitSpec
 
 # numbers that a stack works on at a time, so that they stay in the cache
 STACK_ENTRIES = 2**21

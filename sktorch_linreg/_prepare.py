@@ -17,7 +17,7 @@ from ._data.scaling import Scaling, identity_scaling
 from ._data.statistics import Statistics
 from ._runtime.aliases import Array
 from ._runtime.processes import Processes, Share, on_all, safely
-from ._types import FitSpec
+from ._spec import FitSpec
 
 Dataset = TypeVar("Dataset", bound=TabularDataset)
 

@@ -15,7 +15,7 @@ from ._lanes import BatchedBackprop, LaneParameters
 from ._packed import PackedBatches, PackedRows
 from ._runtime.aliases import Array, FloatArray, Layers, Mask
 from ._runtime.torch_modes import own_torch_settings
-from ._types import FitResult, FitSpec
+from ._spec import FitResult, FitSpec
 
 ALL = slice(None)
 

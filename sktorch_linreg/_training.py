@@ -29,8 +29,8 @@ from ._runtime.identity import fingerprint, identify
 from ._runtime.processes import safely
 from ._runtime.seeds import make_generator
 from ._runtime.threads import threads_for
+from ._spec import FitResult, FitSpec, Start
 from ._state import schedule_state
-from ._types import FitResult, FitSpec, Start
 from ._updates import rate_of
 from ._watch import FitTask
 

@@ -22,7 +22,7 @@ from ._modules.activations import ACTIVATIONS
 from ._runtime.aliases import Array, Layers
 from ._runtime.sklearn_private import Interval, InvalidParameterError, available_if, fit_context
 from ._runtime.torch_modes import own_torch_settings
-from ._types import FitResult, FitSpec
+from ._spec import FitResult, FitSpec
 
 
 class TorchMLPRegressor(BaseTorchRegressor):

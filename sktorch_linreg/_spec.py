@@ -1,4 +1,4 @@
-"""Plain containers handed from one layer to the next, and the package's exceptions."""
+"""What an engine is told, and what it gives back."""
 
 from __future__ import annotations
 
