@@ -38,7 +38,9 @@ from ._extreme import fit_rescaled
 from ._modules.network import MLPModule, build_module
 from ._net import check_callbacks, wrap
 from ._objective.losses import resolve_loss
-from ._optimizers import resolve_optimizer, resolve_schedule
+from ._optim.optimizers import resolve_optimizer
+from ._optim.schedules import resolve_schedule
+from ._optim.state import pack_history, unpack_history
 from ._parameters import ParametersMixin, as_python
 from ._runtime.aliases import Layers
 from ._runtime.devices import resolve_device, resolve_dtype
@@ -47,7 +49,6 @@ from ._runtime.seeds import resolve_seed
 from ._runtime.sklearn_private import Interval, Options, StrOptions
 from ._runtime.torch_modes import own_torch_settings
 from ._spec import FitResult, FitSpec, Start
-from ._state import pack_history, unpack_history
 from ._training import train
 from ._watch import TASK_ATTRIBUTES, FitTask
 

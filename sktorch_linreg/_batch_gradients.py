@@ -20,7 +20,6 @@ from ._runtime.processes import Processes
 
 # L-BFGS follows a loss with kinks from this width of its envelope down, tenfold at a time
 FIRST_WIDTH = 0.1
-
 # penalties that are added up in the compute dtype before they go into a longer sum
 SHORT_SUM = 256
 

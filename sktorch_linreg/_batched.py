@@ -29,6 +29,7 @@ from ._lane_state import (
 )
 from ._lanes import BatchedBackprop, DropoutMasks, LaneParameters
 from ._modules.network import make_module
+from ._optim.updates import RuleUpdates
 from ._packed import Order, PackedBatches, PackedRows
 from ._prepare import Prepared, prepare
 from ._runtime.aliases import FloatArray, Layers, Mask
@@ -37,7 +38,6 @@ from ._runtime.threads import threads_for
 from ._runtime.torch_modes import own_torch_settings
 from ._spec import FitSpec
 from ._trained import Trained
-from ._updates import RuleUpdates
 
 # share of lanes that have to be done before the others move together
 SPARSE = 0.75

@@ -19,14 +19,15 @@ from ._batched import steps_per_epoch
 from ._data.rows import TrainingData
 from ._data.validation import validate_rows
 from ._modules.activations import ACTIVATIONS
-from ._optimizers import SCHEDULES, construct, defaults_of
+from ._optim.construct import construct, defaults_of
+from ._optim.schedules import SCHEDULES
+from ._optim.updates import has_rule
 from ._runtime.aliases import Array
 from ._runtime.devices import DEVICES
 from ._runtime.identity import identify, key_of
 from ._runtime.seeds import resolve_seed
 from ._runtime.sklearn_private import check_method_params, num_samples, safe_indexing, safe_split
 from ._spec import FitSpec
-from ._updates import has_rule
 from .linear import TorchLinearRegressor
 from .mlp import TorchMLPRegressor
 

@@ -15,24 +15,17 @@ from ._spec import FitSpec
 
 # growth of a column's scale, and so of a unit, that earlier rows gave no idea of
 UNSEEN_GROWTH = 3.0
-
 # numbers, and rows, that are looked at
 ENTRIES, ROWS = 2**22, 4096
-
 # median size of what goes into an activation as fresh weights have it
 FRESH = 0.4
-
 # and what is too large: the first scale along with what goes in, so that nothing is lost, and no
 # input makes the last large
 LARGE = {"relu": 1.5, "leaky_relu": 1.5, "identity": 1.5, "tanh": 4.0, "logistic": 8.0}
-
 LARGE_ELSE = 2.0
-
 BOUNDED = {"tanh", "logistic"}
-
 # outputs, in units of the targets' deviation, that no earlier target can account for
 LARGE_OUTPUT = 1.5
-
 # logarithms of rates, relative to the mean, of which the same is to be said
 LARGE_LOG = 15.0
 

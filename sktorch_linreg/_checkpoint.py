@@ -14,11 +14,17 @@ import scipy.sparse as sp
 import torch
 
 from ._data.rows import TrainingData
+from ._optim.state import (
+    load_schedule_state,
+    pack_history,
+    schedule_state,
+    to_arrays,
+    unpack_history,
+)
 from ._parameters import as_python
 from ._runtime import files
 from ._runtime.aliases import Layers
 from ._runtime.identity import describe, identify
-from ._state import load_schedule_state, pack_history, schedule_state, to_arrays, unpack_history
 
 KIND = "checkpoint"
 FILE = "checkpoint.safetensors"

@@ -8,7 +8,7 @@ import numpy as np
 import torch
 
 from ._data.rows import TrainingData
-from ._optimizers import OPTIMIZERS
+from ._optim.optimizers import OPTIMIZERS
 from ._runtime.aliases import Layers
 from ._spec import FitSpec
 

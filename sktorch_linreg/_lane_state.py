@@ -17,7 +17,8 @@ from torch.optim import lr_scheduler
 from ._lanes import LaneParameters
 from ._monitor import ROUNDING
 from ._objective.penalty import Penalty
-from ._optimizers import construct, defaults_of, step_plateau
+from ._optim.construct import construct, defaults_of
+from ._optim.schedules import step_plateau
 from ._packed import PackedBatch
 from ._runtime.aliases import Array, FloatArray, Mask
 from ._runtime.identity import key_of

@@ -18,11 +18,12 @@ from ._batch_gradients import longer
 from ._batches import Batch, TabularDataset
 from ._errors import TrainingDivergedError, came_from
 from ._monitor import Monitor
-from ._optimizers import is_torchs, step_plateau
+from ._optim.construct import is_torchs
+from ._optim.schedules import step_plateau
+from ._optim.updates import RuleUpdates, TorchUpdates, rate_of
 from ._report import EpochTable
 from ._runtime.processes import on_all
 from ._settling import forget, goes_on, keep_lowest, rise_of
-from ._updates import RuleUpdates, TorchUpdates, rate_of
 from ._watch import FitTask
 
 # the most steps of L-BFGS, of twenty iterations each, for one width of an envelope, and the share

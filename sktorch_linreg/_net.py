@@ -18,10 +18,11 @@ from ._loop import Run, StopTraining, TrainingLoop
 from ._modules.network import MLPModule
 from ._objective.losses import Loss, OwnLoss
 from ._objective.penalty import Penalty
-from ._optimizers import OrthantLBFGS, construct
+from ._optim.construct import construct
+from ._optim.orthant_lbfgs import OrthantLBFGS
+from ._optim.state import load_schedule_state
+from ._optim.updates import RuleUpdates, TorchUpdates, has_rule
 from ._spec import FitSpec
-from ._state import load_schedule_state
-from ._updates import RuleUpdates, TorchUpdates, has_rule
 
 __all__ = ["Callback", "NetDataset", "RegressionNet", "check_callbacks", "make_net", "wrap"]
 

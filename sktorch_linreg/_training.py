@@ -23,6 +23,8 @@ from ._modules.network import MLPModule, make_module
 from ._monitor import Monitor
 from ._net import NetDataset, RegressionNet, make_net
 from ._objective.losses import untrained_parameters
+from ._optim.state import schedule_state
+from ._optim.updates import rate_of
 from ._prepare import Prepared, dropout_groups, prepare
 from ._runtime.aliases import Layers
 from ._runtime.identity import fingerprint, identify
@@ -30,8 +32,6 @@ from ._runtime.processes import safely
 from ._runtime.seeds import make_generator
 from ._runtime.threads import threads_for
 from ._spec import FitResult, FitSpec, Start
-from ._state import schedule_state
-from ._updates import rate_of
 from ._watch import FitTask
 
 

@@ -26,7 +26,7 @@ from skorch.callbacks import (
 )
 
 from sktorch_linreg import TorchLinearRegressor, TorchMLPRegressor
-from sktorch_linreg._optimizers import OPTIMIZERS
+from sktorch_linreg._optim.optimizers import OPTIMIZERS
 
 RNG = np.random.default_rng(0)
 X = RNG.normal(size=(90, 3)) * [1, 10, 100] + 5

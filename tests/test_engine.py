@@ -16,9 +16,9 @@ from sktorch_linreg._modules.activations import ACTIVATIONS
 from sktorch_linreg._modules.network import MLPModule
 from sktorch_linreg._objective.losses import LOSSES, resolve_loss
 from sktorch_linreg._objective.penalty import Penalty
-from sktorch_linreg._optimizers import OPTIMIZERS
-from sktorch_linreg._rules import RULES
-from sktorch_linreg._updates import RuleUpdates, has_rule
+from sktorch_linreg._optim.optimizers import OPTIMIZERS
+from sktorch_linreg._optim.update_rules import RULES
+from sktorch_linreg._optim.updates import RuleUpdates, has_rule
 
 OPTIONS = {"huber": {"delta": 0.7}, "quantile": {"quantile": 0.3}}
 TIGHT = {"rtol": 1e-12, "atol": 1e-12}
@@ -204,10 +204,10 @@ def test_every_rule_is_compared():
 @pytest.mark.parametrize(("cls", "options"), CASES)
 def test_rules_do_what_torch_does(monkeypatch, cls, options, fused):
     if not fused:
-        from sktorch_linreg import _rules
+        from sktorch_linreg._optim import update_rules
 
-        monkeypatch.setattr(_rules, "FUSED_ADAM", None)
-        monkeypatch.setattr(_rules, "FUSED_ADAMW", None)
+        monkeypatch.setattr(update_rules, "FUSED_ADAM", None)
+        monkeypatch.setattr(update_rules, "FUSED_ADAMW", None)
     module, reference, ours, theirs = side_by_side(cls, options)
     for step in range(12):
         gradients_for(module, step)

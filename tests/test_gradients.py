@@ -18,7 +18,7 @@ from sktorch_linreg._modules.dropout import Dropout, Masks
 from sktorch_linreg._modules.network import MLPModule
 from sktorch_linreg._objective.losses import LOSSES, resolve_loss
 from sktorch_linreg._objective.penalty import Penalty
-from sktorch_linreg._optimizers import OrthantLBFGS
+from sktorch_linreg._optim.orthant_lbfgs import OrthantLBFGS
 
 OPTIONS = {"huber": {"delta": 0.7}, "quantile": {"quantile": 0.3}}
 

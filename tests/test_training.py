@@ -18,7 +18,8 @@ from sklearn.linear_model import (
 from skorch.callbacks import Callback
 
 from sktorch_linreg import TorchLinearRegressor, TorchMLPRegressor
-from sktorch_linreg._optimizers import OPTIMIZERS, SCHEDULES
+from sktorch_linreg._optim.optimizers import OPTIMIZERS
+from sktorch_linreg._optim.schedules import SCHEDULES
 
 RATES = {
     "lbfgs": None, "sgd": 0.1, "adam": 0.05, "adamw": 0.05, "nadam": 0.02, "radam": 0.05,

@@ -14,7 +14,7 @@ from skorch.callbacks import Callback, EarlyStopping
 
 from sktorch_linreg import TorchLinearRegressor, TorchMLPRegressor, TrainingDivergedError
 from sktorch_linreg._net import RegressionNet
-from sktorch_linreg._updates import RuleUpdates
+from sktorch_linreg._optim.updates import RuleUpdates
 
 RNG = np.random.default_rng(0)
 X = RNG.normal(size=(30, 3))

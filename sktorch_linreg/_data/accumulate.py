@@ -29,25 +29,18 @@ from .statistics import EPS, Statistics, condition
 
 # up to this many entries a second pass costs next to nothing
 SMALL_ENTRIES = 2**16
-
 # a sparse X with more columns has no factor made of it, which would be dense
 MAX_FACTOR_FEATURES = 2000
-
 # rows that are looked at before the pass, to judge means against spreads
 SAMPLED_ROWS = 512
-
 # columns beside those of X whose products with each other cost next to nothing
 FEW_TARGETS = 16
-
 # share of stored entries from which on dense products are faster than sparse ones
 SPARSE_SHARE = 1 / 16
-
 # weight of a row, in median weights, from which on it is what columns are shifted by
 HEAVY = 1e6
-
 # squared mean over variance from which on columns are shifted
 LARGE_MEAN = 4.0
-
 # share of a squared column that centring may cancel before the pass is made once more
 LARGE_CANCELLATION = 100.0
 

@@ -16,7 +16,6 @@ from .rows import TrainingData
 
 # entries of float64 work space per thread
 BLOCK_ENTRIES = 2**17
-
 # rows per column of a block that is a view, since products of few rows are slow to add up
 VIEWED_COLUMNS = 8
 
@@ -84,7 +83,6 @@ def beside(data: TrainingData, shift: FloatArray, part: slice) -> FloatArray:
 
 # float64 numbers of a block, which stays in the cache
 SMALL_BLOCK_ENTRIES = 2**16
-
 # what a number costs, in multiplications, to see whether threads pay
 WORK_PER_ENTRY = 8
 

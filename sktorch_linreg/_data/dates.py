@@ -8,7 +8,6 @@ from typing import Any
 import numpy as np
 
 KINDS = (datetime.date, datetime.time, datetime.timedelta, np.datetime64, np.timedelta64)
-
 # as types of pandas, polars and pyarrow begin
 NAMES = ("date", "time", "duration", "period", "interval[date")
 

@@ -14,7 +14,6 @@ from .rows import TrainingData
 
 # squares are as exact as other numbers between these
 SMALLEST_SQUARES, LARGEST_SQUARES = 1e-280, 1e300
-
 # and so are those of numbers above this
 SMALLEST = 1e-140
 

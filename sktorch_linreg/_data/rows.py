@@ -58,7 +58,6 @@ class TrainingData:
 
 # up to this many rows, whole weights counted, held-out rows do not depend on repetition
 COUNTED_ROWS = 1000
-
 FEW_UNITS = 50
 
 

@@ -22,10 +22,8 @@ from .rows import TrainingData
 
 # largest weights that leave columns of any size room for their squares ...
 LEAST_WEIGHT, MOST_WEIGHT = 1e-10, 1e10
-
 # ... and what is let pass where several processes would have to agree on other units
 LEAST_SHARED_WEIGHT, MOST_SHARED_WEIGHT = 1e-100, 1e100
-
 SPARSE_FORMATS = ["csr", "csc", "coo"]
 
 

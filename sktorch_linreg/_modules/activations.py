@@ -39,17 +39,11 @@ class Activation:
 
 
 _threshold = _aten("threshold_backward", "grad_input")
-
 _tanh = _aten("tanh_backward", "grad_input")
-
 _sigmoid = _aten("sigmoid_backward", "grad_input")
-
 _gelu, _gelu_backward = _aten("gelu", "out"), _aten("gelu_backward", "grad_input")
-
 _silu, _silu_backward = _aten("silu", "out"), _aten("silu_backward", "grad_input")
-
 _leaky_relu = _aten("leaky_relu_backward", "grad_input")
-
 _elu = _aten("elu_backward", "grad_input")
 
 ACTIVATIONS: dict[str, Activation] = {

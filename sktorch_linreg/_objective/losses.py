@@ -127,7 +127,6 @@ LOSSES: dict[str, _Entry] = {
 # of torch's own losses, those that only see the difference of prediction and target; a subclass may
 # see more
 SHIFT_INVARIANT = (nn.MSELoss, nn.L1Loss, nn.SmoothL1Loss, nn.HuberLoss)
-
 # rows that a loss of the user's own is tried on
 TRIED_ROWS = 4
 

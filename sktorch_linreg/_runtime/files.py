@@ -16,9 +16,7 @@ from typing import Any
 import numpy as np
 
 FORMAT, VERSION = "sktorch_linreg", 1
-
 HEADER = ("format", "version", "kind", "tree", "sha256")
-
 # what reading a damaged file comes to
 DAMAGE = (
     ValueError, LookupError, TypeError, AttributeError, ArithmeticError, RecursionError,

@@ -31,7 +31,6 @@ from torch import nn
 
 # modules whose names lead to other objects in another process
 SCRIPTS = {None, "__main__", "__mp_main__"}
-
 # what a class statement leaves in a class without a difference to what the class does
 NO_PART_OF_A_CLASS = {
     "__dict__", "__weakref__", "__doc__", "__module__", "__qualname__", "__annotations__",
@@ -41,7 +40,6 @@ NO_PART_OF_A_CLASS = {
 
 # what is compared by its value and type
 PLAIN = {bool, int, float, str, type(None)}
-
 # objects within an object, beyond which it is too large to be compared
 MOST_PARTS = 1_000_000
 

@@ -10,10 +10,8 @@ import torch
 
 # share of the free memory that is taken where nobody says how much
 SHARE = 0.25
-
 # bytes taken to be free where the system does not tell
 UNKNOWN = 2**31
-
 CGROUP = Path("/sys/fs/cgroup")
 
 

@@ -17,10 +17,8 @@ Result = TypeVar("Result")
 
 # fewer multiplications than these are done before other threads have woken up
 THREADED_WORK = 20_000_000
-
 # multiplications of the forward pass of one batch from which threads pay in training
 THREADED_STEP = 30_000_000
-
 # decompositions of more columns gain more from threads than they lose
 QUIET_COLUMNS = 512
 

@@ -231,6 +231,7 @@ def _rmsprop_slots(group: Mapping[str, Any]) -> list[str]:
 
 
 Rule = Callable[[Any, Tensor, Tensor, Mapping[str, Any]], None]
+
 # class of torch.optim: (rule, names of its vectors given the options)
 RULES: dict[Any, tuple[Rule, Callable[[Mapping[str, Any]], list[str]]]] = {
     # its buffer begins as the first gradient

@@ -6,20 +6,38 @@ user.
 
 from __future__ import annotations
 
+import inspect
 import math
 from collections.abc import Callable, Mapping
+from functools import partial
 from numbers import Real
 from typing import Any
 
 import torch
 from torch import Tensor, optim
 
-from ._data.arrays import as_tensor
-from ._errors import came_from
-from ._optimizers import closure_call, construct, defaults_of, is_torchs
-from ._rules import RULES
-from ._runtime.devices import DEVICES
-from ._state import to_arrays, to_tensors
+from .._data.arrays import as_tensor
+from .._errors import came_from
+from .._runtime.devices import DEVICES
+from .construct import construct, defaults_of, is_torchs
+from .state import to_arrays, to_tensors
+from .update_rules import RULES
+
+
+def closure_call(step: Callable[..., Any], closure: Callable[[], Tensor]) -> Callable[[], Any]:
+    """A call of an optimizer's `step` with the closure, or without it where it takes none."""
+    parameters = inspect.signature(step).parameters
+    named = parameters.get("closure")
+    if named is not None and named.kind is not named.POSITIONAL_ONLY:
+        return partial(step, closure=closure)
+    first = next(iter(parameters.values()), None)
+    takes = named is not None or (
+        first is not None
+        and first.kind not in (first.KEYWORD_ONLY, first.VAR_KEYWORD)
+        and (first.kind is first.VAR_POSITIONAL or first.default is first.empty)
+    )
+    return partial(step, closure) if takes else step
+
 
 # options per model whose vectors are kept
 FEW_OPTIONS = 16

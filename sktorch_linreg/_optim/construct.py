@@ -1,0 +1,53 @@
+"""Options of optimizers and schedules, and what is made with them."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable, Mapping
+from functools import cache
+from typing import Any
+
+from .._errors import came_from
+
+
+@cache
+def signature_of(cls: Any) -> tuple[Mapping[str, Any], bool]:
+    """Options that `cls` takes, with their defaults, and whether it takes others as well."""
+    parameters = list(inspect.signature(cls).parameters.values())[1:]
+    named = {p.name: p.default for p in parameters if p.kind is not p.VAR_KEYWORD}
+    return named, len(named) < len(parameters)
+
+
+@cache
+def defaults_of(cls: Any) -> Mapping[str, Any]:
+    """The options of an optimizer's constructor that have defaults."""
+    named, _ = signature_of(cls)
+    return {k: v for k, v in named.items() if v is not inspect.Parameter.empty}
+
+
+def is_torchs(cls: Any) -> bool:
+    """Whether a class is one of torch, whose errors are about its options, or of this package."""
+    owner = getattr(cls, "func", cls)
+    return str(owner.__module__).partition(".")[0] in ("torch", __package__.partition(".")[0])
+
+
+def construct(kind: str, cls: Callable[..., Any], target: Any, options: Mapping[str, Any]) -> Any:
+    """Make an optimizer or a schedule.
+
+    Raises
+    ------
+    ValueError
+        Where a class of torch does not take the options. Errors of other classes are their own.
+    """
+    if not is_torchs(cls):
+        with came_from(kind, cls):
+            return cls(target, **options)
+    try:
+        return cls(target, **options)
+    except Exception as error:
+        # what constructors do with wrong options is theirs
+        given = ", ".join(f"{k}={v!r}" for k, v in options.items())
+        raise ValueError(
+            f"The {kind} does not take the options {given}: {error!r}. Change {kind}__* "
+            "accordingly."
+        ) from error

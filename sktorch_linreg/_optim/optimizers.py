@@ -1,0 +1,76 @@
+"""Optimizers by name or class, and their options."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Mapping
+from numbers import Real
+from typing import Any
+
+import torch
+from torch.optim.optimizer import required
+
+from .._errors import check_options, unknown_name
+from .construct import signature_of
+
+OPTIMIZERS: dict[str, type[torch.optim.Optimizer]] = {
+    "lbfgs": torch.optim.LBFGS,
+    "sgd": torch.optim.SGD,
+    "adam": torch.optim.Adam,
+    "adamw": torch.optim.AdamW,
+    "nadam": torch.optim.NAdam,
+    "radam": torch.optim.RAdam,
+    "rmsprop": torch.optim.RMSprop,
+    "adagrad": torch.optim.Adagrad,
+    "adadelta": torch.optim.Adadelta,
+    "adamax": torch.optim.Adamax,
+}
+
+# L-BFGS is only worth its price when it converges, so it stops on its own, not on torch's defaults
+LBFGS_DEFAULTS = {
+    "line_search_fn": "strong_wolfe",
+    "history_size": 20,
+    "tolerance_grad": 1e-12,
+    "tolerance_change": 0.0,
+}
+
+
+def _lbfgs_defaults(options: Mapping[str, Any]) -> dict[str, Any]:
+    """Defaults of L-BFGS, whose line search is not cut short where it makes few iterations."""
+    max_iter = options.get("max_iter", 20)
+    few = isinstance(max_iter, Real) and float(max_iter) < 20
+    return {**LBFGS_DEFAULTS, "max_eval": 25} if few else LBFGS_DEFAULTS
+
+
+def resolve_optimizer(
+    optimizer: Any, lr: float | None, options: Mapping[str, Any], extra_names: tuple[str, ...] = ()
+) -> tuple[str, type[torch.optim.Optimizer], dict[str, Any]]:
+    """Name, class and constructor options (with the learning rate) of an optimizer."""
+    cls: Any
+    if isinstance(optimizer, str):
+        if optimizer not in OPTIMIZERS:
+            known = [*extra_names, *OPTIMIZERS]
+            raise unknown_name("optimizer", optimizer, known, "or a torch.optim.Optimizer subclass")
+        name, cls = optimizer, OPTIMIZERS[optimizer]
+    elif isinstance(optimizer, type) and issubclass(optimizer, torch.optim.Optimizer):
+        name, cls = optimizer.__name__, optimizer
+    else:
+        known = [*extra_names, *OPTIMIZERS]
+        raise unknown_name("optimizer", optimizer, known, "or a torch.optim.Optimizer subclass")
+    known_options, takes_others = signature_of(cls)
+    if not takes_others:
+        check_options("optimizer", name, options, [k for k in known_options if k != "lr"])
+    resolved = {**(_lbfgs_defaults(options) if optimizer == "lbfgs" else {}), **options}
+    if "lr" in known_options:
+        default = known_options["lr"]
+        if lr is not None:
+            resolved["lr"] = float(lr)
+        elif isinstance(default, Real):
+            resolved["lr"] = float(default)
+        elif default is inspect.Parameter.empty or default is required:
+            raise ValueError(f"The optimizer {name} has no default learning rate: set lr.")
+    elif lr is not None and takes_others:
+        resolved["lr"] = float(lr)
+    elif lr is not None:
+        raise ValueError(f"The optimizer {name} takes no learning rate: leave lr=None.")
+    return name, cls, resolved
