@@ -11,10 +11,10 @@ import numpy as np
 import scipy.sparse as sp
 
 from ._data.rows import TrainingData
-from ._parameters import as_python
 from ._runtime.aliases import Layers
 from ._runtime.identity import Identity, IncomparableError, describe, fingerprint
 from ._runtime.processes import Processes
+from ._runtime.python_numbers import as_python
 from ._spec import FitResult, FitSpec
 
 # what may differ without a difference to the fit

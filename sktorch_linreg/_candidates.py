@@ -15,7 +15,6 @@ from sklearn.pipeline import Pipeline
 from torch.optim import lr_scheduler
 
 from ._base import BaseTorchRegressor
-from ._batched import steps_per_epoch
 from ._data.rows import TrainingData
 from ._data.validation import validate_rows
 from ._modules.activations import ACTIVATIONS
@@ -28,6 +27,7 @@ from ._runtime.identity import identify, key_of
 from ._runtime.seeds import resolve_seed
 from ._runtime.sklearn_private import check_method_params, num_samples, safe_indexing, safe_split
 from ._spec import FitSpec
+from ._training.stacked_loop import steps_per_epoch
 from .linear import TorchLinearRegressor
 from .mlp import TorchMLPRegressor
 

@@ -16,19 +16,19 @@ from sklearn.pipeline import Pipeline
 
 from . import _exact
 from ._base import BaseTorchRegressor
-from ._batched import train_lanes
 from ._candidates import Candidate, Cell, Side
 from ._data.arrays import to_host
 from ._data.scaling import identity_scaling
 from ._errors import collect_convergence_warnings
-from ._lanes import LaneParameters
 from ._plan import Stack
 from ._runtime.aliases import Array, FloatArray
 from ._runtime.sklearn_private import MultimetricScorer, PredictScorer, num_samples, score_estimator
 from ._runtime.torch_modes import own_torch_settings
 from ._scoring import LEAST_ROWS, Score, known_scores, score_all
 from ._spec import FitSpec
-from ._trained import Trained
+from ._training.stacked_gradients import LaneParameters
+from ._training.stacked_loop import train_lanes
+from ._training.stacked_result import Trained
 
 Outcome = dict[str, Any]
 

@@ -6,32 +6,17 @@ import inspect
 from collections.abc import Mapping
 from contextlib import suppress
 from functools import cache
-from numbers import Integral, Real
 from typing import Any, ClassVar, Self
 
-import numpy as np
 from sklearn.base import BaseEstimator
 
 from ._errors import nearest
 from ._runtime.processes import current_processes, safely
+from ._runtime.python_numbers import as_python
 from ._runtime.sklearn_private import InvalidParameterError, validate_parameter_constraints
 
 # prefixes of options that are handed on: `optimizer__momentum` reaches the optimizer as `momentum`
 PREFIXES = ("optimizer__", "loss__", "lr_schedule__")
-
-
-def as_python(value: Any) -> Any:
-    """Numbers of any kind that scikit-learn takes as Python's own, within tuples and lists too.
-
-    numpy's integers are none to `torch`, and its booleans are never ``is True``.
-    """
-    if isinstance(value, list | tuple) and type(value) in (list, tuple):
-        return type(value)(map(as_python, value))
-    if isinstance(value, bool | np.bool_):
-        return bool(value)
-    if isinstance(value, Integral):
-        return int(value)
-    return float(value) if isinstance(value, Real) else value
 
 
 class ParametersMixin(BaseEstimator):  # type: ignore[misc]

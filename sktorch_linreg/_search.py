@@ -22,7 +22,7 @@ from ._plan import Plan, Stack, make_plans
 from ._runtime.sklearn_private import fit_and_score, insert_error_scores, tell_fit_failures
 from ._runtime.threads import in_threads
 from ._scoring import known_scores
-from ._trained import Trained
+from ._training.stacked_result import Trained
 
 # multiplications of a step from which stacks gain by threads of their own
 THREADED_STACK = 10_000_000

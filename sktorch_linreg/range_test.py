@@ -13,8 +13,8 @@ from sklearn.base import clone
 from ._base import BaseTorchRegressor
 from ._errors import TrainingDivergedError
 from ._figures import fitted_step, new_axes, styled
-from ._net import Callback
 from ._runtime.aliases import FloatArray
+from ._training.skorch_net import Callback
 
 # a loss that is above the best one by this many times what it had fallen to ends the test
 HOPELESS = 3.0

@@ -9,11 +9,11 @@ import torch
 from sklearn.base import clone
 
 from sktorch_linreg import TorchLinearRegressor, TorchMLPRegressor
-from sktorch_linreg._batched import train_lanes
 from sktorch_linreg._data.validation import validate_rows
 from sktorch_linreg._errors import TrainingDivergedError
 from sktorch_linreg._runtime.torch_modes import own_torch_settings
-from sktorch_linreg._training import train
+from sktorch_linreg._training.stacked_loop import train_lanes
+from sktorch_linreg._training.train import train
 
 
 def rows(n=103, d=5, k=1, seed=0, dtype=np.float64, weighted=False):

@@ -151,11 +151,11 @@ def test_progress_bar_and_print_log(capsys):
 def test_verbose_prints_a_table_of_at_most_one_line_a_second(
     capsys, monkeypatch, early_stopping, verbose
 ):
-    from sktorch_linreg import _report
+    from sktorch_linreg._training import epoch_table
 
     # each epoch takes 0.3 seconds on this clock
     ticks = iter(np.arange(0.0, 100.0, 0.3))
-    monkeypatch.setattr(_report.time, "monotonic", lambda: next(ticks))
+    monkeypatch.setattr(epoch_table.time, "monotonic", lambda: next(ticks))
     settings = {**SETTINGS, "max_epochs": 12, "early_stopping": early_stopping}
     model = TorchLinearRegressor(verbose=verbose, **settings).fit(X, y)
     monkeypatch.undo()

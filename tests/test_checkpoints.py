@@ -10,13 +10,9 @@ import pytest
 import torch
 from sklearn.base import clone
 
-from sktorch_linreg import (
-    TorchLinearRegressor,
-    TorchMLPRegressor,
-    TrainingDivergedError,
-    _checkpoint,
-)
-from sktorch_linreg._checkpoint import FILE
+from sktorch_linreg import TorchLinearRegressor, TorchMLPRegressor, TrainingDivergedError
+from sktorch_linreg._training import checkpoint
+from sktorch_linreg._training.checkpoint import FILE
 
 RNG = np.random.default_rng(0)
 X = RNG.normal(size=(150, 3)) * [1, 10, 0.1] + 2
@@ -52,7 +48,7 @@ class Cut(Exception):
 
 def cut_after(monkeypatch, n_saves):
     """Let training end right after a checkpoint was written."""
-    save, left = _checkpoint.Checkpoint.save, [n_saves]
+    save, left = checkpoint.Checkpoint.save, [n_saves]
 
     def saved(self, net, ended):
         save(self, net, ended)
@@ -60,7 +56,7 @@ def cut_after(monkeypatch, n_saves):
         if not left[0]:
             raise Cut
 
-    monkeypatch.setattr(_checkpoint.Checkpoint, "save", saved)
+    monkeypatch.setattr(checkpoint.Checkpoint, "save", saved)
 
 
 def state_of(model):
@@ -97,7 +93,7 @@ def test_without_a_seed_the_one_drawn_is_kept(tmp_path, monkeypatch):
     model = clone(CASES["adam, dropout, early stopping"])
     model.set_params(random_state=None, checkpoint_dir=str(tmp_path), checkpoint_every=3)
     whole = clone(model).fit(X, y)
-    seed = _checkpoint.files.read(tmp_path / FILE, "checkpoint")["seed"]
+    seed = checkpoint.files.read(tmp_path / FILE, "checkpoint")["seed"]
     (tmp_path / FILE).unlink()
     with monkeypatch.context() as patch:
         cut_after(patch, 2)
@@ -195,9 +191,9 @@ def test_a_run_that_diverges_keeps_its_last_checkpoint(tmp_path):
 )
 def test_contents_that_no_run_gives(edit, tmp_path):
     model = clone(LINEAR).set_params(checkpoint_dir=tmp_path).fit(X, y)
-    content = _checkpoint.files.read(tmp_path / FILE, "checkpoint")
+    content = checkpoint.files.read(tmp_path / FILE, "checkpoint")
     edit(content)
-    _checkpoint.files.write(tmp_path / FILE, "checkpoint", content)
+    checkpoint.files.write(tmp_path / FILE, "checkpoint", content)
     before = (tmp_path / FILE).read_bytes()
     with pytest.raises(ValueError, match=FILE):
         model.fit(X, y)

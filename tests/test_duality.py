@@ -12,8 +12,9 @@ from sklearn.linear_model import QuantileRegressor
 from sklearn.model_selection import GridSearchCV
 from sklearn.preprocessing import PolynomialFeatures
 
-from sktorch_linreg import TorchLinearRegressor, _training
-from sktorch_linreg._duality import excess, make_problem
+from sktorch_linreg import TorchLinearRegressor
+from sktorch_linreg._training import train
+from sktorch_linreg._training.duality_gap import excess, make_problem
 
 
 @pytest.fixture
@@ -21,13 +22,13 @@ def found(monkeypatch):
     """Objective and excess as they were worked out, fit by fit."""
     seen = []
 
-    checked = _training.check_minimum
+    checked = train.check_minimum
 
     def check(*args):
         seen.append(excess(make_problem(*args[:3]), *args[3:]))
         return checked(*args)
 
-    monkeypatch.setattr(_training, "check_minimum", check)
+    monkeypatch.setattr(train, "check_minimum", check)
     return seen
 
 

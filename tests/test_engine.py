@@ -9,9 +9,6 @@ from sklearn.base import clone
 from torch import optim
 
 from sktorch_linreg import TorchLinearRegressor, TorchMLPRegressor
-from sktorch_linreg._backprop import Backprop, FlatParameters
-from sktorch_linreg._batch_gradients import TrainingObjective
-from sktorch_linreg._batches import BatchIterator, TabularDataset
 from sktorch_linreg._modules.activations import ACTIVATIONS
 from sktorch_linreg._modules.network import MLPModule
 from sktorch_linreg._objective.losses import LOSSES, resolve_loss
@@ -19,6 +16,10 @@ from sktorch_linreg._objective.penalty import Penalty
 from sktorch_linreg._optim.optimizers import OPTIMIZERS
 from sktorch_linreg._optim.update_rules import RULES
 from sktorch_linreg._optim.updates import RuleUpdates, has_rule
+from sktorch_linreg._training.batch_gradients import TrainingObjective
+from sktorch_linreg._training.batches import BatchIterator, TabularDataset
+from sktorch_linreg._training.flat_parameters import FlatParameters
+from sktorch_linreg._training.gradients import Backprop
 
 OPTIONS = {"huber": {"delta": 0.7}, "quantile": {"quantile": 0.3}}
 TIGHT = {"rtol": 1e-12, "atol": 1e-12}
@@ -418,9 +419,9 @@ def test_history_does_not_grow_faster_than_the_epochs(rows, monkeypatch, told):
 
 
 def without_condensing(monkeypatch):
-    from sktorch_linreg import _prepare
+    from sktorch_linreg._training import prepare
 
-    monkeypatch.setattr(_prepare, "can_condense", lambda data, spec: False)
+    monkeypatch.setattr(prepare, "can_condense", lambda data, spec: False)
 
 
 @pytest.mark.parametrize("optimizer", ["sgd", "adam", "lbfgs"])
@@ -657,12 +658,12 @@ def test_sums_of_many_small_penalties_do_not_round_away():
 
 
 def test_condensing_has_to_pay(rows):
-    from sktorch_linreg._condense import can_condense
+    from sktorch_linreg._training.condense import can_condense
 
     asked = []
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(
-            "sktorch_linreg._prepare.can_condense",
+            "sktorch_linreg._training.prepare.can_condense",
             lambda data, spec: asked.append(can_condense(data, spec)) or asked[-1],
         )
         for n_columns, epochs in [(5, 4), (5, 5), (200, 20), (200, 30)]:

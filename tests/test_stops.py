@@ -12,8 +12,8 @@ from sklearn.exceptions import ConvergenceWarning
 from sklearn.model_selection import GridSearchCV
 
 from sktorch_linreg import BatchedGridSearchCV, TorchLinearRegressor, TorchMLPRegressor
-from sktorch_linreg._lane_state import LaneMonitor
-from sktorch_linreg._monitor import Monitor
+from sktorch_linreg._training.stacked_state import LaneMonitor
+from sktorch_linreg._training.stopping import Monitor
 
 
 @dataclass

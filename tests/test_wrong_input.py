@@ -13,8 +13,8 @@ from sklearn.model_selection import GridSearchCV
 from skorch.callbacks import Callback, EarlyStopping
 
 from sktorch_linreg import TorchLinearRegressor, TorchMLPRegressor, TrainingDivergedError
-from sktorch_linreg._net import RegressionNet
 from sktorch_linreg._optim.updates import RuleUpdates
+from sktorch_linreg._training.skorch_net import RegressionNet
 
 RNG = np.random.default_rng(0)
 X = RNG.normal(size=(30, 3))

@@ -8,9 +8,6 @@ import numpy as np
 import torch
 from torch import Tensor
 
-# what an array gives back as it was
-COLUMN_KINDS = {bool, int, float}
-
 
 def to_arrays(value: Any) -> Any:
     """Tensors in nested containers as numpy arrays, which is how state is kept."""
@@ -47,39 +44,3 @@ def load_schedule_state(schedule: Any, state: Any) -> None:
     """Let a new schedule go on where an earlier one stopped."""
     if schedule is not None and state is not None:
         schedule.load_state_dict({**schedule.state_dict(), **state})
-
-
-def pack_history(rows: list[dict[str, Any]]) -> Any:
-    """Records of epochs as one array per column, where all have the same plain columns."""
-    names = list(rows[0]) if rows else []
-    columns: dict[str, Any] = {}
-    for name in names:
-        values = [row.get(name) for row in rows]
-        kinds = {type(v) for v in values}
-        if len(kinds) > 1 or not kinds <= COLUMN_KINDS:
-            return rows
-        if name == "epoch" and values == list(range(1, len(rows) + 1)):
-            columns[name] = None
-        else:
-            same = len(set(values)) == 1
-            columns[name] = values[0] if same else np.array(values)
-    if not rows or any(list(row) != names for row in rows):
-        return rows
-    return {"n_rows": len(rows), "columns": columns}
-
-
-def unpack_history(packed: Any) -> list[dict[str, Any]]:
-    """The records that `pack_history` was given."""
-    if isinstance(packed, list):
-        return packed
-    n, columns = packed["n_rows"], packed["columns"]
-    if not all(len(v) == n for v in columns.values() if isinstance(v, np.ndarray)):
-        raise ValueError("the history has columns of different lengths")
-
-    def as_list(value: Any) -> Any:
-        if value is None:
-            return range(1, n + 1)
-        return value.tolist() if isinstance(value, np.ndarray) else [value] * n
-
-    lists = [as_list(value) for value in columns.values()]
-    return [dict(zip(columns, values, strict=True)) for values in zip(*lists, strict=True)]

@@ -14,10 +14,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ._modules.activations import ACTIVATIONS
-from ._objective.losses import Loss
-from ._packed import PackedBatch
-from ._runtime.aliases import Layers, Mask
+from .._modules.activations import ACTIVATIONS
+from .._objective.losses import Loss
+from .._runtime.aliases import Layers, Mask
+from .stacked_batches import PackedBatch
 
 # where lanes are kept: group and place in it, both integer arrays
 Index = tuple[Tensor, Tensor]

@@ -8,14 +8,14 @@ from typing import Any
 import numpy as np
 import torch
 
-from ._batches import TabularDataset
-from ._data.arrays import as_tensor, chunks
-from ._data.scaling import Scaling, to_user_units
-from ._lanes import BatchedBackprop, LaneParameters
-from ._packed import PackedBatches, PackedRows
-from ._runtime.aliases import Array, FloatArray, Layers, Mask
-from ._runtime.torch_modes import own_torch_settings
-from ._spec import FitResult, FitSpec
+from .._data.arrays import as_tensor, chunks
+from .._data.scaling import Scaling, to_user_units
+from .._runtime.aliases import Array, FloatArray, Layers, Mask
+from .._runtime.torch_modes import own_torch_settings
+from .._spec import FitResult, FitSpec
+from .batches import TabularDataset
+from .stacked_batches import PackedBatches, PackedRows
+from .stacked_gradients import BatchedBackprop, LaneParameters
 
 ALL = slice(None)
 

@@ -13,18 +13,13 @@ import numpy as np
 import scipy.sparse as sp
 import torch
 
-from ._data.rows import TrainingData
-from ._optim.state import (
-    load_schedule_state,
-    pack_history,
-    schedule_state,
-    to_arrays,
-    unpack_history,
-)
-from ._parameters import as_python
-from ._runtime import files
-from ._runtime.aliases import Layers
-from ._runtime.identity import describe, identify
+from .._data.rows import TrainingData
+from .._optim.state import load_schedule_state, schedule_state, to_arrays
+from .._runtime import files
+from .._runtime.aliases import Layers
+from .._runtime.identity import describe, identify
+from .._runtime.python_numbers import as_python
+from .history import pack_history, unpack_history
 
 KIND = "checkpoint"
 FILE = "checkpoint.safetensors"

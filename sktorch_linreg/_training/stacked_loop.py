@@ -1,6 +1,6 @@
 """Training many models of one shape as one program: epochs, stopping and what comes out.
 
-Each lane ends up with what `_training.train` would give it alone, but for rounding: the same
+Each lane ends up with what `train.train` would give it alone, but for rounding: the same
 initial weights, order of rows, dropout masks, updates and stops.
 """
 
@@ -15,10 +15,21 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ._batches import TabularDataset
-from ._data.rows import TrainingData
-from ._errors import TrainingDivergedError
-from ._lane_state import (
+from .._data.rows import TrainingData
+from .._errors import TrainingDivergedError
+from .._modules.network import make_module
+from .._optim.updates import RuleUpdates
+from .._runtime.aliases import FloatArray, Layers, Mask
+from .._runtime.seeds import make_generator
+from .._runtime.threads import threads_for
+from .._runtime.torch_modes import own_torch_settings
+from .._spec import FitSpec
+from .batches import TabularDataset
+from .prepare import Prepared, prepare
+from .stacked_batches import Order, PackedBatches, PackedRows
+from .stacked_gradients import BatchedBackprop, DropoutMasks, LaneParameters
+from .stacked_result import Trained
+from .stacked_state import (
     LaneMonitor,
     LaneOptions,
     LanePenalties,
@@ -27,17 +38,6 @@ from ._lane_state import (
     Specs,
     numbers,
 )
-from ._lanes import BatchedBackprop, DropoutMasks, LaneParameters
-from ._modules.network import make_module
-from ._optim.updates import RuleUpdates
-from ._packed import Order, PackedBatches, PackedRows
-from ._prepare import Prepared, prepare
-from ._runtime.aliases import FloatArray, Layers, Mask
-from ._runtime.seeds import make_generator
-from ._runtime.threads import threads_for
-from ._runtime.torch_modes import own_torch_settings
-from ._spec import FitSpec
-from ._trained import Trained
 
 # share of lanes that have to be done before the others move together
 SPARSE = 0.75

@@ -8,16 +8,16 @@ from typing import TypeVar
 
 import numpy as np
 
-from ._batches import TabularDataset
-from ._condense import can_condense, condensed, gather_statistics
-from ._data.magnitudes import check_moments
-from ._data.moments import Moments, moments
-from ._data.rows import DISTINCT_ENTRIES, TrainingData, distinct_rows, group_rows, split_rows
-from ._data.scaling import Scaling, identity_scaling
-from ._data.statistics import Statistics
-from ._runtime.aliases import Array
-from ._runtime.processes import Processes, Share, on_all, safely
-from ._spec import FitSpec
+from .._data.magnitudes import check_moments
+from .._data.moments import Moments, moments
+from .._data.rows import DISTINCT_ENTRIES, TrainingData, distinct_rows, group_rows, split_rows
+from .._data.scaling import Scaling, identity_scaling
+from .._data.statistics import Statistics
+from .._runtime.aliases import Array
+from .._runtime.processes import Processes, Share, on_all, safely
+from .._spec import FitSpec
+from .batches import TabularDataset
+from .condense import can_condense, condensed, gather_statistics
 
 Dataset = TypeVar("Dataset", bound=TabularDataset)
 

@@ -12,27 +12,26 @@ import torch
 from sklearn.exceptions import ConvergenceWarning
 from torch import Tensor
 
-from ._backprop import FlatParameters
-from ._carry_over import calm_
-from ._data.rows import TrainingData
-from ._data.scaling import Scaling, reciprocal, rewrite_layers, to_user_units
-from ._duality import check_minimum
-from ._errors import TrainingDivergedError
-from ._loop import Run
-from ._modules.network import MLPModule, make_module
-from ._monitor import Monitor
-from ._net import NetDataset, RegressionNet, make_net
-from ._objective.losses import untrained_parameters
-from ._optim.state import schedule_state
-from ._optim.updates import rate_of
-from ._prepare import Prepared, dropout_groups, prepare
-from ._runtime.aliases import Layers
-from ._runtime.identity import fingerprint, identify
-from ._runtime.processes import safely
-from ._runtime.seeds import make_generator
-from ._runtime.threads import threads_for
-from ._spec import FitResult, FitSpec, Start
-from ._watch import FitTask
+from .._data.rows import TrainingData
+from .._data.scaling import Scaling, reciprocal, rewrite_layers, to_user_units
+from .._errors import TrainingDivergedError
+from .._modules.network import MLPModule, make_module
+from .._objective.losses import untrained_parameters
+from .._optim.state import schedule_state
+from .._optim.updates import rate_of
+from .._runtime.aliases import Layers
+from .._runtime.identity import fingerprint, identify
+from .._runtime.processes import safely
+from .._runtime.seeds import make_generator
+from .._runtime.threads import threads_for
+from .._spec import FitResult, FitSpec, Start
+from .duality_gap import check_minimum
+from .flat_parameters import FlatParameters
+from .loop import EpochListener, Run
+from .prepare import Prepared, dropout_groups, prepare
+from .skorch_net import NetDataset, RegressionNet, make_net
+from .stopping import Monitor
+from .unit_sizes import calm_
 
 
 def _kept_for(spec: FitSpec) -> tuple[dict[str, Any], str]:
@@ -61,7 +60,7 @@ def _kept_for(spec: FitSpec) -> tuple[dict[str, Any], str]:
 
 
 def train(
-    data: TrainingData, spec: FitSpec, start: Start | None = None, task: FitTask | None = None
+    data: TrainingData, spec: FitSpec, start: Start | None = None, task: EpochListener | None = None
 ) -> FitResult:
     """Minimise the objective by gradient descent.
 
@@ -73,7 +72,7 @@ def train(
         Objective, optimizer and schedule.
     start : Start, optional
         Layers to go on from, with optimizer state and running moments for `partial_fit`.
-    task : FitTask, optional
+    task : EpochListener, optional
         Is told of each epoch.
 
     Returns

@@ -9,14 +9,15 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ._backprop import Backprop, FlatParameters
-from ._batches import Batch, BatchIterator, Block
-from ._modules.activations import ACTIVATIONS
-from ._modules.network import MLPModule
-from ._objective.losses import Loss, blamed_on
-from ._objective.penalty import Penalty
-from ._runtime.devices import DEVICES
-from ._runtime.processes import Processes
+from .._modules.activations import ACTIVATIONS
+from .._modules.network import MLPModule
+from .._objective.losses import Loss, blamed_on
+from .._objective.penalty import Penalty
+from .._runtime.devices import DEVICES
+from .._runtime.processes import Processes
+from .batches import Batch, BatchIterator, Block
+from .flat_parameters import FlatParameters
+from .gradients import Backprop
 
 # L-BFGS follows a loss with kinks from this width of its envelope down, tenfold at a time
 FIRST_WIDTH = 0.1

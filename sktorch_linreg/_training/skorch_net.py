@@ -11,18 +11,18 @@ import torch
 from skorch.callbacks import Callback, PrintLog
 from torch import Tensor, nn
 
-from ._batch_gradients import FIRST_WIDTH, TrainingObjective
-from ._batches import BLOCK_ENTRIES, BatchIterator, SharedBatchIterator, TabularDataset
-from ._errors import came_from
-from ._loop import Run, StopTraining, TrainingLoop
-from ._modules.network import MLPModule
-from ._objective.losses import Loss, OwnLoss
-from ._objective.penalty import Penalty
-from ._optim.construct import construct
-from ._optim.orthant_lbfgs import OrthantLBFGS
-from ._optim.state import load_schedule_state
-from ._optim.updates import RuleUpdates, TorchUpdates, has_rule
-from ._spec import FitSpec
+from .._errors import came_from
+from .._modules.network import MLPModule
+from .._objective.losses import Loss, OwnLoss
+from .._objective.penalty import Penalty
+from .._optim.construct import construct
+from .._optim.orthant_lbfgs import OrthantLBFGS
+from .._optim.state import load_schedule_state
+from .._optim.updates import RuleUpdates, TorchUpdates, has_rule
+from .._spec import FitSpec
+from .batch_gradients import FIRST_WIDTH, TrainingObjective
+from .batches import BLOCK_ENTRIES, BatchIterator, SharedBatchIterator, TabularDataset
+from .loop import Run, StopTraining, TrainingLoop
 
 __all__ = ["Callback", "NetDataset", "RegressionNet", "check_callbacks", "make_net", "wrap"]
 

@@ -6,12 +6,12 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ._data.accumulate import MAX_FACTOR_FEATURES, gather
-from ._data.rows import TrainingData
-from ._data.scaling import Scaling
-from ._data.statistics import Statistics
-from ._runtime.devices import DEVICES
-from ._spec import FitSpec
+from .._data.accumulate import MAX_FACTOR_FEATURES, gather
+from .._data.rows import TrainingData
+from .._data.scaling import Scaling
+from .._data.statistics import Statistics
+from .._runtime.devices import DEVICES
+from .._spec import FitSpec
 
 # epochs that one pass over the rows has to save, at least and per column
 LEAST_EPOCHS, EPOCHS_PER_COLUMN = 5, 1 / 8

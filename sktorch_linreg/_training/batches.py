@@ -13,11 +13,11 @@ import torch
 from torch import Tensor
 from torch.utils.data import Dataset
 
-from ._data.arrays import as_tensor
-from ._data.rows import TrainingData
-from ._data.scaling import Scaling, scaled
-from ._runtime.processes import Share
-from ._spec import FitSpec
+from .._data.arrays import as_tensor
+from .._data.rows import TrainingData
+from .._data.scaling import Scaling, scaled
+from .._runtime.processes import Share
+from .._spec import FitSpec
 
 # numbers of a block, which stays in the cache while its batches are worked on
 BLOCK_ENTRIES = 2**18

@@ -7,8 +7,8 @@ from typing import Any
 import torch
 from sklearn.exceptions import ConvergenceWarning
 
-from ._monitor import Monitor
-from ._optim.orthant_lbfgs import OrthantLBFGS
+from .._optim.orthant_lbfgs import OrthantLBFGS
+from .stopping import Monitor
 
 # iterations that have to gain nothing, where an epoch has fewer of them
 SETTLED_ITERATIONS = 20

@@ -11,10 +11,10 @@ import torch
 from scipy.optimize import linprog
 from sklearn.exceptions import ConvergenceWarning
 
-from ._batches import TabularDataset
-from ._data.scaling import Scaling
-from ._runtime.aliases import Array, FloatArray, Layers
-from ._spec import FitSpec
+from .._data.scaling import Scaling
+from .._runtime.aliases import Array, FloatArray, Layers
+from .._spec import FitSpec
+from .batches import TabularDataset
 
 # share of the objective, beyond what an envelope is off anyway, from which on a warning is due
 TOLERATED = 1e-3

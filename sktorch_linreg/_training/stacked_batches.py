@@ -9,8 +9,8 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from ._batches import BLOCK_ENTRIES, TabularDataset
-from ._objective.losses import Loss
+from .._objective.losses import Loss
+from .batches import BLOCK_ENTRIES, TabularDataset
 
 
 class PackedRows:

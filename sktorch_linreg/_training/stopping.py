@@ -7,8 +7,8 @@ import math
 import torch
 from torch import Tensor
 
-from ._backprop import FlatParameters
-from ._spec import FitSpec
+from .._spec import FitSpec
+from .flat_parameters import FlatParameters
 
 # losses that differ by less, in units of the precision, may differ by the rounding of sums alone,
 # which neither stops training nor changes the weights that are kept

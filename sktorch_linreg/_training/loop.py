@@ -7,24 +7,24 @@ import time
 from collections.abc import Callable, Mapping
 from contextlib import nullcontext
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 from sklearn.exceptions import ConvergenceWarning
 from torch import Tensor
 from torch.optim import lr_scheduler
 
-from ._batch_gradients import longer
-from ._batches import Batch, TabularDataset
-from ._errors import TrainingDivergedError, came_from
-from ._monitor import Monitor
-from ._optim.construct import is_torchs
-from ._optim.schedules import step_plateau
-from ._optim.updates import RuleUpdates, TorchUpdates, rate_of
-from ._report import EpochTable
-from ._runtime.processes import on_all
-from ._settling import forget, goes_on, keep_lowest, rise_of
-from ._watch import FitTask
+from .._errors import TrainingDivergedError, came_from
+from .._optim.construct import is_torchs
+from .._optim.schedules import step_plateau
+from .._optim.updates import RuleUpdates, TorchUpdates, rate_of
+from .._runtime.processes import on_all
+from .._spec import FitResult
+from .batch_gradients import longer
+from .batches import Batch, TabularDataset
+from .epoch_table import EpochTable
+from .lbfgs_convergence import forget, goes_on, keep_lowest, rise_of
+from .stopping import Monitor
 
 # the most steps of L-BFGS, of twenty iterations each, for one width of an envelope, and the share
 # of that width, by which an envelope is off anyway, that the last of them gains
@@ -33,6 +33,16 @@ ENVELOPE_STEPS, SETTLED_WIDTH = 200, 1e-4
 
 class StopTraining(Exception):
     """A callback asked to stop; skorch's own way is a KeyboardInterrupt, which Ctrl-C is too."""
+
+
+class EpochListener(Protocol):
+    """Somebody who hears of each epoch, and of what the fit would give if it ended there."""
+
+    def begin_epoch(self, so_far: Callable[[], FitResult], /) -> None:
+        """An epoch begins."""
+
+    def end_epoch(self, so_far: Callable[[], FitResult], /) -> bool:
+        """An epoch has ended; returns whether training is to stop."""
 
 
 @dataclass
@@ -49,7 +59,7 @@ class Run:
     # scaled, or standing for others
     rows: TabularDataset | None = None
     # scikit-learn's callbacks, and what the fit would be if it ended now
-    task: FitTask | None = None
+    task: EpochListener | None = None
     so_far: Any = None
     # the file that the state is written to every few epochs
     checkpoint: Any = None

@@ -1,4 +1,4 @@
-"""Layers trained on earlier rows, rewritten for the scaling of later ones."""
+"""Units brought to sizes that can be trained, where later rows are far from earlier ones."""
 
 from __future__ import annotations
 
@@ -7,11 +7,11 @@ from itertools import pairwise
 import torch
 from torch import Tensor
 
-from ._batches import TabularDataset
-from ._modules.activations import ACTIVATIONS
-from ._modules.network import MLPModule
-from ._runtime.aliases import Array, FloatArray, Layers
-from ._spec import FitSpec
+from .._modules.activations import ACTIVATIONS
+from .._modules.network import MLPModule
+from .._runtime.aliases import Array, FloatArray, Layers
+from .._spec import FitSpec
+from .batches import TabularDataset
 
 # growth of a column's scale, and so of a unit, that earlier rows gave no idea of
 UNSEEN_GROWTH = 3.0

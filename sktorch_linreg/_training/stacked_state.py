@@ -14,15 +14,15 @@ import torch
 from torch import Tensor
 from torch.optim import lr_scheduler
 
-from ._lanes import LaneParameters
-from ._monitor import ROUNDING
-from ._objective.penalty import Penalty
-from ._optim.construct import construct, defaults_of
-from ._optim.schedules import step_plateau
-from ._packed import PackedBatch
-from ._runtime.aliases import Array, FloatArray, Mask
-from ._runtime.identity import key_of
-from ._spec import FitSpec
+from .._objective.penalty import Penalty
+from .._optim.construct import construct, defaults_of
+from .._optim.schedules import step_plateau
+from .._runtime.aliases import Array, FloatArray, Mask
+from .._runtime.identity import key_of
+from .._spec import FitSpec
+from .stacked_batches import PackedBatch
+from .stacked_gradients import LaneParameters
+from .stopping import ROUNDING
 
 # what is to be fitted: groups of lanes
 Specs = Sequence[Sequence[FitSpec]]

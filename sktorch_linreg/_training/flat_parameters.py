@@ -1,0 +1,98 @@
+"""All parameters of a module as one vector."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from .._modules.network import MLPModule
+from .._runtime.aliases import Layers
+
+
+class FlatParameters:
+    """All weights, then all intercepts of a module as one vector, with one for the gradient.
+
+    The parameters of the module and their `.grad` become views, so that one update moves all of
+    them, and torch's optimizers and skorch's callbacks see what they always see.
+
+    Parameters
+    ----------
+    module : MLPModule
+        Its parameters move into `values`.
+    transposed : bool, default=True
+        Whether weights lie in memory column by column, which is faster here; some optimizers of
+        torch cannot take that.
+
+    Attributes
+    ----------
+    values, gradient : torch.Tensor of shape (n_parameters,)
+        Parameters and gradient.
+    weights, weights_gradient : torch.Tensor of shape (n_weights,)
+        The part that is penalised.
+    views, gradients : list of torch.Tensor
+        Both vectors in the shapes of the parameters.
+    """
+
+    def __init__(self, module: MLPModule, transposed: bool = True) -> None:
+        self.transposed = transposed
+        biases = [layer.bias for layer in module.linears if layer.bias is not None]
+        self.n_layers = len(module.weights)
+        self.parameters = [*module.weights, *biases]
+        self._shapes = [p.shape for p in self.parameters]
+        self._sizes = [p.numel() for p in self.parameters]
+        self.values = self.parameters[0].new_empty(sum(self._sizes), requires_grad=False)
+        self.gradient = torch.zeros_like(self.values)
+        self.views, self.gradients = self.split(self.values), self.split(self.gradient)
+        for p, view in zip(self.parameters, self.views, strict=True):
+            p.data = view.copy_(p.detach())
+        n_weights = sum(self._sizes[: self.n_layers])
+        self.weights = self.values[:n_weights]
+        self.weights_gradient = self.gradient[:n_weights]
+
+    def split(self, flat: Tensor) -> list[Tensor]:
+        """Views of the shapes of the parameters into a vector as long as `values`."""
+        parts = flat.split_with_sizes(self._sizes)
+        if not self.transposed:
+            return [part.view(shape) for part, shape in zip(parts, self._shapes, strict=True)]
+        # a weight of shape (n_out, n_in) lies in memory column by column
+        return [
+            part.view(shape[::-1]).T if len(shape) == 2 else part
+            for part, shape in zip(parts, self._shapes, strict=True)
+        ]
+
+    def layers(self, flat: Tensor) -> Layers:
+        """Weights and intercepts of each layer as arrays over a vector as long as `values`."""
+        arrays = [part.cpu().contiguous().numpy() for part in self.split(flat)]
+        n = self.n_layers
+        return [(w, arrays[n + i] if len(arrays) > n else None) for i, w in enumerate(arrays[:n])]
+
+    def offer_gradients(self) -> None:
+        """Make `gradient` the `.grad` of the parameters that are trained."""
+        for p, grad in zip(self.parameters, self.gradients, strict=True):
+            p.grad = grad if p.requires_grad else None
+
+    def take_gradients(self) -> None:
+        """Take over gradients that somebody has put in the place of those that were offered."""
+        for p, grad in zip(self.parameters, self.gradients, strict=True):
+            if p.grad is not grad and p.requires_grad:
+                grad.zero_() if p.grad is None else grad.copy_(p.grad)
+                p.grad = grad
+
+    def take_parameters(self) -> None:
+        """Take over parameters whose memory somebody has replaced."""
+        for p, view in zip(self.parameters, self.views, strict=True):
+            if p.data_ptr() != view.data_ptr():
+                p.data = view.copy_(p.detach())
+
+    def keep(self, room: Tensor | None) -> Tensor:
+        """A copy of the parameters, in `room` if there is some."""
+        return self.values.clone() if room is None else room.copy_(self.values)
+
+    def release(self) -> None:
+        """Give the parameters memory of their own, and let go of the gradients."""
+        for p in self.parameters:
+            p.data = p.detach().clone(memory_format=torch.contiguous_format)
+            p.grad = None
+        self.values = self.gradient = self.values.new_empty(0)
+        self.weights = self.weights_gradient = self.values
+        self.views = self.gradients = []
