@@ -7,14 +7,14 @@ from typing import Any
 import numpy as np
 from sklearn.utils.validation import check_is_fitted
 
-from . import _exact
 from ._base import BaseTorchRegressor
 from ._data.magnitudes import largest_size
 from ._data.rows import TrainingData
 from ._data.scaling import Scaling, identity_scaling
 from ._data.statistics import Statistics
 from ._errors import check_options
-from ._inference import ExactResults
+from ._exact import solve
+from ._exact.inference import ExactResults
 from ._modules.network import MLPModule
 from ._runtime.aliases import Array, Layers
 from ._spec import FitResult, FitSpec
@@ -38,7 +38,7 @@ class BaseLinear(ExactResults, BaseTorchRegressor):
         }
 
     def _with_optimizer(self, spec: FitSpec, data: TrainingData, incremental: bool) -> FitSpec:
-        exact = _exact.handles(data, spec)
+        exact = solve.handles(data, spec)
         optimizer, starts_at_zero = self.optimizer, False
         if isinstance(optimizer, str) and optimizer == "auto":
             if self._asks_for_training():
@@ -81,9 +81,9 @@ class BaseLinear(ExactResults, BaseTorchRegressor):
         if incremental or spec.processes is not None:
             # a fit of several processes is one batch from each of them
             previous = self._previous_statistics(spec) if goes_on and incremental else None
-            result, stats = _exact.add_batch(data, spec, previous)
+            result, stats = solve.add_batch(data, spec, previous)
         else:
-            result, stats = _exact.fit(data, spec)
+            result, stats = solve.fit(data, spec)
         self._statistics = None if stats is None else stats.to_state()
         if spec.verbose:
             print(f"[{type(self).__name__}] solved by {result.path_taken}; loss {result.loss:.6g}")

@@ -14,12 +14,12 @@ from sklearn import get_config
 from sklearn.base import clone
 from sklearn.pipeline import Pipeline
 
-from . import _exact
 from ._base import BaseTorchRegressor
 from ._candidates import Candidate, Cell, Side
 from ._data.arrays import to_host
 from ._data.scaling import identity_scaling
 from ._errors import collect_convergence_warnings
+from ._exact import solve
 from ._plan import Stack
 from ._runtime.aliases import Array, FloatArray
 from ._runtime.sklearn_private import MultimetricScorer, PredictScorer, num_samples, score_estimator
@@ -69,7 +69,7 @@ def solved(cell: Cell, specs: list[FitSpec]) -> Trained:
     bias = specs[0].fit_intercept
     lanes = LaneParameters(sizes, bias, 1, n, torch.float64, torch.device("cpu"))
     with own_torch_settings(specs[0].device, grad=False):
-        for i, layers in enumerate(_exact.fit_path(data, specs)):
+        for i, layers in enumerate(solve.fit_path(data, specs)):
             lanes.set_layers((torch.tensor(0), torch.tensor(i)), layers)
     nothing = np.full((1, n), np.nan)
     ones, done = np.ones((1, n), dtype=np.int64), np.zeros((1, n), dtype=bool)

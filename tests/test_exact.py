@@ -12,10 +12,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from sklearn.linear_model import ElasticNet, LinearRegression, Ridge
 
-from sktorch_linreg import TorchLinearRegressor, _exact
+from sktorch_linreg import TorchLinearRegressor
 from sktorch_linreg._data import accumulate
 from sktorch_linreg._data.rows import TrainingData
-from sktorch_linreg._quadratic import proximal_quadratic
+from sktorch_linreg._exact import solve
+from sktorch_linreg._exact.constrained import proximal_quadratic
 
 FORMATS = [sp.csr_matrix, sp.csc_matrix, sp.coo_matrix, sp.csr_array, sp.csc_array, sp.coo_array]
 
@@ -155,7 +156,7 @@ def test_tol_is_the_relative_singular_value_cut_off():
 @pytest.mark.parametrize("alpha", [0.0, 0.1])
 @pytest.mark.parametrize("limit", [2000, 10])
 def test_sparse_equals_dense(container, shape, alpha, limit, monkeypatch):
-    monkeypatch.setattr(_exact, "MAX_FACTOR_FEATURES", limit)
+    monkeypatch.setattr(solve, "MAX_FACTOR_FEATURES", limit)
     rng = np.random.default_rng(0)
     S = sp.random(*shape, density=0.1, random_state=0)
     y = rng.normal(size=(shape[0], 2))

@@ -16,7 +16,17 @@ import scipy.optimize
 import scipy.sparse as sp
 from scipy.linalg import lapack
 
-from ._closed_form import (
+from .._data.accumulate import MAX_FACTOR_FEATURES, Gathered, gather
+from .._data.magnitudes import check_squares
+from .._data.rows import TrainingData
+from .._data.scaling import Scaling
+from .._data.statistics import EPS, Statistics, condition, unit_columns
+from .._runtime.aliases import FloatArray, Layers
+from .._runtime.processes import current_processes
+from .._runtime.threads import quiet_blas
+from .._spec import FitResult, FitSpec
+from .constrained import proximal_quadratic
+from .least_squares import (
     Problem,
     Solution,
     closed_form,
@@ -28,24 +38,8 @@ from ._closed_form import (
     ridge_path,
     surely_independent,
 )
-from ._data.accumulate import MAX_FACTOR_FEATURES, Gathered, gather
-from ._data.magnitudes import check_squares
-from ._data.rows import TrainingData
-from ._data.scaling import Scaling
-from ._data.statistics import EPS, Statistics, condition, unit_columns
-from ._lsqr import solve_iteratively
-from ._quadratic import proximal_quadratic
-from ._refinement import (
-    Preconditioner,
-    Refined,
-    refine_fully,
-    refine_once,
-    residual_squares,
-)
-from ._runtime.aliases import FloatArray, Layers
-from ._runtime.processes import current_processes
-from ._runtime.threads import quiet_blas
-from ._spec import FitResult, FitSpec
+from .lsqr import solve_iteratively
+from .refinement import Preconditioner, Refined, refine_fully, refine_once, residual_squares
 
 # what a Gram matrix may multiply rounding errors by: with the rows at hand for a refinement ...
 REFINABLE = 1e6

@@ -7,8 +7,8 @@ import warnings
 import numpy as np
 from sklearn.exceptions import ConvergenceWarning
 
-from ._data.scaling import reciprocal
-from ._runtime.aliases import FloatArray
+from .._data.scaling import reciprocal
+from .._runtime.aliases import FloatArray
 
 
 def _active_set_solution(

@@ -15,13 +15,13 @@ import numpy as np
 import scipy.sparse as sp
 from scipy.linalg import lapack
 
-from ._data.blocks import blocks
-from ._data.rows import TrainingData
-from ._data.scaling import reciprocal
-from ._data.statistics import EPS, Statistics
-from ._runtime.aliases import FloatArray, Mask
-from ._runtime.double_double import Pair, add, affine, residual_gradient, two_product
-from ._runtime.threads import n_spans, over_spans
+from .._data.blocks import blocks
+from .._data.rows import TrainingData
+from .._data.scaling import reciprocal
+from .._data.statistics import EPS, Statistics
+from .._runtime.aliases import FloatArray, Mask
+from .._runtime.double_double import Pair, add, affine, residual_gradient, two_product
+from .._runtime.threads import n_spans, over_spans
 
 # entries that a residual in twice the precision works on at a time, with a dozen copies of them
 EXTENDED_ENTRIES = 2**14

@@ -8,12 +8,12 @@ from typing import Any
 import numpy as np
 from scipy.sparse.linalg import LinearOperator, lsqr
 
-from ._data.magnitudes import check_moments
-from ._data.moments import moments
-from ._data.rows import TrainingData
-from ._data.scaling import Scaling, column_scale, reciprocal
-from ._runtime.aliases import Array, FloatArray
-from ._spec import FitSpec
+from .._data.magnitudes import check_moments
+from .._data.moments import moments
+from .._data.rows import TrainingData
+from .._data.scaling import Scaling, column_scale, reciprocal
+from .._runtime.aliases import Array, FloatArray
+from .._spec import FitSpec
 
 
 def _lsqr(operator: LinearOperator, right: FloatArray, damp: float = 0.0) -> FloatArray:

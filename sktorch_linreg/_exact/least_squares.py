@@ -12,11 +12,11 @@ import numpy as np
 import scipy.linalg
 from scipy.linalg import lapack
 
-from ._data.scaling import Scaling, column_scale
-from ._data.statistics import Statistics, condition, unit_columns
-from ._refinement import Preconditioner
-from ._runtime.aliases import Array, FloatArray, Mask
-from ._spec import FitSpec
+from .._data.scaling import Scaling, column_scale
+from .._data.statistics import Statistics, condition, unit_columns
+from .._runtime.aliases import Array, FloatArray, Mask
+from .._spec import FitSpec
+from .refinement import Preconditioner
 
 # LinearRegression's own cut-off: no column that it keeps is dropped here
 COARSEST_TOL = 1e-6

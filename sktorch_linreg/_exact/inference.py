@@ -10,9 +10,9 @@ import scipy.sparse as sp
 from scipy.linalg import lapack
 from sklearn.utils.validation import check_is_fitted
 
-from ._data.arrays import chunks
-from ._data.statistics import Statistics, unit_columns
-from ._runtime.aliases import Array, FloatArray
+from .._data.arrays import chunks
+from .._data.statistics import Statistics, unit_columns
+from .._runtime.aliases import Array, FloatArray
 
 # attributes that are worked out whenever they are asked for
 COMPUTED = {"singular_", "coef_std_err_", "intercept_std_err_"}
