@@ -14,9 +14,9 @@ from sklearn.base import clone
 from sklearn.pipeline import Pipeline
 from torch.optim import lr_scheduler
 
-from ._base import BaseTorchRegressor
 from ._data.rows import TrainingData
 from ._data.validation import validate_rows
+from ._estimator.base import BaseTorchRegressor
 from ._modules.activations import ACTIVATIONS
 from ._optim.construct import construct, defaults_of
 from ._optim.schedules import SCHEDULES

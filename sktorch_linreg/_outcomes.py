@@ -14,11 +14,11 @@ from sklearn import get_config
 from sklearn.base import clone
 from sklearn.pipeline import Pipeline
 
-from ._base import BaseTorchRegressor
 from ._candidates import Candidate, Cell, Side
 from ._data.arrays import to_host
 from ._data.scaling import identity_scaling
 from ._errors import collect_convergence_warnings
+from ._estimator.base import BaseTorchRegressor
 from ._exact import solve
 from ._plan import Stack
 from ._runtime.aliases import Array, FloatArray

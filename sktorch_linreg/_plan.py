@@ -18,8 +18,8 @@ from ._candidates import (
     spec_and_shape,
     tried,
 )
-from ._checks import check_targets
 from ._data.rows import TrainingData
+from ._estimator.checks import check_targets
 from ._runtime.aliases import Array
 from ._runtime.devices import resolve_device
 from ._runtime.memory import budget

@@ -8,7 +8,7 @@ import numpy as np
 from sklearn.pipeline import Pipeline
 from sklearn.utils.validation import check_is_fitted
 
-from ._figures import fitted_step
+from ._estimator.pipelines import fitted_step
 from ._runtime import files
 from ._runtime.aliases import Array
 from .linear import TorchLinearRegressor

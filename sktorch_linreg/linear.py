@@ -9,11 +9,11 @@ import numpy as np
 from sklearn.utils.extmath import safe_sparse_dot
 from sklearn.utils.validation import check_is_fitted
 
-from ._as_sklearn import as_linear_regression
-from ._base import BaseTorchRegressor
-from ._checks import can_partial_fit
 from ._data.arrays import like_input
-from ._linear import BaseLinear
+from ._estimator.base import BaseTorchRegressor
+from ._estimator.checks import can_partial_fit
+from ._estimator.linear_base import BaseLinear
+from ._estimator.to_sklearn import as_linear_regression
 from ._runtime.aliases import Array
 from ._runtime.sklearn_private import available_if, fit_context
 

@@ -11,13 +11,13 @@ import scipy.sparse as sp
 import torch
 from sklearn.utils.validation import check_is_fitted
 
-from ._as_sklearn import as_mlp_regressor
-from ._base import BaseTorchRegressor
-from ._checks import can_partial_fit
 from ._data.arrays import CHUNK_BYTES, chunks, like_input
 from ._data.rows import TrainingData
 from ._data.scaling import Scaling, to_user_units
 from ._errors import unknown_name
+from ._estimator.base import BaseTorchRegressor
+from ._estimator.checks import can_partial_fit
+from ._estimator.to_sklearn import as_mlp_regressor
 from ._modules.activations import ACTIVATIONS
 from ._runtime.aliases import Array, Layers
 from ._runtime.sklearn_private import Interval, InvalidParameterError, available_if, fit_context

@@ -12,7 +12,8 @@ from typing import Any, Self
 import numpy as np
 from sklearn.utils.validation import check_is_fitted
 
-from ._figures import fitted_step, new_axes, styled
+from ._estimator.pipelines import fitted_step
+from ._figures import new_axes, styled
 from ._runtime.aliases import Array, FloatArray
 
 # losses that differ by a larger factor are easier to read on a logarithmic axis

@@ -10,9 +10,10 @@ from typing import Any, Self
 import numpy as np
 from sklearn.base import clone
 
-from ._base import BaseTorchRegressor
 from ._errors import TrainingDivergedError
-from ._figures import fitted_step, new_axes, styled
+from ._estimator.base import BaseTorchRegressor
+from ._estimator.pipelines import fitted_step
+from ._figures import new_axes, styled
 from ._runtime.aliases import FloatArray
 from ._training.skorch_net import Callback
 

@@ -97,7 +97,7 @@ def test_without_a_seed_the_one_drawn_is_kept(tmp_path, monkeypatch):
     (tmp_path / FILE).unlink()
     with monkeypatch.context() as patch:
         cut_after(patch, 2)
-        patch.setattr("sktorch_linreg._base.resolve_seed", lambda random_state: seed)
+        patch.setattr("sktorch_linreg._estimator.base.resolve_seed", lambda random_state: seed)
         with pytest.raises(Cut):
             clone(model).fit(X, y)
     resumed = clone(model).fit(X, y)
@@ -249,7 +249,9 @@ def test_random_states_tell_fits_apart(tmp_path):
 def test_a_missing_package_is_told_before_training(tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, "safetensors", None)
     monkeypatch.setitem(sys.modules, "safetensors.numpy", None)
-    monkeypatch.setattr("sktorch_linreg._base.train", lambda *args: pytest.fail("it trained"))
+    monkeypatch.setattr(
+        "sktorch_linreg._estimator.base.train", lambda *args: pytest.fail("it trained")
+    )
     with pytest.raises(ImportError, match=r"sktorch_linreg\[persist\]"):
         clone(LINEAR).set_params(checkpoint_dir=tmp_path).fit(X, y)
 

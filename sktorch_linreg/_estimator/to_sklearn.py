@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 
-from ._runtime.aliases import Layers
+from .._runtime.aliases import Layers
 
 # what MLPRegressor has as well, under the same names
 SHARED_ACTIVATIONS = ("identity", "logistic", "tanh", "relu")

@@ -10,12 +10,12 @@ from typing import Any
 import numpy as np
 import scipy.sparse as sp
 
-from ._data.rows import TrainingData
-from ._runtime.aliases import Layers
-from ._runtime.identity import Identity, IncomparableError, describe, fingerprint
-from ._runtime.processes import Processes
-from ._runtime.python_numbers import as_python
-from ._spec import FitResult, FitSpec
+from .._data.rows import TrainingData
+from .._runtime.aliases import Layers
+from .._runtime.identity import Identity, IncomparableError, describe, fingerprint
+from .._runtime.processes import Processes
+from .._runtime.python_numbers import as_python
+from .._spec import FitResult, FitSpec
 
 # what may differ without a difference to the fit
 FREE = {"copy_X", "device", "n_jobs", "verbose"}

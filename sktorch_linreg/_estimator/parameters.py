@@ -10,10 +10,10 @@ from typing import Any, ClassVar, Self
 
 from sklearn.base import BaseEstimator
 
-from ._errors import nearest
-from ._runtime.processes import current_processes, safely
-from ._runtime.python_numbers import as_python
-from ._runtime.sklearn_private import InvalidParameterError, validate_parameter_constraints
+from .._errors import nearest
+from .._runtime.processes import current_processes, safely
+from .._runtime.python_numbers import as_python
+from .._runtime.sklearn_private import InvalidParameterError, validate_parameter_constraints
 
 # prefixes of options that are handed on: `optimizer__momentum` reaches the optimizer as `momentum`
 PREFIXES = ("optimizer__", "loss__", "lr_schedule__")

@@ -6,7 +6,7 @@ import copy
 from collections.abc import Callable
 from typing import Any
 
-from ._spec import FitResult
+from .._spec import FitResult
 
 # what scikit-learn keeps on the estimator while a fit goes on, and needs to tear callbacks down
 TASK_ATTRIBUTES = ("_callback_fit_ctx", "_skl_callbacks_to_teardown")

@@ -7,18 +7,18 @@ from typing import Any
 import numpy as np
 from sklearn.utils.validation import check_is_fitted
 
-from ._base import BaseTorchRegressor
-from ._data.magnitudes import largest_size
-from ._data.rows import TrainingData
-from ._data.scaling import Scaling, identity_scaling
-from ._data.statistics import Statistics
-from ._errors import check_options
-from ._exact import solve
-from ._exact.inference import ExactResults
-from ._modules.network import MLPModule
-from ._runtime.aliases import Array, Layers
-from ._spec import FitResult, FitSpec
-from ._watch import FitTask
+from .._data.magnitudes import largest_size
+from .._data.rows import TrainingData
+from .._data.scaling import Scaling, identity_scaling
+from .._data.statistics import Statistics
+from .._errors import check_options
+from .._exact import solve
+from .._exact.inference import ExactResults
+from .._modules.network import MLPModule
+from .._runtime.aliases import Array, Layers
+from .._spec import FitResult, FitSpec
+from .base import BaseTorchRegressor
+from .sklearn_callbacks import FitTask
 
 
 class BaseLinear(ExactResults, BaseTorchRegressor):

@@ -1,4 +1,4 @@
-"""Columns whose squares no float64 holds, brought back by powers of two, which round nothing."""
+"""Columns whose squares no float64 holds, fitted in units of powers of two, which round nothing."""
 
 from __future__ import annotations
 
@@ -9,12 +9,12 @@ from typing import Any
 import numpy as np
 import scipy.sparse as sp
 
-from ._data.magnitudes import column_exponents
-from ._data.rows import TrainingData
-from ._data.scaling import Scaling
-from ._errors import ExtremeScales
-from ._runtime.aliases import Array, Layers
-from ._spec import FitResult, FitSpec
+from .._data.magnitudes import column_exponents
+from .._data.rows import TrainingData
+from .._data.scaling import Scaling
+from .._errors import ExtremeScales
+from .._runtime.aliases import Array, Layers
+from .._spec import FitResult, FitSpec
 
 # share of the largest term of a prediction that rounding hides
 NEGLIGIBLE = 1e-12

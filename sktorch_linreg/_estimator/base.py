@@ -19,39 +19,39 @@ from sklearn.callback import CallbackSupportMixin
 from sklearn.exceptions import ConvergenceWarning
 from sklearn.utils.validation import check_is_fitted, validate_data
 
-from ._agreement import Local, agree, result_of_first
-from ._checks import check_penalty, check_start, check_targets
-from ._data.arrays import as_float, to_host, verify_finite
-from ._data.moments import Moments
-from ._data.rows import TrainingData
-from ._data.scaling import Scaling
-from ._data.validation import (
+from .._data.arrays import as_float, to_host, verify_finite
+from .._data.moments import Moments
+from .._data.rows import TrainingData
+from .._data.scaling import Scaling
+from .._data.validation import (
     SPARSE_FORMATS,
     adopt_names,
     is_plain,
     patient_validation,
     validate_rows,
 )
-from ._errors import ExtremeScales, collected_warnings
-from ._extreme import fit_rescaled
-from ._modules.network import MLPModule, build_module
-from ._objective.losses import resolve_loss
-from ._optim.optimizers import resolve_optimizer
-from ._optim.schedules import resolve_schedule
-from ._parameters import ParametersMixin
-from ._runtime.aliases import Layers
-from ._runtime.devices import resolve_device, resolve_dtype
-from ._runtime.processes import current_processes, safely
-from ._runtime.python_numbers import as_python
-from ._runtime.seeds import resolve_seed
-from ._runtime.sklearn_private import Interval, Options, StrOptions
-from ._runtime.torch_modes import own_torch_settings
-from ._spec import FitResult, FitSpec, Start
-from ._training.checkpoint import Checkpoint
-from ._training.history import pack_history, unpack_history
-from ._training.skorch_net import check_callbacks, wrap
-from ._training.train import train
-from ._watch import TASK_ATTRIBUTES, FitTask
+from .._errors import ExtremeScales, collected_warnings
+from .._modules.network import MLPModule, build_module
+from .._objective.losses import resolve_loss
+from .._optim.optimizers import resolve_optimizer
+from .._optim.schedules import resolve_schedule
+from .._runtime.aliases import Layers
+from .._runtime.devices import resolve_device, resolve_dtype
+from .._runtime.processes import current_processes, safely
+from .._runtime.python_numbers import as_python
+from .._runtime.seeds import resolve_seed
+from .._runtime.sklearn_private import Interval, Options, StrOptions
+from .._runtime.torch_modes import own_torch_settings
+from .._spec import FitResult, FitSpec, Start
+from .._training.checkpoint import Checkpoint
+from .._training.history import pack_history, unpack_history
+from .._training.skorch_net import check_callbacks, wrap
+from .._training.train import train
+from .agreement import Local, agree, result_of_first
+from .checks import check_penalty, check_start, check_targets
+from .extreme_scales import fit_rescaled
+from .parameters import ParametersMixin
+from .sklearn_callbacks import TASK_ATTRIBUTES, FitTask
 
 CURVES = {"loss_curve_", "validation_loss_curve_"}
 

@@ -7,10 +7,10 @@ from typing import Any
 import numpy as np
 import torch
 
-from ._data.rows import TrainingData
-from ._optim.optimizers import OPTIMIZERS
-from ._runtime.aliases import Layers
-from ._spec import FitSpec
+from .._data.rows import TrainingData
+from .._optim.optimizers import OPTIMIZERS
+from .._runtime.aliases import Layers
+from .._spec import FitSpec
 
 
 def check_targets(data: TrainingData, spec: FitSpec) -> None:
