@@ -12,7 +12,7 @@ import sktorch_linreg
 PACKAGE = Path(sktorch_linreg.__file__).parent
 MAP = Path(__file__).parents[1] / "docs" / "architecture.md"
 # the only file that may import a package
-WRAPPED = {"skorch": "_training/skorch_net.py", "matplotlib": "_figures.py"}
+WRAPPED = {"skorch": "_training/skorch_net.py", "matplotlib": "displays/axes.py"}
 SKLEARN_PRIVATE = "_runtime/sklearn_private.py"
 
 FILES = sorted(str(p.relative_to(PACKAGE)) for p in PACKAGE.rglob("*.py"))

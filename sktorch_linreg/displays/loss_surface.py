@@ -10,13 +10,13 @@ import scipy.sparse as sp
 import torch
 from sklearn.utils.validation import check_is_fitted
 
-from ._data.arrays import chunks
-from ._data.validation import validate_rows
-from ._estimator.pipelines import before_last_step, fitted_step
-from ._figures import new_axes
-from ._objective.losses import resolve_loss
-from ._runtime.aliases import Array, FloatArray
-from .linear import TorchLinearRegressor
+from .._data.arrays import chunks
+from .._data.validation import validate_rows
+from .._estimator.pipelines import before_last_step, fitted_step
+from .._objective.losses import resolve_loss
+from .._runtime.aliases import Array, FloatArray
+from ..linear import TorchLinearRegressor
+from .axes import new_axes
 
 
 class LossSurfaceDisplay:

@@ -6,7 +6,7 @@ from typing import Any, Self
 
 import numpy as np
 
-from ._figures import new_axes, styled
+from .axes import new_axes, styled
 
 
 class FittedLineDisplay:

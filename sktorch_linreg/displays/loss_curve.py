@@ -1,8 +1,4 @@
-"""Pictures of training: loss curves and learning rates.
-
-Displays hold data, drawn by `plot`; artists end in ``_``. They need matplotlib, which the extra
-``plot`` brings.
-"""
+"""Display of the losses of training, epoch by epoch."""
 
 from __future__ import annotations
 
@@ -12,14 +8,11 @@ from typing import Any, Self
 import numpy as np
 from sklearn.utils.validation import check_is_fitted
 
-from ._estimator.pipelines import fitted_step
-from ._figures import new_axes, styled
-from ._runtime.aliases import Array, FloatArray
+from .._estimator.pipelines import fitted_step
+from .axes import new_axes, styled
 
 # losses that differ by a larger factor are easier to read on a logarithmic axis
 LOG_RANGE = 10.0
-# scores below the best by more than this, or by more than so many times the best, tell nothing more
-SCORE_RANGE, ERROR_RANGE = 1.5, 4.0
 
 
 class LossCurveDisplay:
@@ -199,151 +192,3 @@ def _names(models: Sequence[Any]) -> list[str]:
     """Names of classes, numbered where there are several."""
     names = [type(fitted_step(model)).__name__ for model in models]
     return names if len(names) == 1 else [f"{name} {i + 1}" for i, name in enumerate(names)]
-
-
-class LearningRateDisplay:
-    """Mean score of a search over its learning rates, with a band of one standard error.
-
-    It is advised to use `from_search`.
-
-    Parameters
-    ----------
-    lr : array-like of shape (n_rates,)
-        Learning rates, in ascending order.
-    mean_score, std_error : array-like of shape (n_rates,)
-        Score of the best candidate at each rate, and its standard error over the folds.
-    score_name : str, default="score"
-        Name of the score.
-
-    Attributes
-    ----------
-    ax_ : matplotlib Axes
-        Axes with the curve.
-    figure_ : matplotlib Figure
-        Figure of the axes.
-    line_ : matplotlib Line2D
-        Mean scores.
-    band_ : matplotlib artist
-        The band.
-
-    Examples
-    --------
-    >>> from sklearn.datasets import load_diabetes
-    >>> from sktorch_linreg import BatchedGridSearchCV, LearningRateDisplay, TorchLinearRegressor
-    >>> X, y = load_diabetes(return_X_y=True)
-    >>> model = TorchLinearRegressor(optimizer="adam", max_epochs=20, random_state=0)
-    >>> search = BatchedGridSearchCV(model, {"lr": [1e-3, 1e-2, 0.1]}).fit(X, y)
-    >>> LearningRateDisplay.from_search(search).lr
-    array([0.001, 0.01 , 0.1  ])
-    """
-
-    def __init__(
-        self, lr: Any, mean_score: Any, std_error: Any, *, score_name: str = "score"
-    ) -> None:
-        self.lr, self.mean_score = np.asarray(lr), np.asarray(mean_score)
-        self.std_error = np.asarray(std_error)
-        self.score_name = score_name
-
-    @classmethod
-    def from_search(
-        cls, search: Any, *, metric: str = "score", ax: Any = None, **kwargs: Any
-    ) -> Self:
-        """Draw the scores of a fitted search over learning rates.
-
-        Where a rate was tried with other parameters as well, the best of them counts.
-
-        Parameters
-        ----------
-        search : fitted search
-            Of this package or of scikit-learn, over a parameter ``lr`` or ``step__lr``.
-        metric : str, default="score"
-            The score, where there are several.
-        ax : matplotlib Axes, default=None
-            Axes to draw in; new ones by default.
-        **kwargs : dict
-            Handed to `plot`.
-
-        Returns
-        -------
-        display : LearningRateDisplay
-            The display.
-
-        Raises
-        ------
-        ValueError
-            If the search had no learning rates, or no such score.
-        """
-        check_is_fitted(search, "cv_results_")
-        results = search.cv_results_
-        names = [k for k in results if k == "param_lr" or k.endswith("__lr")]
-        if not names:
-            tried = [k.removeprefix("param_") for k in results if k.startswith("param_")]
-            raise ValueError(f"The search had no parameter lr; it tried {', '.join(tried)}.")
-        rates = np.ma.filled(results[names[0]].astype(float), np.nan)
-        if not np.isfinite(rates).any():
-            raise ValueError("The search tried no learning rate but None, the optimizer's own.")
-        known = [k.removeprefix("mean_test_") for k in results if k.startswith("mean_test_")]
-        if metric not in known:
-            raise ValueError(f"The search has no score {metric!r}; it has {', '.join(known)}.")
-        mean, std = (results[f"{which}_test_{metric}"] for which in ("mean", "std"))
-        lr = np.unique(rates[np.isfinite(rates)])
-        best = [_best(np.flatnonzero(rates == rate), mean) for rate in lr]
-        # scikit-learn's deviations are those of the scores at hand, not of more such folds
-        error = std[best] / np.sqrt(max(search.n_splits_ - 1, 1))
-        return cls(lr, mean[best], error, score_name=metric).plot(ax, **kwargs)
-
-    def plot(self, ax: Any = None, *, name: str | None = None, **kwargs: Any) -> Self:
-        """Draw the curve.
-
-        Parameters
-        ----------
-        ax : matplotlib Axes, default=None
-            Axes to draw in; new ones by default.
-        name : str, default=None
-            Name for the legend.
-        **kwargs : dict
-            Handed to matplotlib for the line.
-
-        Returns
-        -------
-        display : LearningRateDisplay
-            The display.
-
-        Examples
-        --------
-        >>> from sktorch_linreg import LearningRateDisplay
-        >>> LearningRateDisplay([0.01, 0.1], [0.3, 0.5], [0.1, 0.1]).plot().ax_.get_xscale()
-        'log'
-        """
-        self.ax_ = ax = new_axes(ax)
-        self.figure_ = ax.figure
-        style = {"marker": "o", "markersize": 3, "label": name, **styled(kwargs)}
-        (self.line_,) = ax.plot(self.lr, self.mean_score, **style)
-        low, high = self.mean_score - self.std_error, self.mean_score + self.std_error
-        color = self.line_.get_color()
-        self.band_ = ax.fill_between(self.lr, low, high, color=color, alpha=0.15, linewidth=0)
-        ax.set(xscale="log", xlabel="learning rate", ylabel=f"mean {self.score_name}")
-        lowest = _lowest_of_interest(self.mean_score)
-        if lowest is not None:
-            # a rate at which training explodes would make a flat line of all others
-            ax.set_ylim(bottom=lowest)
-        if style["label"] is not None:
-            ax.legend()
-        return self
-
-
-def _best(candidates: Array, mean: Array) -> int:
-    """The candidate with the highest score, the first where all have failed."""
-    scores = mean[candidates]
-    at = 0 if np.isnan(scores).all() else int(np.nanargmax(scores))
-    return int(candidates[at])
-
-
-def _lowest_of_interest(scores: FloatArray) -> float | None:
-    """Where to cut an axis of scores, of which the worst may be far below all others."""
-    finite = scores[np.isfinite(scores)]
-    if not len(finite):
-        return None
-    best = float(finite.max())
-    lowest = best - (SCORE_RANGE if best >= 0 else max(SCORE_RANGE, ERROR_RANGE * abs(best)))
-    return lowest if float(finite.min()) < lowest else None

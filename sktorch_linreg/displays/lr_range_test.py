@@ -10,12 +10,12 @@ from typing import Any, Self
 import numpy as np
 from sklearn.base import clone
 
-from ._errors import TrainingDivergedError
-from ._estimator.base import BaseTorchRegressor
-from ._estimator.pipelines import fitted_step
-from ._figures import new_axes, styled
-from ._runtime.aliases import FloatArray
-from ._training.skorch_net import Callback
+from .._errors import TrainingDivergedError
+from .._estimator.base import BaseTorchRegressor
+from .._estimator.pipelines import fitted_step
+from .._runtime.aliases import FloatArray
+from .._training.skorch_net import Callback
+from .axes import new_axes, styled
 
 # a loss that is above the best one by this many times what it had fallen to ends the test
 HOPELESS = 3.0
