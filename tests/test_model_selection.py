@@ -51,9 +51,9 @@ from sktorch_linreg import (
     TorchLinearRegressor,
     TorchMLPRegressor,
     TrainingDivergedError,
-    _search,
 )
 from sktorch_linreg._runtime import memory
+from sktorch_linreg.model_selection import evaluation
 
 LINEAR = TorchLinearRegressor(optimizer="adam", batch_size=32, max_epochs=8, random_state=0)
 MLP = TorchMLPRegressor(
@@ -793,15 +793,15 @@ def test_stacks_on_threads_give_the_same_bits(monkeypatch):
     search = BatchedGridSearchCV(MLP, grid, refit=False)
     alone = clone(search).fit(X, y).cv_results_
     before, seen = torch.get_num_threads(), set()
-    train = _search.train_stack
+    train = evaluation.train_stack
 
     def watched(*args):
         seen.add(threading.get_ident())
         assert torch.get_num_threads() == 1
         return train(*args)
 
-    monkeypatch.setattr(_search, "THREADED_STACK", 0)
-    monkeypatch.setattr(_search, "train_stack", watched)
+    monkeypatch.setattr(evaluation, "THREADED_STACK", 0)
+    monkeypatch.setattr(evaluation, "train_stack", watched)
     torch.set_num_threads(2)
     try:
         together = clone(search).fit(X, y).cv_results_

@@ -14,30 +14,26 @@ from sklearn.base import clone
 from sklearn.pipeline import Pipeline
 from torch.optim import lr_scheduler
 
-from ._data.rows import TrainingData
-from ._data.validation import validate_rows
-from ._estimator.base import BaseTorchRegressor
-from ._modules.activations import ACTIVATIONS
-from ._optim.construct import construct, defaults_of
-from ._optim.schedules import SCHEDULES
-from ._optim.updates import has_rule
-from ._runtime.aliases import Array
-from ._runtime.devices import DEVICES
-from ._runtime.identity import identify, key_of
-from ._runtime.seeds import resolve_seed
-from ._runtime.sklearn_private import check_method_params, num_samples, safe_indexing, safe_split
-from ._spec import FitSpec
-from ._training.stacked_loop import steps_per_epoch
-from .linear import TorchLinearRegressor
-from .mlp import TorchMLPRegressor
+from .._data.rows import TrainingData
+from .._data.validation import validate_rows
+from .._estimator.base import BaseTorchRegressor
+from .._modules.activations import ACTIVATIONS
+from .._optim.construct import construct, defaults_of
+from .._optim.schedules import SCHEDULES
+from .._optim.updates import has_rule
+from .._runtime.aliases import Array
+from .._runtime.devices import DEVICES
+from .._runtime.identity import identify, key_of
+from .._runtime.seeds import resolve_seed
+from .._runtime.sklearn_private import check_method_params, num_samples, safe_indexing, safe_split
+from .._spec import FitSpec
+from .._training.stacked_loop import steps_per_epoch
+from ..linear import TorchLinearRegressor
+from ..mlp import TorchMLPRegressor
 
 OURS = TorchLinearRegressor, TorchMLPRegressor
-
-
 # what cannot be changed in place
 PLAIN = str, int, float, np.generic
-
-
 # of the rows that are trained on: in standard units, and packed
 COPIES = 2
 

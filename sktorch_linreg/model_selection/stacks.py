@@ -8,7 +8,14 @@ from dataclasses import dataclass, replace
 from itertools import pairwise
 from typing import Any
 
-from ._candidates import (
+from .._data.rows import TrainingData
+from .._estimator.checks import check_targets
+from .._runtime.aliases import Array
+from .._runtime.devices import resolve_device
+from .._runtime.memory import budget
+from .._runtime.seeds import resolve_seed
+from .._spec import FitSpec
+from .candidates import (
     COPIES,
     Candidate,
     Cell,
@@ -18,13 +25,6 @@ from ._candidates import (
     spec_and_shape,
     tried,
 )
-from ._data.rows import TrainingData
-from ._estimator.checks import check_targets
-from ._runtime.aliases import Array
-from ._runtime.devices import resolve_device
-from ._runtime.memory import budget
-from ._runtime.seeds import resolve_seed
-from ._spec import FitSpec
 
 # numbers that a stack works on at a time, so that they stay in the cache
 STACK_ENTRIES = 2**21
@@ -44,6 +44,7 @@ class Stack:
 
     @property
     def n_fits(self) -> int:
+        """Fits that are trained together."""
         return sum(len(row) for row in self.lanes)
 
     def fits(self) -> Iterator[tuple[int, int]]:
@@ -72,6 +73,7 @@ class Plan:
 
     @property
     def n_fits(self) -> int:
+        """Fits of all stacks, and those that are run alone."""
         return sum(stack.n_fits for stack in self.stacks) + len(self.alone)
 
 

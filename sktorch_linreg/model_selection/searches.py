@@ -18,14 +18,14 @@ from sklearn.model_selection import (
 )
 from sklearn.utils import get_tags, indexable
 
-from ._runtime.processes import refuse_sharing
-from ._runtime.sklearn_private import (
+from .._runtime.processes import refuse_sharing
+from .._runtime.sklearn_private import (
     Interval,
     MultimetricScorer,
     check_method_params,
     nested_fit_context,
 )
-from ._search import Evaluation
+from .evaluation import Evaluation
 
 # bytes that a search may take
 MAX_MEMORY: dict[str, Any] = {"max_memory": [None, Interval(Integral, 1, None, closed="left")]}

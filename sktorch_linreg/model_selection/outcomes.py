@@ -14,24 +14,28 @@ from sklearn import get_config
 from sklearn.base import clone
 from sklearn.pipeline import Pipeline
 
-from ._candidates import Candidate, Cell, Side
-from ._data.arrays import to_host
-from ._data.scaling import identity_scaling
-from ._errors import collect_convergence_warnings
-from ._estimator.base import BaseTorchRegressor
-from ._exact import solve
-from ._plan import Stack
-from ._runtime.aliases import Array, FloatArray
-from ._runtime.sklearn_private import MultimetricScorer, PredictScorer, num_samples, score_estimator
-from ._runtime.torch_modes import own_torch_settings
-from ._scoring import LEAST_ROWS, Score, known_scores, score_all
-from ._spec import FitSpec
-from ._training.stacked_gradients import LaneParameters
-from ._training.stacked_loop import train_lanes
-from ._training.stacked_result import Trained
+from .._data.arrays import to_host
+from .._data.scaling import identity_scaling
+from .._errors import collect_convergence_warnings
+from .._estimator.base import BaseTorchRegressor
+from .._exact import solve
+from .._runtime.aliases import Array, FloatArray
+from .._runtime.sklearn_private import (
+    MultimetricScorer,
+    PredictScorer,
+    num_samples,
+    score_estimator,
+)
+from .._runtime.torch_modes import own_torch_settings
+from .._spec import FitSpec
+from .._training.stacked_gradients import LaneParameters
+from .._training.stacked_loop import train_lanes
+from .._training.stacked_result import Trained
+from .candidates import Candidate, Cell, Side
+from .scoring import LEAST_ROWS, Score, known_scores, score_all
+from .stacks import Stack
 
 Outcome = dict[str, Any]
-
 
 # predictions of many models that are scored at once
 SCORED_ENTRIES = 2**20

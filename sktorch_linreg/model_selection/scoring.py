@@ -8,8 +8,8 @@ from typing import Any
 import numpy as np
 from sklearn import metrics
 
-from ._runtime.aliases import Array, FloatArray
-from ._runtime.sklearn_private import MultimetricScorer, PassthroughScorer, PredictScorer
+from .._runtime.aliases import Array, FloatArray
+from .._runtime.sklearn_private import MultimetricScorer, PassthroughScorer, PredictScorer
 
 # (y_true of shape (n_targets, n_rows), y_pred of shape (n_models, n_targets, n_rows), weights or
 # None) -> scores of shape (n_models,), larger ones being better
@@ -30,6 +30,7 @@ def _explained(left: FloatArray, there: FloatArray) -> FloatArray:
 
 
 def r2(true: FloatArray, predicted: FloatArray, weight: FloatArray | None) -> FloatArray:
+    """Coefficient of determination of each model."""
     spread = true - _mean(true, weight)[:, None]
     left = _mean((true - predicted) ** 2, weight)
     return _explained(left, np.broadcast_to(_mean(spread**2, weight), left.shape))
@@ -38,6 +39,7 @@ def r2(true: FloatArray, predicted: FloatArray, weight: FloatArray | None) -> Fl
 def explained_variance(
     true: FloatArray, predicted: FloatArray, weight: FloatArray | None
 ) -> FloatArray:
+    """Share of the variance that each model explains."""
     error = true - predicted
     left = _mean((error - _mean(error, weight)[..., None]) ** 2, weight)
     spread = true - _mean(true, weight)[:, None]
@@ -47,6 +49,7 @@ def explained_variance(
 def mean_squared_error(
     true: FloatArray, predicted: FloatArray, weight: FloatArray | None
 ) -> FloatArray:
+    """Mean squared error of each model."""
     out: FloatArray = -_mean((true - predicted) ** 2, weight).mean(-1)
     return out
 
@@ -54,6 +57,7 @@ def mean_squared_error(
 def root_mean_squared_error(
     true: FloatArray, predicted: FloatArray, weight: FloatArray | None
 ) -> FloatArray:
+    """Root of the mean squared error of each model."""
     out: FloatArray = -np.sqrt(_mean((true - predicted) ** 2, weight)).mean(-1)
     return out
 
@@ -61,6 +65,7 @@ def root_mean_squared_error(
 def mean_absolute_error(
     true: FloatArray, predicted: FloatArray, weight: FloatArray | None
 ) -> FloatArray:
+    """Mean absolute error of each model."""
     out: FloatArray = -_mean(np.abs(true - predicted), weight).mean(-1)
     return out
 

@@ -16,13 +16,13 @@ from sklearn.base import clone
 from sklearn.exceptions import ConvergenceWarning
 from sklearn.utils.parallel import Parallel, delayed
 
-from ._errors import collect_convergence_warnings
-from ._outcomes import Outcome, Scoring, fit_one_by_one, score_stack, train_stack
-from ._plan import Plan, Stack, make_plans
-from ._runtime.sklearn_private import fit_and_score, insert_error_scores, tell_fit_failures
-from ._runtime.threads import in_threads
-from ._scoring import known_scores
-from ._training.stacked_result import Trained
+from .._errors import collect_convergence_warnings
+from .._runtime.sklearn_private import fit_and_score, insert_error_scores, tell_fit_failures
+from .._runtime.threads import in_threads
+from .._training.stacked_result import Trained
+from .outcomes import Outcome, Scoring, fit_one_by_one, score_stack, train_stack
+from .scoring import known_scores
+from .stacks import Plan, Stack, make_plans
 
 # multiplications of a step from which stacks gain by threads of their own
 THREADED_STACK = 10_000_000
