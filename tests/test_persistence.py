@@ -35,7 +35,7 @@ from sktorch_linreg import (
 )
 from sktorch_linreg._runtime import files
 
-DATA = Path(__file__).parent / "data"
+DATA = Path(__file__).parent / "stored"
 RNG = np.random.default_rng(0)
 X = RNG.normal(size=(120, 4)) * [1, 10, 0.1, 1] + 3
 Y = X @ RNG.normal(size=(4, 2)) + 0.1 * RNG.normal(size=(120, 2))

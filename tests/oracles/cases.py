@@ -35,7 +35,7 @@ from sktorch_linreg import (
 )
 from sktorch_linreg.distributed import data_parallel
 
-DATA = Path(__file__).parent.parent / "data"
+DATA = Path(__file__).parent.parent / "stored"
 RESULTS, SIGNATURES = DATA / "oracles.npz", DATA / "signatures.txt"
 
 RNG = np.random.default_rng(20)

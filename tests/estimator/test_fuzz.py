@@ -1,6 +1,6 @@
 """Whatever goes in: the right answer, or a documented error that leaves everything as it was.
 
-``NIGHTLY=1 python -m pytest tests/test_fuzz.py`` draws 20,000 examples instead of 500.
+``NIGHTLY=1 python -m pytest tests/estimator/test_fuzz.py`` draws 20,000 examples instead of 500.
 """
 
 import copy
