@@ -2,61 +2,29 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
-from typing import Any
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any, Protocol
 
 import torch
 
 from ._data.moments import Moments
 from ._data.scaling import Scaling, identity_scaling, make_scaling
+from ._data.statistics import Statistics
 from ._objective.losses import Loss
+from ._objective.penalty import Penalty
 from ._runtime.aliases import FloatArray, Layers
+from ._runtime.processes import ONE_PROCESS, ProcessGroup
 
 
 @dataclass(frozen=True)
-class FitSpec:
-    """Everything an engine needs to know besides the data; names are already resolved."""
+class Objective:
+    """What is minimised: a loss, the elastic-net penalty, and whether weights may be negative."""
 
     loss: Loss
-    alpha: float
-    l1_ratio: float
-    standardize: bool
-    tol: float | None
-    dtype: torch.dtype
-    device: torch.device
-    optimizer: str
-    optimizer_class: type[torch.optim.Optimizer] | None = None
-    optimizer_options: Mapping[str, Any] = field(default_factory=dict)
-    schedule_class: type[Any] | None = None
-    schedule_options: Mapping[str, Any] = field(default_factory=dict)
+    alpha: float = 0.0
+    l1_ratio: float = 0.0
     positive: bool = False
-    fit_intercept: bool = True
-    hidden: tuple[int, ...] = ()
-    activation: str = "identity"
-    dropout: float = 0.0
-    max_epochs: int = 1
-    batch_size: int = 1
-    shuffle: bool = True
-    n_iter_no_change: float = 10
-    validation_fraction: float | None = None
-    seed: int = 0
-    # whether training begins at weights of 0, so that its answer does not depend on chance
-    starts_at_zero: bool = False
-    incremental: bool = False
-    record_path: bool = False
-    callbacks: Sequence[Any] | None = None
-    verbose: int = 0
-    # where the state of training is written to every few epochs
-    checkpoint: Any = None
-    # the processes that share the fit, each with rows of its own
-    processes: Any = None
-
-    @property
-    def is_lbfgs(self) -> bool:
-        """Whether the optimizer is L-BFGS, by name or by class."""
-        cls = self.optimizer_class
-        return cls is not None and issubclass(cls, torch.optim.LBFGS)
 
     @property
     def l1(self) -> float:
@@ -68,6 +36,73 @@ class FitSpec:
         """Weight of |W|_2^2 / 2 in the objective."""
         return self.alpha * (1.0 - self.l1_ratio)
 
+    @property
+    def penalty(self) -> Penalty:
+        """The penalty and the constraint, without the loss."""
+        return Penalty(self.l1, self.l2, self.positive)
+
+    def damping(self, weight: float, n_targets: int) -> float:
+        """What the L2 term adds to the squared residuals per squared coefficient of one target."""
+        return 0.5 * self.l2 * weight * n_targets
+
+
+@dataclass(frozen=True)
+class ModelShape:
+    """The layers between features and targets."""
+
+    hidden: tuple[int, ...] = ()
+    activation: str = "identity"
+    dropout: float = 0.0
+    fit_intercept: bool = True
+
+
+@dataclass(frozen=True)
+class TrainingOptions:
+    """How parameters are moved, and for how long; `optimizer_class` is None for exact solvers."""
+
+    optimizer: str = ""
+    optimizer_class: type[torch.optim.Optimizer] | None = None
+    optimizer_options: Mapping[str, Any] = field(default_factory=dict)
+    schedule_class: type[Any] | None = None
+    schedule_options: Mapping[str, Any] = field(default_factory=dict)
+    max_epochs: int = 1
+    batch_size: int = 1
+    shuffle: bool = True
+    n_iter_no_change: float = 10
+    validation_fraction: float | None = None
+    seed: int = 0
+    # whether training begins at weights of 0, so that its answer does not depend on chance
+    starts_at_zero: bool = False
+    record_path: bool = False
+
+    @property
+    def is_lbfgs(self) -> bool:
+        """Whether the optimizer is L-BFGS, by name or by class."""
+        cls = self.optimizer_class
+        return cls is not None and issubclass(cls, torch.optim.LBFGS)
+
+
+@dataclass(frozen=True)
+class FitSpec:
+    """Everything an engine needs to know besides the data; names are already resolved.
+
+    `tol` is the gain of the loss that counts in training, and the relative size of singular values
+    that count in exact solvers.
+    """
+
+    objective: Objective
+    shape: ModelShape
+    training: TrainingOptions
+    standardize: bool
+    tol: float | None
+    dtype: torch.dtype
+    device: torch.device
+
+    @property
+    def is_exact(self) -> bool:
+        """Whether an exact solver is asked for."""
+        return self.training.optimizer_class is None
+
     def scaling(self, x: Moments, y: Moments) -> Scaling:
         """The scaling of features and targets that have these moments."""
         if not self.standardize:
@@ -75,16 +110,43 @@ class FitSpec:
         return make_scaling(
             x,
             y,
-            centred=self.fit_intercept,
-            log_link=self.loss.log_link,
-            scales_target=self.loss.scales_target,
+            centred=self.shape.fit_intercept,
+            log_link=self.objective.loss.log_link,
+            scales_target=self.objective.loss.scales_target,
             # exact solvers divide by their scale, and find coefficients of 0 by themselves
-            keeps_constant_targets=self.optimizer_class is None,
+            keeps_constant_targets=self.is_exact,
         )
 
-    def damping(self, weight: float, n_targets: int) -> float:
-        """What the L2 term adds to the squared residuals per squared coefficient of one target."""
-        return 0.5 * self.l2 * weight * n_targets
+    def with_training(self, **changes: Any) -> FitSpec:
+        """The same with some of the training options changed."""
+        return replace(self, training=replace(self.training, **changes))
+
+
+class EpochListener(Protocol):
+    """Somebody who hears of each epoch, and of what the fit would give if it ended there."""
+
+    def begin_epoch(self, so_far: Callable[[], FitResult], /) -> None:
+        """An epoch begins."""
+
+    def end_epoch(self, so_far: Callable[[], FitResult], /) -> bool:
+        """An epoch has ended; returns whether training is to stop."""
+
+
+@dataclass(frozen=True)
+class RunContext:
+    """What belongs to one call of `fit` or `partial_fit`, and not to what is fitted.
+
+    `group` are the processes that share the fit, each with rows of its own, `callbacks` those of
+    skorch, `listener` hears of epochs, and `checkpoint` is where the state of training is written
+    to every few epochs.
+    """
+
+    group: ProcessGroup = ONE_PROCESS
+    incremental: bool = False
+    callbacks: Sequence[Any] | None = None
+    verbose: int = 0
+    listener: EpochListener | None = None
+    checkpoint: Any = None
 
 
 @dataclass
@@ -119,6 +181,7 @@ class FitResult:
     net: Any = None
     moments: tuple[Moments, Moments] | None = None
     state: Mapping[str, Any] | None = None
+    statistics: Statistics | None = None
     rank: int | None = None
     path_taken: str | None = None
     warnings: list[tuple[str, type[Warning]]] = field(default_factory=list)

@@ -12,7 +12,7 @@ from typing import Any
 import torch
 import torch.distributed as dist
 
-from ._runtime.processes import Processes, sharing
+from ._runtime.processes import ONE_PROCESS, DistributedGroup, shared_by
 
 __all__ = ["ProcessInfo", "data_parallel"]
 
@@ -129,7 +129,7 @@ def data_parallel(group: Any = None) -> Iterator[ProcessInfo]:
             yield ProcessInfo(0, 1)
             return
         _join()
-    processes = Processes(group)
+    processes = DistributedGroup(group)
     if processes.rank < 0:
         raise ValueError("This process is not in the group. Call data_parallel in its members.")
     backends = dist.get_backend_config(group)
@@ -139,7 +139,7 @@ def data_parallel(group: Any = None) -> Iterator[ProcessInfo]:
             "Make it with backend='cpu:gloo,cuda:nccl', or leave its making to data_parallel."
         )
     try:
-        with _own_gpu(), sharing(processes if processes.size > 1 else None):
+        with _own_gpu(), shared_by(processes if processes.size > 1 else ONE_PROCESS):
             yield ProcessInfo(processes.rank, processes.size)
     finally:
         processes.leave()

@@ -10,18 +10,30 @@ from sklearn.utils.extmath import safe_sparse_dot
 from sklearn.utils.validation import check_is_fitted
 
 from ._data.arrays import like_input
+from ._data.overflow import check_coefficients
+from ._data.rows import TrainingData
+from ._data.scaling import Scaling, identity_scaling
+from ._data.statistics import Statistics
 from ._estimator.base import BaseTorchRegressor
 from ._estimator.checks import can_partial_fit
-from ._estimator.linear_base import BaseLinear
+from ._estimator.make_spec import make_spec
 from ._estimator.to_sklearn import as_linear_regression
-from ._runtime.aliases import Array
+from ._exact import solve
+from ._exact.inference import StandardErrors, singular_values, why_undefined
+from ._modules.network import MLPModule
+from ._runtime.aliases import Array, Layers
 from ._runtime.sklearn_private import available_if, fit_context
+from ._spec import FitResult, FitSpec, ModelShape, RunContext
 
+# attributes that are worked out whenever they are asked for
+COMPUTED = {"singular_", "coef_std_err_", "intercept_std_err_"}
+# columns from which on that takes longer than a glance
+MANY_FEATURES = 256
 # coefficients below are not exact in float32
 SMALL_SINGLE = 1e-30
 
 
-class TorchLinearRegressor(BaseLinear):
+class TorchLinearRegressor(BaseTorchRegressor):
     """Linear regression in PyTorch, a drop-in for scikit-learn's ``LinearRegression``.
 
     Used as it comes it gives the exact least-squares solution. With a learning rate, a batch size,
@@ -389,6 +401,15 @@ class TorchLinearRegressor(BaseLinear):
         out += np.asarray(self.intercept_, dtype=dtype)
         return out
 
+    def _prediction_std(self, X: Any) -> Array:
+        """Standard errors of the mean at each row, in the shape of predictions."""
+        try:
+            errors = self._standard_errors("The standard error of predictions")
+        except AttributeError as error:
+            raise ValueError(str(error)) from None
+        out = errors.of_means(X).astype(X.dtype)
+        return out[:, 0] if self._squeeze else out
+
     def _fits_single(self, out: Array) -> bool:
         """Whether coefficients of a float64 fit, and what came of them, fit into float32."""
         if not np.isfinite(out).all():
@@ -420,3 +441,173 @@ class TorchLinearRegressor(BaseLinear):
         """
         check_is_fitted(self)
         return as_linear_regression(self)
+
+    # -- fitted attributes ----------------------------------------------------------------------
+
+    def __dir__(self) -> list[str]:
+        """Names of attributes; a notebook's display reads all of them, so none may take long."""
+        names = set(super().__dir__())
+        many = vars(self).get("n_features_in_", 0) > MANY_FEATURES
+        return sorted(names - COMPUTED if many else names)
+
+    @property
+    def singular_(self) -> Array:
+        """Singular values of the weighted X, centred if there is an intercept.
+
+        Worked out when asked for; only where `rank_` is.
+        """
+        if "_singular" in vars(self):
+            singular: Array = self._singular
+            return singular
+        stats = self._exact_statistics("singular_")
+        if "rank_" not in vars(self):
+            raise AttributeError(
+                f"singular_ goes with least squares, not with {self.optimizer_!r}."
+            )
+        out: Array = singular_values(stats).astype(self.coef_.dtype)
+        return out
+
+    @property
+    def coef_std_err_(self) -> Array:
+        """Standard errors of the fitted coefficients, in the shape of `coef_`.
+
+        Least squares without a penalty alone, where X has full rank and more rows than parameters;
+        weights count as precisions.
+        """
+        errors = self._standard_errors("coef_std_err_")
+        out: Array = errors.of_coefficients().astype(self.coef_.dtype)
+        return out[0] if self._squeeze else out
+
+    @property
+    def intercept_std_err_(self) -> Any:
+        """Standard errors of the fitted intercepts, 0.0 where there are none.
+
+        There under the same conditions as those of the coefficients.
+        """
+        errors = self._standard_errors("intercept_std_err_")
+        if not errors.stats.intercept:
+            return 0.0
+        out = errors.of_intercepts().astype(self.coef_.dtype)
+        return out[0] if self._squeeze else out
+
+    @property
+    def module_(self) -> MLPModule:
+        """The linear model as a `torch.nn.Module`, made from `coef_` and `intercept_`."""
+        check_is_fitted(self)
+        return self._make_module()
+
+    def _exact_statistics(self, name: str) -> Statistics:
+        check_is_fitted(self)
+        state = vars(self).get("_statistics")
+        if state is not None:
+            return Statistics(**state)
+        solver = vars(self).get("optimizer_")
+        if solver is None:
+            reason = "coef_ was set by hand. Call fit."
+        elif solver != "lstsq":
+            reason = (
+                f"the model was trained by {solver!r}. Set optimizer='lstsq', which needs "
+                "loss='squared_error' and l1_ratio=0, and fit again."
+            )
+        else:
+            reason = (
+                "X was sparse with many columns, had magnitudes beyond 1e-140 or 1e145, or had "
+                "fewer rows than columns and the model was pickled since. Fit again here, with "
+                "fewer columns, a dense X or other units."
+            )
+        raise AttributeError(
+            f"{name} comes from the statistics of an exact fit, and these are not here: {reason}"
+        )
+
+    def _standard_errors(self, name: str) -> StandardErrors:
+        stats = self._exact_statistics(name)
+        if self._penalised or self.optimizer_ != "lstsq":
+            reason = "penalties and signs bias the coefficients. Set alpha=0 and positive=False"
+            raise AttributeError(f"{name} is not defined here: {reason}, and fit again.")
+        undefined = why_undefined(stats, self.rank_)
+        if undefined is not None:
+            raise AttributeError(f"{name} is not defined here: {undefined}, and fit again.")
+        return StandardErrors.of(stats)
+
+    # -- steps of a fit -------------------------------------------------------------------------
+
+    def _make_spec(self, data: TrainingData, context: RunContext) -> FitSpec:
+        shape = ModelShape(fit_intercept=bool(self.fit_intercept))
+        return make_spec(self, data, shape, context, is_linear=True)
+
+    def _run_engine(
+        self, data: TrainingData, spec: FitSpec, context: RunContext, goes_on: bool
+    ) -> FitResult:
+        if not spec.is_exact:
+            return super()._run_engine(data, spec, context, goes_on)
+        previous = self._previous_statistics(spec) if goes_on and context.incremental else None
+        result = solve.fit(data, spec, context, previous)
+        if context.verbose:
+            print(f"[{type(self).__name__}] solved by {result.path_taken}; loss {result.loss:.6g}")
+        return result
+
+    def _previous_statistics(self, spec: FitSpec) -> Statistics:
+        state = vars(self).get("_statistics")
+        if state is None or state["intercept"] != spec.shape.fit_intercept:
+            raise ValueError(
+                "The sufficient statistics of the rows seen so far are gone: they are not kept by "
+                "another optimizer, with another fit_intercept, or in a pickle of a plain fit. "
+                "Begin with partial_fit, or set warm_start=True before fit."
+            )
+        return Statistics(**state)
+
+    def _adopt(self, result: FitResult, data: TrainingData, spec: FitSpec, n_dim: int) -> None:
+        super()._adopt(result, data, spec, n_dim)
+        dtype = data.X.dtype
+        with np.errstate(over="ignore"):
+            self.coef_, self.intercept_ = self._as_public(result.layers, dtype)
+        if dtype == np.float32:
+            check_coefficients(self.coef_, self.intercept_, result.layers[0][0], data)
+        for name in ("rank_", "solver_path_", "coef_path_", "intercept_path_", "_singular"):
+            self.__dict__.pop(name, None)
+        self._penalised = spec.objective.alpha > 0
+        self._statistics = None if result.statistics is None else result.statistics.to_state()
+        if result.path_taken is not None:
+            self.solver_path_ = result.path_taken
+        if result.rank is not None:
+            self.rank_ = result.rank
+        if result.path:
+            path = [self._as_public(layers, dtype) for layers in result.path]
+            self.coef_path_ = np.stack([coef for coef, _ in path])
+            self.intercept_path_ = np.stack([np.asarray(intercept) for _, intercept in path])
+
+    def _as_public(self, layers: Layers, dtype: Any) -> tuple[Array, Any]:
+        """`coef_` and `intercept_` in the shapes of LinearRegression."""
+        weight, bias = layers[0]
+        coef = weight.astype(dtype)
+        if bias is None:
+            return (coef[0] if self._squeeze else coef), 0.0
+        intercept = bias.astype(dtype)
+        return (coef[0], intercept[0]) if self._squeeze else (coef, intercept)
+
+    def _user_layers(self) -> Layers:
+        (coef, intercept), *_ = self._trained_layers()[0]
+        return [(coef, intercept if self.fit_intercept else None)]
+
+    def _trained_layers(self) -> tuple[Layers, Scaling]:
+        coef = np.atleast_2d(np.asarray(self.coef_))
+        intercept = np.broadcast_to(np.atleast_1d(self.intercept_), len(coef)).copy()
+        return [(coef, intercept)], identity_scaling(coef.shape[1], coef.shape[0])
+
+    def __getstate__(self) -> dict[str, Any]:
+        state = super().__getstate__()
+        stats = state.get("_statistics") or {"n_samples": 0, "n_features": 0}
+        wide = stats["n_samples"] < stats["n_features"]
+        if wide and not (self.warm_start or state.get("_incremental")):
+            # as large as X itself, and no standard errors come from it
+            state.update(_statistics=None)
+            if "rank_" in state:
+                state["_singular"] = self.singular_
+        elif state.get("_statistics"):
+            state["_statistics"] = Statistics.pack(stats)
+        return state
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        if (state.get("_statistics") or {}).keys() >= {"triangle"}:
+            state = {**state, "_statistics": Statistics.unpack(state["_statistics"])}
+        super().__setstate__(state)

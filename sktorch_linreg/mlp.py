@@ -17,12 +17,13 @@ from ._data.scaling import Scaling, to_user_units
 from ._errors import unknown_name
 from ._estimator.base import BaseTorchRegressor
 from ._estimator.checks import can_partial_fit
+from ._estimator.make_spec import make_spec
 from ._estimator.to_sklearn import as_mlp_regressor
 from ._modules.activations import ACTIVATIONS
 from ._runtime.aliases import Array, Layers
 from ._runtime.sklearn_private import Interval, InvalidParameterError, available_if, fit_context
 from ._runtime.torch_modes import own_torch_settings
-from ._spec import FitResult, FitSpec
+from ._spec import FitResult, FitSpec, ModelShape, RunContext
 
 
 class TorchMLPRegressor(BaseTorchRegressor):
@@ -391,6 +392,7 @@ class TorchMLPRegressor(BaseTorchRegressor):
     # -- engine ---------------------------------------------------------------------------------
 
     def _hidden(self) -> tuple[int, ...]:
+        """Sizes of the hidden layers."""
         given = self.hidden_layer_sizes
         sizes: tuple[Any, ...] = tuple(given) if isinstance(given, Iterable) else (given,)
         if not all(
@@ -402,23 +404,20 @@ class TorchMLPRegressor(BaseTorchRegressor):
             )
         return tuple(int(s) for s in sizes)
 
-    def _model_spec(self, incremental: bool) -> dict[str, Any]:
+    def _make_spec(self, data: TrainingData, context: RunContext) -> FitSpec:
         if not (isinstance(self.activation, str) and self.activation in ACTIVATIONS):
             raise unknown_name("activation", self.activation, ACTIVATIONS)
-        return {
-            "hidden": self._hidden(),
-            "activation": self.activation,
-            "dropout": float(self.dropout),
-        }
+        shape = ModelShape(self._hidden(), self.activation, float(self.dropout))
+        return make_spec(self, data, shape, context)
 
     def _adopt(self, result: FitResult, data: TrainingData, spec: FitSpec, n_dim: int) -> None:
         super()._adopt(result, data, spec, n_dim)
         self._layers = result.trained
         self._scaling = dict(vars(result.scaling))
-        self._fitted_activation = spec.activation
+        self._fitted_activation = spec.shape.activation
         self.n_layers_ = len(result.trained) + 1
         self.n_outputs_ = data.n_targets
-        self.out_activation_ = "exp" if spec.loss.log_link else "identity"
+        self.out_activation_ = "exp" if spec.objective.loss.log_link else "identity"
 
     def _trained_layers(self) -> tuple[Layers, Scaling]:
         return self._layers, Scaling.from_state(self._scaling)

@@ -50,6 +50,11 @@ class TrainingData:
         """The weights, ones where none were given."""
         return np.ones(self.n_samples) if self.weight is None else self.weight
 
+    @property
+    def total_weight(self) -> float:
+        """The sum of the weights."""
+        return float(self.n_samples if self.weight is None else self.weight.sum())
+
     def rows(self, index: Any) -> TrainingData:
         """The rows that `index` (a slice or an integer array) names."""
         weight = None if self.weight is None else self.weight[index]

@@ -14,7 +14,7 @@ from sklearn.base import BaseEstimator
 from sklearn.utils.validation import validate_data
 
 from .._runtime.aliases import Array, FloatArray
-from .._runtime.processes import current_processes
+from .._runtime.processes import current_group
 from .._runtime.sklearn_private import check_sample_weight
 from .arrays import as_float, to_host, verify_finite
 from .dates import refuse_dates
@@ -131,7 +131,7 @@ def _in_moderate_units(weight: FloatArray) -> tuple[FloatArray, int]:
     most = float(weight.max())
     if LEAST_WEIGHT <= most <= MOST_WEIGHT or most == 0:
         return weight, 0
-    if current_processes() is not None:
+    if current_group().size > 1:
         if LEAST_SHARED_WEIGHT <= most <= MOST_SHARED_WEIGHT:
             return weight, 0
         raise ValueError(

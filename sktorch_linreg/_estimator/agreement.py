@@ -13,9 +13,10 @@ import scipy.sparse as sp
 from .._data.rows import TrainingData
 from .._runtime.aliases import Layers
 from .._runtime.identity import Identity, IncomparableError, describe, fingerprint
-from .._runtime.processes import Processes
+from .._runtime.processes import ProcessGroup
 from .._runtime.python_numbers import as_python
-from .._spec import FitResult, FitSpec
+from .._spec import FitResult, FitSpec, RunContext
+from .make_spec import with_batch_size
 
 # what may differ without a difference to the fit
 FREE = {"copy_X", "device", "n_jobs", "verbose"}
@@ -23,7 +24,7 @@ FREE = {"copy_X", "device", "n_jobs", "verbose"}
 
 @dataclass(frozen=True)
 class Local:
-    """What one process has made of its arguments."""
+    """Validated rows, the dimensions of y, and the spec, as one process has them."""
 
     data: TrainingData
     n_dim: int
@@ -51,7 +52,9 @@ def _kind(value: Any) -> str:
     return value.__qualname__ if isinstance(value, type) else type(value).__qualname__
 
 
-def _facts(estimator: Any, local: Local, start: Layers | None, *, told: bool) -> dict[str, Any]:
+def _facts(
+    estimator: Any, local: Local, start: Layers | None, incremental: bool, *, listens: bool
+) -> dict[str, Any]:
     """What has to be the same on all processes."""
     spec, data, digest = local.spec, local.data, None
     names = vars(estimator).get("feature_names_in_")
@@ -60,7 +63,7 @@ def _facts(estimator: Any, local: Local, start: Layers | None, *, told: bool) ->
         digest = hashlib.sha256(b"".join(parts)).hexdigest()[:12]
     return {
         "the kind of estimator": type(estimator).__qualname__,
-        "the method called": "partial_fit" if spec.incremental else "fit",
+        "the method called": "partial_fit" if incremental else "fit",
         "the number of columns of X": data.n_features,
         "the names of the columns of X": None if names is None else tuple(map(str, names)),
         "the number of targets": data.n_targets,
@@ -68,24 +71,28 @@ def _facts(estimator: Any, local: Local, start: Layers | None, *, told: bool) ->
         "the dtype of X": str(data.X.dtype),
         "the dtype of the computation": str(spec.dtype),
         "whether X is sparse": bool(sp.issparse(data.X)),
-        "whether there are callbacks of scikit-learn": told,
+        "whether there are callbacks of scikit-learn": listens,
         "the checksum of the model gone on with": digest,
         **{k: _comparable(k, v) for k, v in estimator.get_params().items() if k not in FREE},
     }
 
 
 def agree(
-    processes: Processes,
+    context: RunContext,
     estimator: Any,
     prepare: Callable[[], Local],
-    start: Layers | None,
+    start: Callable[[], Layers | None],
     *,
-    told: bool,
-) -> tuple[Local, int]:
+    listens: bool,
+) -> Local:
     """Validate on each process, and see that all are about to fit the same model.
 
-    Returns what this process has, with the seed of the first, and the rows of all processes.
+    Returns what this process has, with the seed of the first, and with batches of the rows of all.
     """
+    group = context.group
+    if group.size == 1:
+        return prepare()
+    layers = start()
     kept: list[Local] = []
 
     def work() -> dict[str, Any]:
@@ -97,20 +104,21 @@ def agree(
         local = prepare()
         kept.append(local)
         return {
-            "facts": _facts(estimator, local, start, told=told),
-            "seed": local.spec.seed,
+            "facts": _facts(estimator, local, layers, context.incremental, listens=listens),
+            "seed": local.spec.training.seed,
             "n_samples": local.data.n_samples,
             "weighted": local.data.weight is not None,
         }
 
-    found = processes.gather(work)
+    found = group.gather(work)
     _compare([part["facts"] for part in found])
     local = kept[0]
     data = local.data
     if data.weight is None and any(part["weighted"] for part in found):
         data = replace(data, weight=data.weights)
-    spec = replace(local.spec, processes=processes, seed=found[0]["seed"])
-    return Local(data, local.n_dim, spec), sum(part["n_samples"] for part in found)
+    spec = local.spec.with_training(seed=found[0]["seed"])
+    n_samples = sum(part["n_samples"] for part in found)
+    return Local(data, local.n_dim, with_batch_size(spec, estimator.batch_size, n_samples))
 
 
 def _compare(facts: list[dict[str, Any]]) -> None:
@@ -128,11 +136,13 @@ def _compare(facts: list[dict[str, Any]]) -> None:
                 )
 
 
-def result_of_first(processes: Processes, result: FitResult) -> FitResult:
+def result_of_first(group: ProcessGroup, result: FitResult) -> FitResult:
     """The result with what the first process has found, whose rounding may differ from others'.
 
     The net, the state of the optimizer and what callbacks have noted stay those of each process.
     """
+    if group.size == 1:
+        return result
     own = ("net", "state", "history", "warnings")
     found = {f.name: getattr(result, f.name) for f in fields(result) if f.name not in own}
-    return replace(result, **processes.from_first(found))
+    return replace(result, **group.broadcast(found))

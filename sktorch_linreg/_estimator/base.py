@@ -32,23 +32,18 @@ from .._data.validation import (
 )
 from .._errors import ExtremeScales, collected_warnings
 from .._modules.network import MLPModule, build_module
-from .._objective.losses import resolve_loss
-from .._optim.optimizers import resolve_optimizer
-from .._optim.schedules import resolve_schedule
 from .._runtime.aliases import Layers
-from .._runtime.devices import resolve_device, resolve_dtype
-from .._runtime.processes import current_processes, safely
-from .._runtime.python_numbers import as_python
-from .._runtime.seeds import resolve_seed
+from .._runtime.devices import resolve_device
+from .._runtime.processes import current_group
 from .._runtime.sklearn_private import Interval, Options, StrOptions
 from .._runtime.torch_modes import own_torch_settings
-from .._spec import FitResult, FitSpec, Start
+from .._spec import FitResult, FitSpec, RunContext, Start
 from .._training.checkpoint import Checkpoint
 from .._training.history import pack_history, unpack_history
-from .._training.skorch_net import check_callbacks, wrap
+from .._training.skorch_net import wrap
 from .._training.train import train
 from .agreement import Local, agree, result_of_first
-from .checks import check_penalty, check_start, check_targets
+from .checks import check_start, check_targets
 from .extreme_scales import fit_rescaled
 from .parameters import ParametersMixin
 from .sklearn_callbacks import TASK_ATTRIBUTES, FitTask
@@ -62,7 +57,7 @@ class BaseTorchRegressor(
     RegressorMixin,  # type: ignore[misc]
     ParametersMixin,
 ):
-    """The steps of a fit: validate, spec, engine, adopt."""
+    """The steps of a fit: validate, make the spec, run an engine, take the result over."""
 
     _parameter_constraints: ClassVar[dict[str, Any]] = {
         "loss": "no_validation",
@@ -94,18 +89,18 @@ class BaseTorchRegressor(
     def _fit(self, X: Any, y: Any, sample_weight: Any, *, incremental: bool) -> Self:
         """Fit, or leave the estimator exactly as it was."""
         before = dict(vars(self))
-        processes = current_processes()
+        context = RunContext(current_group(), incremental, self.callbacks, int(self.verbose))
         try:
-            device = safely(processes, lambda: resolve_device(self.device))
+            device = context.group.run(lambda: resolve_device(self.device))
             with own_torch_settings(device):
-                caught = self._fit_or_fail(X, y, sample_weight, incremental)
+                result = self._fit_steps(X, y, sample_weight, context)
         except BaseException:
             before |= {k: v for k, v in vars(self).items() if k in TASK_ATTRIBUTES}
             self.__dict__.clear()
             self.__dict__.update(before)
             raise
         collected = collected_warnings()
-        for message, category in caught:
+        for message, category in result.warnings:
             if collected is not None and category is ConvergenceWarning:
                 collected.append(message)
                 continue
@@ -113,161 +108,79 @@ class BaseTorchRegressor(
             warnings.warn(message, category, stacklevel=4)
         return self
 
-    def _fit_or_fail(
-        self, X: Any, y: Any, sample_weight: Any, incremental: bool
-    ) -> list[tuple[str, type[Warning]]]:
-        goes_on = hasattr(self, "n_iter_") and (incremental or self.warm_start)
-        told = not vars(self).keys().isdisjoint(("_skl_callbacks", "_parent_callback_ctx"))
-        processes = current_processes()
+    def _fit_steps(self, X: Any, y: Any, sample_weight: Any, context: RunContext) -> FitResult:
+        """Validate the rows, make the spec, run an engine, and take its result over."""
+        goes_on = hasattr(self, "n_iter_") and (context.incremental or self.warm_start)
+        listens = not vars(self).keys().isdisjoint(("_skl_callbacks", "_parent_callback_ctx"))
 
         def prepare() -> Local:
             data, n_dim = validate_rows(self, X, y, sample_weight, reset=not goes_on)
-            spec = self._make_spec(data, incremental)
+            spec = self._make_spec(data, context)
             # an exact solver looks at sums of its own rows, where it works alone
-            late = spec.optimizer_class is None and processes is None
-            if data.verify is not None and not late:
+            if data.verify is not None and not (spec.is_exact and context.group.size == 1):
                 data.verify()
             if goes_on:
-                check_start(self._user_layers(), self._hidden(), self._log_link, data, spec)
+                check_start(self._user_layers(), self._log_link, data, spec)
             check_targets(data, spec)
             return Local(data, n_dim, spec)
 
-        if processes is None:
-            local = prepare()
-        else:
-            start = self._user_layers() if goes_on else None
-            local, n_samples = agree(processes, self, prepare, start, told=told)
-            local = replace(local, spec=self._with_batches(local.spec, n_samples))
-        data, n_dim, spec = local.data, local.n_dim, local.spec
-        if self.checkpoint_dir is not None and spec.optimizer_class is not None and not incremental:
-            spec = self._with_checkpoint(spec, data, goes_on)
+        def start() -> Layers | None:
+            return self._user_layers() if goes_on else None
+
+        local = agree(context, self, prepare, start, listens=listens)
+        data, spec = local.data, local.spec
+        if self.checkpoint_dir is not None and not (spec.is_exact or context.incremental):
+            folder, every = self.checkpoint_dir, int(self.checkpoint_every)
+            seed = spec.training.seed
+            checkpoint = Checkpoint(folder, every, self.get_params(), data, start(), seed)
+            # the seed of the run that it goes on with
+            spec = spec.with_training(seed=checkpoint.seed)
+            context = replace(context, checkpoint=checkpoint)
 
         def take_over(estimator: Self, result: FitResult) -> None:
             # an exact solver has one value each time, and streams have no end
-            if goes_on and spec.optimizer_class is not None:
+            if goes_on and not spec.is_exact:
                 estimator._append_curves(result)
-            estimator._adopt(result, data, spec, n_dim)
-            estimator._incremental = incremental
+            estimator._adopt(result, data, spec, local.n_dim)
+            estimator._incremental = context.incremental
 
         task = None
-        if told and not incremental:
-            n_epochs = 0 if spec.optimizer_class is None else spec.max_epochs
+        if listens and not context.incremental:
+            n_epochs = 0 if spec.is_exact else spec.training.max_epochs
             task = FitTask(self, X, y, sample_weight, n_epochs, take_over)
+            context = replace(context, listener=task)
         try:
-            result = self._run(data, spec, goes_on, incremental, task)
+            result = self._run_engine(data, spec, context, goes_on)
         except ExtremeScales:
-            begins = not (goes_on or incremental)
-            run = partial(self._run, spec=spec, goes_on=False, incremental=False, task=task)
-            result = fit_rescaled(run, data, spec, begins=begins)
-            if "_statistics" in vars(self):
-                self._statistics = None
-        if processes is not None:
-            result = result_of_first(processes, result)
-        safely(processes, lambda: take_over(self, result))
+            # others, and what was fitted before, cannot choose their units
+            allowed = not (goes_on or context.incremental) and context.group.size == 1
+            run = partial(self._run_engine, spec=spec, context=context, goes_on=False)
+            result = fit_rescaled(run, data, spec, allowed=allowed)
+        result = result_of_first(context.group, result)
+        context.group.run(lambda: take_over(self, result))
         if task is not None:
             task.end()
-        return result.warnings
+        return result
 
-    def _with_checkpoint(self, spec: FitSpec, data: TrainingData, goes_on: bool) -> FitSpec:
-        """Open the checkpoint of this fit, whose seed is that of the run that it goes on with."""
-        start = self._user_layers() if goes_on else None
-        folder, every = self.checkpoint_dir, int(self.checkpoint_every)
-        found = Checkpoint(folder, every, self.get_params(), data, start, spec.seed)
-        return replace(spec, checkpoint=found, seed=found.seed)
-
-    def _make_spec(self, data: TrainingData, incremental: bool) -> FitSpec:
-        device = resolve_device(self.device)
-        check_callbacks(self.callbacks)
-        dtype = resolve_dtype(self.dtype, data.X, device)
-        options = self._options_of("loss__")
-        spec = FitSpec(
-            loss=resolve_loss(self.loss, options, data.n_targets, dtype, device),
-            alpha=float(self.alpha),
-            l1_ratio=float(self.l1_ratio),
-            standardize=bool(self.standardize),
-            tol=None if self.tol is None else float(self.tol),
-            dtype=dtype,
-            device=device,
-            optimizer="",
-            max_epochs=1 if incremental else int(self.max_epochs),
-            shuffle=bool(self.shuffle),
-            n_iter_no_change=as_python(self.n_iter_no_change),
-            validation_fraction=float(self.validation_fraction) if self.early_stopping else None,
-            incremental=incremental,
-            callbacks=self.callbacks,
-            verbose=int(self.verbose),
-            **self._model_spec(incremental),
-        )
-        spec = self._with_optimizer(spec, data, incremental)
-        check_penalty(spec)
-        return self._with_batches(spec, data.n_samples)
-
-    def _with_batches(self, spec: FitSpec, n_samples: int) -> FitSpec:
-        """Fill in the rows per update."""
-        sizes: dict[Any, int] = {None: n_samples, "auto": min(200, n_samples)}
-        # L-BFGS needs one and the same function from step to step
-        size = n_samples if spec.is_lbfgs else sizes.get(self.batch_size)
-        return replace(spec, batch_size=int(self.batch_size) if size is None else size)
-
-    def _model_spec(self, incremental: bool) -> dict[str, Any]:
-        """Fields of the FitSpec that only one of the estimators has."""
-        raise NotImplementedError
-
-    def _with_optimizer(self, spec: FitSpec, data: TrainingData, incremental: bool) -> FitSpec:
-        """Fill in the optimizer; the linear model puts its exact solvers before this."""
-        return self._with_trainer(spec, self.optimizer)
-
-    def _with_trainer(
-        self,
-        spec: FitSpec,
-        optimizer: Any,
-        extra: tuple[str, ...] = (),
-        *,
-        starts_at_zero: bool = False,
-    ) -> FitSpec:
-        name, cls, options = resolve_optimizer(
-            optimizer, self.lr, self._options_of("optimizer__"), extra
-        )
-        schedule, schedule_options = self._schedule(float(options.get("lr", 0.0)))
-        return replace(
-            spec,
-            optimizer=name,
-            optimizer_class=cls,
-            optimizer_options=options,
-            schedule_class=schedule,
-            schedule_options=schedule_options,
-            # where nothing is drawn, a RandomState that others go on with is left as it is
-            seed=0 if starts_at_zero else resolve_seed(self.random_state),
-            starts_at_zero=starts_at_zero,
-        )
-
-    def _schedule(self, lr: float) -> tuple[type[Any] | None, dict[str, Any]]:
-        options = self._options_of("lr_schedule__")
-        tol = None if self.tol is None else float(self.tol)
-        patience = as_python(self.n_iter_no_change)
-        return resolve_schedule(self.lr_schedule, options, int(self.max_epochs), lr, tol, patience)
-
-    def _run(
-        self,
-        data: TrainingData,
-        spec: FitSpec,
-        goes_on: bool,
-        incremental: bool,
-        task: FitTask | None,
+    def _run_engine(
+        self, data: TrainingData, spec: FitSpec, context: RunContext, goes_on: bool
     ) -> FitResult:
-        start = None
-        if goes_on:
-            layers, units = self._trained_layers()
-            if not spec.fit_intercept:
-                layers = [(weight, None) for weight, _ in layers]
-            start = Start(layers, units)
-            moments = None
-            if kept := vars(self).get("_moments"):
-                x, y = (Moments(**m) for m in kept)
-                start.x_scale, moments = spec.scaling(x, y).x_scale, (x, y)
-            if incremental:
-                start.moments, start.state = moments, vars(self).get("_training_state")
-        return train(data, spec, start, task)
+        """Train; the linear model puts its exact solvers before this."""
+        return train(data, spec, context, self._start(spec, context) if goes_on else None)
+
+    def _start(self, spec: FitSpec, context: RunContext) -> Start:
+        """Where training goes on from."""
+        layers, units = self._trained_layers()
+        if not spec.shape.fit_intercept:
+            layers = [(weight, None) for weight, _ in layers]
+        start = Start(layers, units)
+        moments = None
+        if kept := vars(self).get("_moments"):
+            x, y = (Moments(**m) for m in kept)
+            start.x_scale, moments = spec.scaling(x, y).x_scale, (x, y)
+        if context.incremental:
+            start.moments, start.state = moments, vars(self).get("_training_state")
+        return start
 
     def _append_curves(self, result: FitResult) -> None:
         """Let curves and history go on, as MLPRegressor does."""
@@ -287,20 +200,18 @@ class BaseTorchRegressor(
         self.validation_loss_curve_ = result.validation_loss_curve
         self.optimizer_ = result.optimizer
         self.history_ = result.history
-        self._log_link = spec.loss.log_link
+        self._log_link = spec.objective.loss.log_link
         self._squeeze = n_dim == 1
         self._trained_dtype = str(spec.dtype).removeprefix("torch.")
         self._net = result.net
         self._training_state = result.state
         self._moments = result.moments and tuple(dict(vars(m)) for m in result.moments)
 
-    _statistics: dict[str, Any] | None
-
     # -- what the subclasses say ----------------------------------------------------------------
 
-    def _hidden(self) -> tuple[int, ...]:
-        """Sizes of the hidden layers."""
-        return ()
+    def _make_spec(self, data: TrainingData, context: RunContext) -> FitSpec:
+        """What an engine is told for these rows."""
+        raise NotImplementedError
 
     def _user_layers(self) -> Layers:
         """Weights and intercepts in the user's units."""

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from typing import Any
 
-import numpy as np
 import torch
 
+from .._data.overflow import check_targets_fit
 from .._data.rows import TrainingData
 from .._optim.optimizers import OPTIMIZERS
 from .._runtime.aliases import Layers
@@ -15,50 +15,26 @@ from .._spec import FitSpec
 
 def check_targets(data: TrainingData, spec: FitSpec) -> None:
     """Raise where the loss, or the precision of predictions, cannot take these targets."""
-    if data.X.dtype == np.float32 and data.y.dtype == np.float64:
-        # of each target
-        sizes = np.maximum(data.y.max(axis=0), -data.y.min(axis=0))
-        single = np.finfo(np.float32)
-        large = sizes[(sizes > single.max) & (sizes < np.inf)]
-        small = sizes[(sizes > 0) & (sizes < single.tiny)]
-        if large.size or small.size:
-            beyond = large if large.size else small
-            raise ValueError(
-                f"Targets of up to {beyond[0]:.3g} are beyond what a float32 holds "
-                f"({single.tiny:.3g} to {single.max:.3g}), and predictions are float32 because X "
-                "is. Pass X in float64, or multiply y by a power of ten."
-            )
-    minimum = spec.loss.minimum_target
+    check_targets_fit(data)
+    loss, minimum = spec.objective.loss, spec.objective.loss.minimum_target
     if minimum is not None and float(data.y.min()) < minimum:
         raise ValueError(
-            f"loss={spec.loss.name!r} needs targets of at least {minimum:g}; the smallest is "
+            f"loss={loss.name!r} needs targets of at least {minimum:g}; the smallest is "
             f"{float(data.y.min()):g}. Choose another loss, such as 'squared_error'."
         )
-    if spec.loss.reduced and data.weight is not None:
+    if loss.reduced and data.weight is not None:
         raise ValueError(
-            f"The loss {spec.loss.name} gives one mean and cannot weigh rows. Leave "
+            f"The loss {loss.name} gives one mean and cannot weigh rows. Leave "
             "sample_weight out, or give the class a 'reduction' parameter that takes 'none'."
         )
 
 
-def check_penalty(spec: FitSpec) -> None:
-    """Raise where the precision of the computation does not hold the penalty."""
-    largest = torch.finfo(spec.dtype).max
-    if spec.alpha > largest and spec.optimizer_class is not None:
-        raise ValueError(
-            f"alpha={spec.alpha:g} is more than a {str(spec.dtype).removeprefix('torch.')} holds, "
-            f"which is {largest:.3g}. Choose a smaller alpha, or dtype='float64'."
-        )
-
-
-def check_start(
-    layers: Layers, hidden: tuple[int, ...], log_link: bool, data: TrainingData, spec: FitSpec
-) -> None:
+def check_start(layers: Layers, log_link: bool, data: TrainingData, spec: FitSpec) -> None:
     """Raise where training cannot go on with the layers that are there.
 
-    `hidden` are the sizes of hidden layers that are asked for now, `log_link` whether the layers
-    were fitted with one.
+    `log_link` says whether these were fitted with one.
     """
+    hidden = spec.shape.hidden
     n_out = layers[-1][0].shape[0]
     before = tuple(w.shape[0] for w, _ in layers[:-1])
     if n_out != data.n_targets:
@@ -71,11 +47,11 @@ def check_start(
             f"The model was fitted with hidden_layer_sizes={before}, which is now "
             f"{hidden}. To start afresh, set warm_start=False and call fit."
         )
-    if log_link != spec.loss.log_link:
+    if log_link != spec.objective.loss.log_link:
         raise ValueError(
             f"The model was fitted with {'a' if log_link else 'no'} log link, which "
-            f"loss={spec.loss.name!r} does not go on from. Set warm_start=False and call fit, "
-            "or clone the estimator."
+            f"loss={spec.objective.loss.name!r} does not go on from. Set warm_start=False and call "
+            "fit, or clone the estimator."
         )
 
 

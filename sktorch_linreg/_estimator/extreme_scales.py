@@ -99,7 +99,7 @@ class Units:
             )
         out = replace(result, layers=layers, path=path, scaling=scaling)
         # what goes on from a fit, and its net, do not know of the units
-        out.state = out.moments = out.net = None
+        out.state = out.moments = out.net = out.statistics = None
         return out
 
     def loss(self, data: TrainingData, layers: Layers) -> float:
@@ -113,11 +113,12 @@ class Units:
 
 
 def fit_rescaled(
-    fit: Callable[[TrainingData], FitResult], data: TrainingData, spec: FitSpec, *, begins: bool
+    fit: Callable[[TrainingData], FitResult], data: TrainingData, spec: FitSpec, *, allowed: bool
 ) -> FitResult:
     """Fit columns whose squares no float64 holds, in units of powers of two.
 
-    Only a fit that `begins`, and does not go on from an earlier one, can choose its units.
+    It is `allowed` for a fit of one process that does not go on from an earlier one: others cannot
+    choose their units.
     """
     refusal = ValueError(
         "X or y has magnitudes beyond 1e-140 or 1e145, whose squares a float64 does not hold. "
@@ -125,10 +126,10 @@ def fit_rescaled(
         "standardize=True where there is an optimizer or a penalty. Multiply such columns by a "
         "power of ten."
     )
-    free = spec.optimizer_class is None and not spec.alpha
-    if not begins or spec.processes is not None or not (spec.standardize or free):
+    free = spec.is_exact and not spec.objective.alpha
+    if not allowed or not (spec.standardize or free):
         raise refusal
-    units = Units.of(data, scales_target=spec.loss.scales_target)
+    units = Units.of(data, scales_target=spec.objective.loss.scales_target)
     rescaled = units.rescale(data)
     try:
         result = fit(rescaled)

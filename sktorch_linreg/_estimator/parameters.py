@@ -11,7 +11,7 @@ from typing import Any, ClassVar, Self
 from sklearn.base import BaseEstimator
 
 from .._errors import nearest
-from .._runtime.processes import current_processes, safely
+from .._runtime.processes import current_group
 from .._runtime.python_numbers import as_python
 from .._runtime.sklearn_private import InvalidParameterError, validate_parameter_constraints
 
@@ -128,7 +128,7 @@ class ParametersMixin(BaseEstimator):  # type: ignore[misc]
 
     def _validate_params(self) -> None:
         """Check parameters, on all processes of a shared fit alike."""
-        safely(current_processes(), self._check_params)
+        current_group().run(self._check_params)
 
     def _check_params(self) -> None:
         """Check what is not a valid default; checking everything takes longer than a small fit."""

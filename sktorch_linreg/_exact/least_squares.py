@@ -150,7 +150,7 @@ def closed_form(p: Problem, spec: FitSpec, tol: float) -> Solution:
         return Solution(b, 0, path="svd")
     scaled, c = _triangular(scaled, p.c, live)
     norms = norms[live]
-    damping = spec.damping(p.weight, p.c.shape[1])
+    damping = spec.objective.damping(p.weight, p.c.shape[1])
     factor = p.scaling.x_factor[live] if damping > 0 else np.ones(len(norms))
     if len(scaled) < len(norms):
         short = _of_few_rows(scaled, norms * factor, c, damping, tol)

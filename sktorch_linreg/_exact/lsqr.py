@@ -60,12 +60,12 @@ def solve_iteratively(data: TrainingData, spec: FitSpec) -> Iterated:
     X, y = data.X.astype(np.float64), data.y.astype(np.float64)
     mx, my = moments(X, data.weight), moments(y, data.weight)
     check_moments(data, mx, my)
-    intercept = spec.fit_intercept
+    intercept = spec.shape.fit_intercept
     scaling = spec.scaling(mx, my)
     mean = np.concatenate([mx.mean, my.mean]) * intercept
     x_mean, y_mean = mean[: data.n_features], mean[data.n_features :]
     root = np.sqrt(data.weights)
-    damping = spec.damping(mx.weight, data.n_targets)
+    damping = spec.objective.damping(mx.weight, data.n_targets)
     scale = column_scale(mx, intercept)
     live = scale > 0
     # without a penalty any column scaling is allowed, and unit columns converge fastest

@@ -22,9 +22,9 @@ from .._data.rows import TrainingData
 from .._data.scaling import Scaling
 from .._data.statistics import EPS, Statistics, condition, unit_columns
 from .._runtime.aliases import FloatArray, Layers
-from .._runtime.processes import current_processes
+from .._runtime.processes import ProcessGroup
 from .._runtime.threads import quiet_blas
-from .._spec import FitResult, FitSpec
+from .._spec import FitResult, FitSpec, Objective, RunContext
 from .constrained import proximal_quadratic
 from .least_squares import (
     Problem,
@@ -65,7 +65,7 @@ TINY_RESIDUAL = 1e-10
 def _directly(g: Gathered, spec: FitSpec) -> Solution | None:
     """Least squares from the decomposition at hand, unless it may be rank-deficient."""
     u, stats = g.unit, g.stats
-    if u is None or spec.l2 or solver_name(spec) != "lstsq":
+    if u is None or spec.objective.l2 or solver_name(spec.objective) != "lstsq":
         return None
     if not surely_independent(u.condition, rank_tolerance(stats, spec)):
         return None
@@ -73,9 +73,9 @@ def _directly(g: Gathered, spec: FitSpec) -> Solution | None:
     return replace(of_full_rank(triangle, u.turned), squares=stats.rest)
 
 
-def _non_negative(p: Problem, spec: FitSpec) -> FloatArray:
+def _non_negative(p: Problem, objective: Objective) -> FloatArray:
     """Non-negative least squares (Lawson and Hanson, 1974), target by target."""
-    damping = spec.damping(p.weight, p.c.shape[1])
+    damping = objective.damping(p.weight, p.c.shape[1])
     rows, right = damped(p.A * p.scaling.x_factor, p.c, damping)
     rows, norms = unit_columns(rows)
     out = np.zeros((p.A.shape[1], p.c.shape[1]))
@@ -88,61 +88,65 @@ def _non_negative(p: Problem, spec: FitSpec) -> FloatArray:
     return out * p.scaling.x_factor[:, None]
 
 
-def _elastic_net(p: Problem, spec: FitSpec) -> FloatArray:
+def _elastic_net(p: Problem, objective: Objective) -> FloatArray:
     """Squared error with an L1 term, target by target, in the space that is penalised."""
     A, c = p.A * p.scaling.x_factor, p.c / p.scaling.y_scale
     share = 2.0 / (p.weight * c.shape[1])
-    H = share * (A.T @ A) + spec.l2 * np.eye(A.shape[1])
+    H = share * (A.T @ A) + objective.l2 * np.eye(A.shape[1])
     q = share * (A.T @ c)
-    columns = [proximal_quadratic(H, column, spec.l1, spec.positive) for column in q.T]
+    columns = [proximal_quadratic(H, column, objective.l1, objective.positive) for column in q.T]
     right = np.sqrt(share) * c
     b = np.stack(
-        [_polished(np.sqrt(share) * A, r, x, spec) for r, x in zip(right.T, columns, strict=True)],
+        [
+            _polished(np.sqrt(share) * A, r, x, objective)
+            for r, x in zip(right.T, columns, strict=True)
+        ],
         axis=1,
     )
     out: FloatArray = b * p.scaling.x_factor[:, None] * p.scaling.y_scale
     return out
 
 
-def _polished(A: FloatArray, c: FloatArray, x: FloatArray, spec: FitSpec) -> FloatArray:
+def _polished(A: FloatArray, c: FloatArray, x: FloatArray, objective: Objective) -> FloatArray:
     """The minimiser with the signs of `x`, from the rows A instead of their products."""
     sign = np.sign(x)
     active = sign != 0
-    rows, right = damped(A[:, active], c[:, None], spec.l2)
+    rows, right = damped(A[:, active], c[:, None], objective.l2)
     if not active.any() or len(rows) < rows.shape[1]:
         return x
     Q, R = np.linalg.qr(rows)
     if condition(R) > 1.0 / EPS:
         return x
-    pull = lapack.dtrtrs(R, spec.l1 * sign[active], lower=0, trans=1)[0]
+    pull = lapack.dtrtrs(R, objective.l1 * sign[active], lower=0, trans=1)[0]
     out = np.zeros_like(x)
     out[active] = lapack.dtrtrs(R, Q.T @ right[:, 0] - pull, lower=0)[0]
     return out if (out * sign >= 0).all() else x
 
 
-def solver_name(spec: FitSpec) -> str:
+def solver_name(objective: Objective) -> str:
     """Name of the exact solver of this objective, as `optimizer_` reports it."""
-    if spec.l1:
+    if objective.l1:
         return "fista"
-    return "nnls" if spec.positive else "lstsq"
+    return "nnls" if objective.positive else "lstsq"
 
 
-def handles(data: TrainingData, spec: FitSpec) -> bool:
+def handles(data: TrainingData, objective: Objective, context: RunContext) -> bool:
     """Whether an exact solver fits this objective and size."""
-    if spec.loss.name != "squared_error":
+    if objective.loss.name != "squared_error":
         return False
     if sp.issparse(data.X) and data.n_features > MAX_FACTOR_FEATURES:
         # partial_fit would need the dense factor that LSQR avoids
-        shared = current_processes() is not None
-        return solver_name(spec) == "lstsq" and not (spec.incremental or shared)
-    return spec.l1 == 0 or data.n_features <= 2 * MAX_FACTOR_FEATURES
+        merges = context.incremental or context.group.size > 1
+        return solver_name(objective) == "lstsq" and not merges
+    return objective.l1 == 0 or data.n_features <= 2 * MAX_FACTOR_FEATURES
 
 
 def _minimiser(p: Problem, stats: Statistics, spec: FitSpec) -> Solution:
-    name = solver_name(spec)
+    name = solver_name(spec.objective)
     if name == "lstsq":
         return closed_form(p, spec, rank_tolerance(stats, spec))
-    return Solution(_non_negative(p, spec) if name == "nnls" else _elastic_net(p, spec))
+    solve_constrained = _non_negative if name == "nnls" else _elastic_net
+    return Solution(solve_constrained(p, spec.objective))
 
 
 def _intercept(stats: Statistics, coef: FloatArray) -> FloatArray | None:
@@ -184,7 +188,7 @@ def _refine(
 
 def _loss(spec: FitSpec, stats: Statistics, squares: FloatArray, coef: FloatArray) -> float:
     """The objective, given the weighted squares of the residuals of each target."""
-    if not spec.alpha:
+    if not spec.objective.alpha:
         # most fits are this one, and the scales of the features then do not matter
         variance: FloatArray | float = 1.0
         if spec.standardize:
@@ -192,20 +196,20 @@ def _loss(spec: FitSpec, stats: Statistics, squares: FloatArray, coef: FloatArra
             level = 4 * EPS * np.abs(stats.mean[stats.n_features :]) * stats.intercept
             variance = np.where(np.sqrt(variance) > level, variance, 1.0)
         return float(np.add.reduce(squares / variance)) / len(squares) / stats.weight
-    return objective(spec, spec.scaling(*stats.moments()), squares, stats.weight, coef)
+    return objective_value(spec, spec.scaling(*stats.moments()), squares, stats.weight, coef)
 
 
-def objective(
+def objective_value(
     spec: FitSpec, scaling: Scaling, squares: FloatArray, weight: float, coef: FloatArray
 ) -> float:
     """The objective with its penalty, in the space that is penalised."""
     w = coef * scaling.x_scale[:, None] / scaling.y_scale
     loss = float(np.mean(squares / weight / scaling.y_scale**2))
-    if spec.l1:
-        loss += spec.l1 * float(np.abs(w).sum())
-    if spec.l2:
+    if spec.objective.l1:
+        loss += spec.objective.l1 * float(np.abs(w).sum())
+    if spec.objective.l2:
         # squares of large coefficients, which no penalty asks for, may overflow
-        loss += 0.5 * spec.l2 * float(np.sum(w**2))
+        loss += 0.5 * spec.objective.l2 * float(np.sum(w**2))
     return loss
 
 
@@ -224,7 +228,7 @@ def _result(
         validation_loss_curve=[],
         best_loss=loss,
         n_iter=1,
-        optimizer=solver_name(spec),
+        optimizer=solver_name(spec.objective),
         history=[{"epoch": 1, "train_loss": loss}],
         rank=rank,
         path_taken=path,
@@ -238,7 +242,7 @@ def _solution(g: Gathered, spec: FitSpec) -> tuple[Solution, FloatArray]:
         return direct, np.zeros(g.stats.n_features)
     p = make_problem(g.stats, spec)
     s = _minimiser(p, g.stats, spec)
-    damping = spec.damping(p.weight, p.c.shape[1])
+    damping = spec.objective.damping(p.weight, p.c.shape[1])
     penalty = damping * p.scaling.x_scale**2 if damping else np.zeros(len(s.coef))
     squares = np.sum((p.A @ s.coef - p.c) ** 2, axis=0) + p.rest
     return replace(s, squares=squares), penalty
@@ -254,8 +258,8 @@ def _with_rest(stats: Statistics, squares: FloatArray, coef: FloatArray) -> Stat
 
 def _path(g: Gathered, s: Solution, spec: FitSpec) -> str:
     """Decompositions that led to the solution."""
-    if solver_name(spec) != "lstsq":
-        return f"{g.path}, {solver_name(spec)}"
+    if solver_name(spec.objective) != "lstsq":
+        return f"{g.path}, {solver_name(spec.objective)}"
     return s.path or g.path
 
 
@@ -266,7 +270,7 @@ def _check_scales(data: TrainingData, stats: Statistics) -> None:
         check_squares(data, np.einsum("ij,ij->j", R, R), stats.target_squares)
 
 
-def _solve(g: Gathered, spec: FitSpec, data: TrainingData | None) -> tuple[FitResult, Statistics]:
+def _solve(g: Gathered, spec: FitSpec, data: TrainingData | None) -> FitResult:
     """The exact minimiser, refined on the rows of `data` where they are at hand."""
     stats = g.stats
     if data is not None:
@@ -280,7 +284,7 @@ def _solve(g: Gathered, spec: FitSpec, data: TrainingData | None) -> tuple[FitRe
         coef, squares = refined.coef, refined.squares
         intercept = refined.intercept if stats.intercept else None
     assert squares is not None
-    if refined is not None and not spec.l2 and s.rank == len(stats.factor):
+    if refined is not None and not spec.objective.l2 and s.rank == len(stats.factor):
         # at the minimum the rows of the factor, as many as columns, leave no residual
         stats = replace(stats, rest=squares)
     elif refined is not None:
@@ -290,21 +294,62 @@ def _solve(g: Gathered, spec: FitSpec, data: TrainingData | None) -> tuple[FitRe
         squares = residual_squares(data, stats, coef)
         stats = _with_rest(stats, squares, coef)
     loss = _loss(spec, stats, squares, coef)
-    return _result(spec, loss, coef, intercept, path + how, s.rank), stats
+    result = _result(spec, loss, coef, intercept, path + how, s.rank)
+    result.statistics = stats
+    return result
 
 
-def fit(data: TrainingData, spec: FitSpec) -> tuple[FitResult, Statistics | None]:
-    """The exact minimiser, with the statistics it came from where there are any."""
+def fit(
+    data: TrainingData,
+    spec: FitSpec,
+    context: RunContext,
+    previous: Statistics | None = None,
+) -> FitResult:
+    """The exact minimiser, with the statistics it came from where there are any.
+
+    `previous` are the statistics of earlier batches.
+    """
+    if context.incremental or context.group.size > 1:
+        # a fit of several processes is one batch from each of them
+        return _fit_merged(data, spec, context.group, previous)
     if sp.issparse(data.X) and data.n_features > MAX_FACTOR_FEATURES:
         i = solve_iteratively(data, spec)
-        intercept = i.intercept if spec.fit_intercept else None
-        loss = objective(spec, i.scaling, i.squares, i.weight, i.coef)
-        return _result(spec, loss, i.coef, intercept, "lsqr"), None
+        intercept = i.intercept if spec.shape.fit_intercept else None
+        loss = objective_value(spec, i.scaling, i.squares, i.weight, i.coef)
+        return _result(spec, loss, i.coef, intercept, "lsqr")
     with quiet_blas(data.n_samples, data.n_features):
         # what is not refined on the rows has to be right at once
-        limit = REFINABLE if solver_name(spec) == "lstsq" else MERGEABLE
-        g = gather(data, intercept=spec.fit_intercept, device=spec.device, limit=limit)
+        limit = REFINABLE if solver_name(spec.objective) == "lstsq" else MERGEABLE
+        g = gather(data, intercept=spec.shape.fit_intercept, device=spec.device, limit=limit)
         return _solve(g, spec, data)
+
+
+def _fit_merged(
+    data: TrainingData, spec: FitSpec, group: ProcessGroup, previous: Statistics | None
+) -> FitResult:
+    """The exact minimiser over the rows of all batches and processes; memory O(n_features ** 2)."""
+
+    def of_rows() -> Gathered:
+        g = gather(
+            data,
+            intercept=spec.shape.fit_intercept,
+            device=spec.device,
+            limit=MERGEABLE,
+            least_rest=MERGEABLE_REST,
+        )
+        _check_scales(data, g.stats)
+        return g
+
+    with quiet_blas(data.n_samples, data.n_features):
+        g = group.run(of_rows)
+        parts = group.gather(lambda: g.stats)
+        if previous is not None:
+            parts.insert(0, previous)
+        if len(parts) > 1:
+            with np.errstate(over="ignore", invalid="ignore"):
+                g = Gathered(reduce(Statistics.merge, parts), "qr of merged statistics")
+            _check_scales(data, g.stats)
+        return _solve(g, spec, None)
 
 
 def fit_path(data: TrainingData, specs: Sequence[FitSpec]) -> list[Layers]:
@@ -316,48 +361,18 @@ def fit_path(data: TrainingData, specs: Sequence[FitSpec]) -> list[Layers]:
     first = specs[0]
     out: list[Any] = [None] * len(specs)
     with quiet_blas(data.n_samples, data.n_features):
-        intercept = first.fit_intercept
+        intercept = first.shape.fit_intercept
         g = gather(data, intercept=intercept, device=first.device, limit=MERGEABLE)
         _check_scales(data, g.stats)
-        ridge = [i for i, s in enumerate(specs) if s.l2 and solver_name(s) == "lstsq"]
+        objectives = [spec.objective for spec in specs]
+        ridge = [i for i, o in enumerate(objectives) if o.l2 and solver_name(o) == "lstsq"]
         p = make_problem(g.stats, first) if ridge else None
         if p is not None and is_of_full_rank(p, rank_tolerance(g.stats, first)):
-            dampings = [specs[i].damping(p.weight, data.n_targets) for i in ridge]
+            dampings = [objectives[i].damping(p.weight, data.n_targets) for i in ridge]
             for i, coef in zip(ridge, ridge_path(p, np.array(dampings)), strict=True):
                 out[i] = [(coef.T, _intercept(g.stats, coef))]
         for i, spec in enumerate(specs):
             if out[i] is None:
-                rows = data if solver_name(spec) == "lstsq" else None
-                out[i] = _solve(g, spec, rows)[0].layers
+                rows = data if solver_name(spec.objective) == "lstsq" else None
+                out[i] = _solve(g, spec, rows).layers
     return out
-
-
-def add_batch(
-    data: TrainingData, spec: FitSpec, previous: Statistics | None
-) -> tuple[FitResult, Statistics]:
-    """The exact minimiser over all rows so far; memory O(n_features ** 2)."""
-
-    def of_rows() -> Gathered:
-        g = gather(
-            data,
-            intercept=spec.fit_intercept,
-            device=spec.device,
-            limit=MERGEABLE,
-            least_rest=MERGEABLE_REST,
-        )
-        _check_scales(data, g.stats)
-        return g
-
-    with quiet_blas(data.n_samples, data.n_features):
-        if spec.processes is None:
-            g = of_rows()
-            parts = [g.stats]
-        else:
-            parts = spec.processes.gather(lambda: of_rows().stats)
-        if previous is not None:
-            parts.insert(0, previous)
-        if len(parts) > 1:
-            with np.errstate(over="ignore", invalid="ignore"):
-                g = Gathered(reduce(Statistics.merge, parts), "qr of merged statistics")
-            _check_scales(data, g.stats)
-        return _solve(g, spec, None)

@@ -23,6 +23,12 @@ from .construct import construct, defaults_of, is_torchs
 from .state import to_arrays, to_tensors
 from .update_rules import RULES
 
+# options per model whose vectors are kept
+FEW_OPTIONS = 16
+TINY_RATE = 1e-20
+# what only torch's own classes do
+UNUSUAL = ("maximize", "capturable", "differentiable", "foreach", "fused")
+
 
 def closure_call(step: Callable[..., Any], closure: Callable[[], Tensor]) -> Callable[[], Any]:
     """A call of an optimizer's `step` with the closure, or without it where it takes none."""
@@ -37,13 +43,6 @@ def closure_call(step: Callable[..., Any], closure: Callable[[], Tensor]) -> Cal
         and (first.kind is first.VAR_POSITIONAL or first.default is first.empty)
     )
     return partial(step, closure) if takes else step
-
-
-# options per model whose vectors are kept
-FEW_OPTIONS = 16
-TINY_RATE = 1e-20
-# what only torch's own classes do
-UNUSUAL = ("maximize", "capturable", "differentiable", "foreach", "fused")
 
 
 class _Evaluated:

@@ -21,8 +21,8 @@ class RaisedAlike(Exception):
     """An exception without arguments that all processes raise where one of them does."""
 
 
-class Processes:
-    """The processes of a group of `torch.distributed`, as fits use them.
+class ProcessGroup:
+    """The processes that share a fit: this one alone, unless a subclass says otherwise.
 
     Every method is a collective: all processes have to call it, in the same order.
 
@@ -34,11 +34,57 @@ class Processes:
         Number of processes.
     """
 
+    rank: int = 0
+    size: int = 1
+
+    def gather(self, work: Callable[[], Result]) -> list[Result]:
+        """What `work` returns on each process, in their order; an error on one is one on all."""
+        return [work()]
+
+    def run(self, work: Callable[[], Result]) -> Result:
+        """What `work` returns here, which need not be sent; an error on one is one on all."""
+        return work()
+
+    def sum_(self, tensor: Tensor) -> None:
+        """Replace a tensor by its sum over the processes."""
+
+    def sum(self, numbers: Sequence[float]) -> list[float]:
+        """Sums of some numbers over the processes."""
+        return list(numbers)
+
+    def broadcast_(self, tensor: Tensor) -> None:
+        """Replace a tensor by that of the first process."""
+
+    def broadcast(self, value: Result) -> Result:
+        """The value that the first process has."""
+        return value
+
+    def lead(self, step: Callable[[Callable[[], Tensor]], None], evaluate: Any, at: Tensor) -> None:
+        """Make the step of an optimizer that decides for itself how often to `evaluate`.
+
+        The first process makes it, and the others evaluate where it does: decisions of their own
+        might differ where they round differently. `at` are the parameters, which all end with.
+        """
+        step(evaluate)
+
+
+ONE_PROCESS = ProcessGroup()
+
+
+class DistributedGroup(ProcessGroup):
+    """The processes of a group of `torch.distributed`.
+
+    Parameters
+    ----------
+    group : torch.distributed.ProcessGroup, optional
+        The group; None is all processes.
+    """
+
     def __init__(self, group: Any = None) -> None:
         joined: Any = dist.group.WORLD if group is None else group
         self._group = joined
-        self.rank: int = dist.get_rank(joined)
-        self.size: int = dist.get_world_size(joined)
+        self.rank = dist.get_rank(joined)
+        self.size = dist.get_world_size(joined)
         self._first = dist.get_global_rank(joined, 0) if self.rank >= 0 else -1
         # a forked process has the memory of this one, but no part in the group
         self.pid = os.getpid()
@@ -51,7 +97,6 @@ class Processes:
         return f"<process {self.rank} of {self.size}>"
 
     def gather(self, work: Callable[[], Result]) -> list[Result]:
-        """What `work` returns on each process, in their order; an error on one is one on all."""
         error: Exception | None = None
         result = told = None
         try:
@@ -68,52 +113,48 @@ class Processes:
                 raise cls(f"On process {rank} of {self.size}: {text}")
         return [result for result, _ in found]
 
+    def run(self, work: Callable[[], Result]) -> Result:
+        kept: list[Result] = []
+        self.gather(lambda: kept.append(work()))
+        return kept[0]
+
     def sum_(self, tensor: Tensor) -> None:
-        """Replace a tensor by its sum over the processes."""
         dist.all_reduce(tensor, group=self._group)
 
     def sum(self, numbers: Sequence[float]) -> list[float]:
-        """Sums of some numbers over the processes."""
         together = torch.tensor(numbers, dtype=torch.float64)
         self.sum_(together)
         return [float(number) for number in together]
 
-    def from_first_(self, tensor: Tensor) -> None:
-        """Replace a tensor by that of the first process."""
+    def broadcast_(self, tensor: Tensor) -> None:
         dist.broadcast(tensor, src=self._first, group=self._group)
 
-    def from_first(self, value: Result) -> Result:
-        """The value that the first process has."""
+    def broadcast(self, value: Result) -> Result:
         found: list[Any] = [value if self.rank == 0 else None]
         dist.broadcast_object_list(found, src=self._first, group=self._group)
         out: Result = found[0]
         return out
 
-    def led(self, step: Callable[[Callable[[], Tensor]], None], evaluate: Any, at: Tensor) -> None:
-        """Make the step of an optimizer that decides for itself how often to `evaluate`.
-
-        The first process makes it, and the others evaluate where it does: decisions of their own
-        might differ where they round differently. `at` are the parameters, which all end with.
-        """
+    def lead(self, step: Callable[[Callable[[], Tensor]], None], evaluate: Any, at: Tensor) -> None:
         again = torch.ones(1)
         if self.rank == 0:
 
             def closure() -> Tensor:
-                self.from_first_(again.fill_(1.0))
-                self.from_first_(at)
+                self.broadcast_(again.fill_(1.0))
+                self.broadcast_(at)
                 value: Tensor = evaluate()
                 return value
 
             step(closure)
-            self.from_first_(again.fill_(0.0))
+            self.broadcast_(again.fill_(0.0))
         else:
-            while self._told(again):
-                self.from_first_(at)
+            while self._receives(again):
+                self.broadcast_(at)
                 evaluate()
-        self.from_first_(at)
+        self.broadcast_(at)
 
-    def _told(self, flag: Tensor) -> bool:
-        self.from_first_(flag)
+    def _receives(self, flag: Tensor) -> bool:
+        self.broadcast_(flag)
         return bool(flag)
 
 
@@ -125,40 +166,29 @@ def _description(error: Exception) -> tuple[type[Exception], str]:
     return kind, f"{type(error).__name__}: {error}"
 
 
-_current: ContextVar[Processes | None] = ContextVar("processes", default=None)
+_current: ContextVar[ProcessGroup] = ContextVar("process group", default=ONE_PROCESS)
 
 
 @contextmanager
-def sharing(processes: Processes | None) -> Iterator[None]:
-    """Let fits be shared by these processes."""
-    token = _current.set(processes)
+def shared_by(group: ProcessGroup) -> Iterator[None]:
+    """Let fits be shared by the processes of a group."""
+    token = _current.set(group)
     try:
         yield
     finally:
         _current.reset(token)
 
 
-def current_processes() -> Processes | None:
-    """The processes that fits are to be shared by, or None where this one works alone."""
+def current_group() -> ProcessGroup:
+    """The processes that fits are to be shared by."""
     found = _current.get()
-    return found if found is not None and found.pid == os.getpid() else None
-
-
-def on_all(processes: Processes | None, work: Callable[[], Result]) -> list[Result]:
-    """What `work` returns on each process; an error on one is one on all."""
-    return [work()] if processes is None else processes.gather(work)
-
-
-def safely(processes: Processes | None, work: Callable[[], Result]) -> Result:
-    """What `work` returns here, which need not be sent; an error on one process is one on all."""
-    kept: list[Result] = []
-    on_all(processes, lambda: kept.append(work()))
-    return kept[0]
+    forked = isinstance(found, DistributedGroup) and found.pid != os.getpid()
+    return ONE_PROCESS if forked else found
 
 
 def refuse_sharing(name: str) -> None:
     """Raise where something that works on its own rows is to be shared."""
-    if current_processes() is not None:
+    if current_group().size > 1:
         raise ValueError(
             f"{name} does not go with data_parallel(): each process would choose by scores of its "
             "own rows. Search outside of it, on several processes through n_jobs or dask, and fit "
@@ -170,7 +200,7 @@ def refuse_sharing(name: str) -> None:
 class Share:
     """How many of the rows each process has, and the weight of all of them."""
 
-    processes: Processes
+    group: ProcessGroup
     counts: tuple[int, ...]
     weight: float
 
@@ -197,6 +227,6 @@ class Share:
         cuts = edges[:, None] * np.array(self.counts) // self.n_samples
         rows = np.diff(cuts, axis=0)
         together = rows.sum(axis=1)
-        mine = rows[:, self.processes.rank]
+        mine = rows[:, self.group.rank]
         kept = together > 0
         return list(zip(mine[kept].tolist(), together[kept].tolist(), strict=True))

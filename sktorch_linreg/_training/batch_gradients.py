@@ -14,7 +14,7 @@ from .._modules.network import MLPModule
 from .._objective.losses import Loss, blamed_on
 from .._objective.penalty import Penalty
 from .._runtime.devices import DEVICES
-from .._runtime.processes import Processes
+from .._runtime.processes import ONE_PROCESS, ProcessGroup
 from .batches import Batch, BatchIterator, Block
 from .flat_parameters import FlatParameters
 from .gradients import Backprop
@@ -61,8 +61,8 @@ class TrainingObjective:
         self.width: float | None = None
         self.minimised = loss
         self.backprop: Backprop | None = None
-        # those that have rows of each batch as well
-        self.processes: Processes | None = None
+        # the processes that have rows of each batch
+        self.group: ProcessGroup = ONE_PROCESS
         self.configure()
 
     def configure(self) -> bool:
@@ -121,10 +121,10 @@ class TrainingObjective:
             self.backprop.gradient_(batch, self.minimised)
         else:
             self._by_autograd(batch)
-        if self.processes is not None:
+        if self.group.size > 1:
             # the penalty as well counts by rows, which add up to those of the batch
             self.flat.gradient.mul_(batch.n_rows / batch.n_all)
-            self.processes.sum_(self.flat.gradient)
+            self.group.sum_(self.flat.gradient)
         if self.projects:
             for (w, grad), before in zip(self.weights, self._before, strict=True):
                 before.copy_(w)
@@ -177,13 +177,13 @@ class TrainingObjective:
 
     def _mean(self, loss: Loss, batch: Batch) -> Tensor:
         """Mean of a loss over the rows that all processes have of a batch."""
-        if self.processes is None:
+        if self.group.size == 1:
             return loss.mean(batch.out, batch.y, batch.row_weight)
         mean = torch.zeros((), dtype=torch.float64, device=batch.out.device)
         if batch.n_rows:
             part = loss.mean(batch.out, batch.y, batch.row_weight)
             mean += part * (batch.n_rows / batch.n_all)
-        self.processes.sum_(mean)
+        self.group.sum_(mean)
         return mean.to(batch.out.dtype)
 
     def epoch(self, iterator: BatchIterator, update: Callable[[], None]) -> float:
@@ -198,7 +198,7 @@ class TrainingObjective:
                 if self.projects:
                     self.project_()
             mean.add(block)
-        return mean.value(self.processes) + penalty.value() / iterator.n_all
+        return mean.value(self.group) + penalty.value() / iterator.n_all
 
     def penalty_value(self) -> float:
         """The penalty as the weights are."""
@@ -211,7 +211,7 @@ class TrainingObjective:
             for batch in block.batches:
                 self.outputs_(batch)
             mean.add(block)
-        return mean.value(self.processes)
+        return mean.value(self.group)
 
 
 def longer(total: Any, part: Tensor) -> Any:
@@ -240,10 +240,8 @@ class _Mean:
         self.total = longer(self.total, values.sum())
         self.n_entries += values.numel()
 
-    def value(self, processes: Processes | None) -> float:
-        total, n_entries = float(self.total), float(self.n_entries)
-        if processes is not None:
-            total, n_entries = processes.sum([total, n_entries])
+    def value(self, group: ProcessGroup) -> float:
+        total, n_entries = group.sum([float(self.total), float(self.n_entries)])
         return total / n_entries
 
 

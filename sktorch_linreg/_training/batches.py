@@ -56,11 +56,11 @@ class TabularDataset(Dataset[Any]):
         data: TrainingData,
         scaling: Scaling,
         spec: FitSpec,
-        mean_weight: float | None = None,
+        mean_weight: float,
     ) -> Self:
         """Scaled rows in the compute dtype, on the device.
 
-        `mean_weight` is that of the rows of all processes, where there are others.
+        `mean_weight` is that of the rows of all processes.
         """
         dtype = torch.empty(0, dtype=spec.dtype).numpy().dtype
         X: Any
@@ -69,10 +69,10 @@ class TabularDataset(Dataset[Any]):
         else:
             X = as_tensor(scaled(data.X, scaling.x_offset, scaling.x_factor, dtype))
             X = X.to(spec.device)
-        target = as_tensor(scaled(data.y, *spec.loss.target_units(scaling), dtype))
+        target = as_tensor(scaled(data.y, *spec.objective.loss.target_units(scaling), dtype))
         weight = None
         if data.weight is not None:
-            relative = (data.weight / (mean_weight or data.weight.mean())).astype(dtype)
+            relative = (data.weight / mean_weight).astype(dtype)
             weight = torch.from_numpy(relative).to(spec.device)
         return cls(X, target.to(spec.device), weight)
 

@@ -172,14 +172,14 @@ class Checkpoint:
 
     # -- state of a run -------------------------------------------------------------------------
 
-    def save(self, net: Any, ended: bool) -> None:
-        """Write down where the training of a net stands, at the end of an epoch."""
-        run, monitor, objective = net.run, net.run.monitor, net.objective_
+    def save(self, loop: Any, ended: bool) -> None:
+        """Write down where a loop stands, at the end of an epoch."""
+        run, monitor, objective = loop.run, loop.run.monitor, loop.objective
         training = {
             "values": to_arrays(objective.flat.values),
-            "updates": net.optimizer_updates.state(),
-            "schedule": schedule_state(net.schedule_),
-            "generators": [g and to_arrays(g.get_state()) for g in _generators(net)],
+            "updates": loop.stepper.updates.state(),
+            "schedule": schedule_state(loop.stepper.schedule),
+            "generators": [g and to_arrays(g.get_state()) for g in _generators(loop)],
             "monitor": {name: getattr(monitor, name) for name in MONITORED},
             "best_values": to_arrays(monitor.best_values),
             "ended": ended,
@@ -187,24 +187,24 @@ class Checkpoint:
             "n_without_gain": run.n_without_gain,
             "width": objective.width,
             "path": to_arrays(run.path),
-            "history": pack_history(to_arrays(net.plain_history())),
+            "history": pack_history(to_arrays(loop.plain_history())),
         }
         content = {"about": self.about, "seed": self.seed, "training": training}
         files.write(self.path, KIND, content)
 
-    def resume(self, net: Any) -> None:
-        """Let a net that is about to train go on from the checkpoint, if there is one."""
+    def resume(self, loop: Any) -> None:
+        """Let a loop that is about to begin go on from the checkpoint, if there is one."""
         if self.state is not None:
             with self._named():
-                self._resume(net, self.state)
+                self._resume(loop, self.state)
 
-    def _resume(self, net: Any, state: Mapping[str, Any]) -> None:
-        run, objective = net.run, net.objective_
+    def _resume(self, loop: Any, state: Mapping[str, Any]) -> None:
+        run, objective = loop.run, loop.objective
         monitor = run.monitor
         objective.flat.values.copy_(torch.from_numpy(state["values"]))
-        net.load_updates(state["updates"])
-        load_schedule_state(net.schedule_, state["schedule"])
-        for generator, its in zip(_generators(net), state["generators"], strict=True):
+        loop.stepper.load(state["updates"])
+        load_schedule_state(loop.stepper.schedule, state["schedule"])
+        for generator, its in zip(_generators(loop), state["generators"], strict=True):
             if generator is not None:
                 generator.set_state(torch.from_numpy(its.copy()))
         for name in MONITORED:
@@ -220,10 +220,12 @@ class Checkpoint:
         if run.path is not None:
             run.path[:] = [torch.from_numpy(values.copy()) for values in state["path"]]
         # whose batches are not kept
-        net.history.extend({**row, "batches": []} for row in unpack_history(state["history"]))
+        loop.listener.history.extend(
+            {**row, "batches": []} for row in unpack_history(state["history"])
+        )
         run.n_kept, run.ended = len(monitor.loss_curve), state["ended"]
 
 
-def _generators(net: Any) -> tuple[torch.Generator | None, torch.Generator | None]:
+def _generators(loop: Any) -> tuple[torch.Generator | None, torch.Generator | None]:
     """What draws the order of the rows, and the units that drop out."""
-    return net.run.order, net.module_.dropout.generator
+    return loop.run.order, loop.module.dropout.generator

@@ -11,7 +11,7 @@ from .._data.rows import TrainingData
 from .._data.scaling import Scaling
 from .._data.statistics import Statistics
 from .._runtime.devices import DEVICES
-from .._spec import FitSpec
+from .._spec import FitSpec, RunContext
 
 # epochs that one pass over the rows has to save, at least and per column
 LEAST_EPOCHS, EPOCHS_PER_COLUMN = 5, 1 / 8
@@ -22,19 +22,19 @@ LEAST_ROWS = 4
 LIMIT, LEAST_REST = 1e4, 1e-6
 
 
-def can_condense(data: TrainingData, spec: FitSpec, n_samples: int | None = None) -> bool:
+def can_condense(data: TrainingData, spec: FitSpec, context: RunContext, n_samples: int) -> bool:
     """Whether the objective of every epoch is one and the same sum of squares.
 
-    `n_samples` are the rows of all processes, where others have some.
+    `n_samples` are the rows of all processes.
     """
-    n_samples, n_features = n_samples or data.n_samples, data.n_features
+    n_features = data.n_features
     return (
-        not spec.hidden
-        and spec.loss.name == "squared_error"
-        and spec.loss.slope is not None
-        and spec.batch_size >= n_samples
-        and spec.max_epochs >= max(LEAST_EPOCHS, EPOCHS_PER_COLUMN * n_features)
-        and not spec.callbacks
+        not spec.shape.hidden
+        and spec.objective.loss.name == "squared_error"
+        and spec.objective.loss.slope is not None
+        and spec.training.batch_size >= n_samples
+        and spec.training.max_epochs >= max(LEAST_EPOCHS, EPOCHS_PER_COLUMN * n_features)
+        and not context.callbacks
         and spec.device.type in DEVICES
         and n_features <= MAX_FACTOR_FEATURES
         and n_samples >= LEAST_ROWS * (n_features + 2)
@@ -45,7 +45,7 @@ def gather_statistics(data: TrainingData, spec: FitSpec) -> Statistics:
     """Sufficient statistics of the rows, in one pass."""
     return gather(
         data,
-        intercept=spec.fit_intercept,
+        intercept=spec.shape.fit_intercept,
         device=spec.device,
         limit=LIMIT,
         least_rest=LEAST_REST,
@@ -62,7 +62,7 @@ def condensed(
     which alone is not 0 in the column of the intercept.
     """
     d = stats.n_features
-    shift, factor = spec.loss.target_units(scaling)
+    shift, factor = spec.objective.loss.target_units(scaling)
     n_rows = len(stats.factor) + 2
     rows = np.zeros((n_rows, stats.factor.shape[1] + 1))
     rows[:-2, :-1] = stats.factor

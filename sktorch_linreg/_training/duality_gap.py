@@ -13,7 +13,7 @@ from sklearn.exceptions import ConvergenceWarning
 
 from .._data.scaling import Scaling
 from .._runtime.aliases import Array, FloatArray, Layers
-from .._spec import FitSpec
+from .._spec import Objective
 from .batches import TabularDataset
 
 # share of the objective, beyond what an envelope is off anyway, from which on a warning is due
@@ -86,29 +86,31 @@ def make_problem(rows: TabularDataset, layers: Layers, scaling: Scaling) -> Prob
     )
 
 
-def _feasible(p: Problem, spec: FitSpec, r: FloatArray, b: FloatArray, width: float) -> FloatArray:
+def _feasible(
+    p: Problem, objective: Objective, r: FloatArray, b: FloatArray, width: float
+) -> FloatArray:
     """Slopes of one target that columns pull at as much as their coefficients and the penalty say.
 
     Those of the envelope do so but for what L-BFGS has left over. That is taken from the rows
     nearest to the kink, where another slope costs least, as long as it lies between the branches.
     """
-    low, high = _branches(spec)
+    low, high = _branches(objective)
     slopes = np.clip(r / width, low, high)
     near = _nearest(np.abs(r), ROWS_PER_COLUMN * (len(b) + 1))
     room = 1.0 / (np.abs(r[near]) + width)
-    held = np.full(len(b), not (spec.l1 or spec.l2 or spec.positive)) | (b != 0)
+    held = np.full(len(b), not (objective.l1 or objective.l2 or objective.positive)) | (b != 0)
     # a squared norm allows any pull, at a price, so that rows far from the kink stay as they are
-    cut = FAR_ROWS if spec.l2 else None
+    cut = FAR_ROWS if objective.l2 else None
     for i in range(PASSES):
         u = p.weight * slopes
         pull = p.pull(u[:, None])[:, 0]
-        least = -np.inf if spec.positive else -spec.l1
-        of_signs = spec.l1 * np.sign(b) + spec.l2 * b
-        goal = np.where(b != 0, of_signs, np.clip(pull, least, spec.l1))
+        least = -np.inf if objective.positive else -objective.l1
+        of_signs = objective.l1 * np.sign(b) + objective.l2 * b
+        goal = np.where(b != 0, of_signs, np.clip(pull, least, objective.l1))
         scale = ROUNDING * np.abs(u).sum()
         held |= np.abs(pull - goal) > scale
         last = i == PASSES - 1
-        if last and spec.l2:
+        if last and objective.l2:
             # but intercepts have no price
             held[:], cut = False, None
         wanted = (goal - pull)[held]
@@ -131,60 +133,64 @@ def _nearest(distance: FloatArray, n: int) -> Array:
     return np.argpartition(distance, n)[:n]
 
 
-def _branches(spec: FitSpec) -> tuple[float, float]:
-    assert spec.loss.branches is not None
-    return spec.loss.branches
+def _branches(objective: Objective) -> tuple[float, float]:
+    assert objective.loss.branches is not None
+    return objective.loss.branches
 
 
-def _bound(p: Problem, spec: FitSpec, slopes: FloatArray, r: FloatArray, b: FloatArray) -> float:
+def _bound(
+    p: Problem, objective: Objective, slopes: FloatArray, r: FloatArray, b: FloatArray
+) -> float:
     """A lower bound of the objective of one target, from slopes of the loss at each row."""
-    low, high = _branches(spec)
+    low, high = _branches(objective)
     u = p.weight * slopes
     pull = p.pull(u[:, None])[:, 0]
     left = 0.0 if p.intercept is None else abs(float(u.sum()))
-    above = pull if spec.positive else np.abs(pull)
-    if not (spec.l1 or spec.l2):
+    above = pull if objective.positive else np.abs(pull)
+    if not (objective.l1 or objective.l2):
         left = max(left, float(above.max(initial=0.0)))
     if left > 1e3 * ROUNDING * np.abs(u).sum():
         # no slopes are known that would give a bound
         return 0.0
     # towards 0 until the slopes lie between the branches
     shrink = max(1.0, float((slopes / high).max()), float((slopes / low).max()))
-    if spec.l1 and not spec.l2:
-        shrink = max(shrink, float(above.max(initial=0.0)) / spec.l1)
+    if objective.l1 and not objective.l2:
+        shrink = max(shrink, float(above.max(initial=0.0)) / objective.l1)
     value = (u @ r + pull @ b) / shrink
-    if spec.l2:
-        value -= float(np.sum(np.maximum(above / shrink - spec.l1, 0.0) ** 2)) / (2.0 * spec.l2)
+    if objective.l2:
+        value -= float(np.sum(np.maximum(above / shrink - objective.l1, 0.0) ** 2)) / (
+            2.0 * objective.l2
+        )
     return float(value)
 
 
-def excess(p: Problem, spec: FitSpec, width: float) -> tuple[float, float]:
+def excess(p: Problem, objective: Objective, width: float) -> tuple[float, float]:
     """The objective, and by how much it is above its minimum at the most.
 
     Any slopes of the loss at the rows give a lower bound, if no column pulls at them by more than
     the penalty allows (Fenchel duality). They are taken from the envelope that was minimised last.
     """
-    low, high = _branches(spec)
+    low, high = _branches(objective)
     residual = p.residual
     value = bound = 0.0
     for t in range(p.y.shape[1]):
         r, b = residual[:, t], p.coef[:, t]
         value += float(p.weight @ np.maximum(high * r, low * r))
-        value += spec.l1 * float(np.abs(b).sum()) + 0.5 * spec.l2 * float(b @ b)
-        tried = np.clip(r / width, low, high), _feasible(p, spec, r, b, width)
-        bound += max(0.0, *(_bound(p, spec, slopes, r, b) for slopes in tried))
+        value += objective.l1 * float(np.abs(b).sum()) + 0.5 * objective.l2 * float(b @ b)
+        tried = np.clip(r / width, low, high), _feasible(p, objective, r, b, width)
+        bound += max(0.0, *(_bound(p, objective, slopes, r, b) for slopes in tried))
     return value, value - bound
 
 
-def _least(p: Problem, spec: FitSpec) -> float:
+def _least(p: Problem, objective: Objective) -> float:
     """The minimum of the objective without a squared norm, by linear programming."""
-    low, high = _branches(spec)
+    low, high = _branches(objective)
     n, d = p.X.shape
     Z = p.columns(np.arange(n), np.arange(d))
-    norms = np.full(2 * d, spec.l1)
+    norms = np.full(2 * d, objective.l1)
     ones = sp.identity(n, format="csc")
     equations = sp.hstack([Z[:, :d], -Z[:, :d], Z[:, d:], -Z[:, d:], ones, -ones], format="csc")
-    bounds = [(0, None)] * d + [(0, 0 if spec.positive else None)] * d
+    bounds = [(0, None)] * d + [(0, 0 if objective.positive else None)] * d
     bounds += [(0, None)] * (2 * (Z.shape[1] - d) + 2 * n)
     costs = [norms, np.zeros(2 * (Z.shape[1] - d)), high * p.weight, -low * p.weight]
     total = 0.0
@@ -195,24 +201,24 @@ def _least(p: Problem, spec: FitSpec) -> float:
 
 
 def check_minimum(
-    rows: TabularDataset, layers: Layers, scaling: Scaling, spec: FitSpec, width: float
+    rows: TabularDataset, layers: Layers, scaling: Scaling, objective: Objective, width: float
 ) -> list[tuple[str, type[Warning]]]:
     """A warning where L-BFGS has stopped far above the minimum of a loss with kinks."""
     p = make_problem(rows, layers, scaling)
-    value, above = excess(p, spec, width)
+    value, above = excess(p, objective, width)
     tolerated = TOLERATED * value + width
     n, d = p.X.shape
     small = n * d <= SMALL and n * (n + d) <= SMALL_PROGRAMME
-    if above > tolerated and not spec.l2 and small:
+    if above > tolerated and not objective.l2 and small:
         # the bound may be a poor one, and the minimum itself is soon found
-        above = value - _least(p, spec)
+        above = value - _least(p, objective)
     if above <= tolerated:
         return []
     least = value - above
     share = f"{above / least:.1%} above" if least > 0 else "far above"
-    remedy = "raise alpha" if spec.alpha else "set alpha above 0"
+    remedy = "raise alpha" if objective.alpha else "set alpha above 0"
     message = (
-        f"L-BFGS has not come to the minimum of loss={spec.loss.name!r}: the objective, "
+        f"L-BFGS has not come to the minimum of loss={objective.loss.name!r}: the objective, "
         f"{value:.4g}, may be {share} it. Leave out columns that are nearly collinear, or "
         f"{remedy}; sklearn.linear_model.QuantileRegressor solves such problems exactly."
     )

@@ -24,29 +24,29 @@ def forget(optimizer: Any) -> None:
         optimizer.state.clear()
 
 
-def keep_lowest(net: Any, batches: Any) -> None:
+def keep_lowest(loop: Any, batches: Any) -> None:
     """Look at the weights that L-BFGS has come to, which may be worse than earlier ones."""
-    monitor: Monitor = net.run.monitor
+    monitor: Monitor = loop.run.monitor
     if monitor.is_lbfgs and not monitor.validates:
-        monitor.keep_lowest(_objective_of(net, batches), net.objective_.flat)
+        monitor.keep_lowest(_objective_of(loop, batches), loop.objective.flat)
 
 
-def _objective_of(net: Any, batches: Any) -> float:
+def _objective_of(loop: Any, batches: Any) -> float:
     """The objective as the weights are, without dropout."""
-    net._set_training(False)
+    loop.listener._set_training(False)
     with torch.no_grad():
-        value = float(net.objective_.loss_of(batches) + net.objective_.penalty_value())
-    net._set_training(True)
+        value = float(loop.objective.loss_of(batches) + loop.objective.penalty_value())
+    loop.listener._set_training(True)
     return value
 
 
-def goes_on(net: Any) -> bool:
+def goes_on(loop: Any) -> bool:
     """Whether L-BFGS, after an epoch that gained nothing, is to make another.
 
     Where an epoch has few iterations, a step along an old direction may have failed, so that the
     first such epoch makes it forget these.
     """
-    run, optimizer = net.run, net.optimizer_
+    run, optimizer = loop.run, loop.stepper.updates.optimizer
     known = getattr(optimizer, "max_iter", None)
     n_iterations = known or optimizer.param_groups[0]["max_iter"]
     if n_iterations >= SETTLED_ITERATIONS:
@@ -57,7 +57,7 @@ def goes_on(net: Any) -> bool:
     if run.n_without_gain < SETTLED_ITERATIONS:
         return True
     run.n_without_gain = 0
-    if net.objective_.width is None and _still_falls(net):
+    if loop.objective.width is None and _still_falls(loop):
         message = (
             "L-BFGS stopped gaining anything although the objective still falls along its "
             "gradient: its line search runs out of evaluations. Raise optimizer__max_eval or "
@@ -67,31 +67,31 @@ def goes_on(net: Any) -> bool:
     return False
 
 
-def _still_falls(net: Any) -> bool:
+def _still_falls(loop: Any) -> bool:
     """Whether a step down the gradient makes the objective lower by more than `tol`."""
-    monitor, flat = net.run.monitor, net.objective_.flat
-    batches = net.get_iterator(net.run.rows, training=True)
+    monitor, flat = loop.run.monitor, loop.objective.flat
+    batches = loop.training_batches()
     with torch.no_grad():
         for block in batches.blocks():
             # all rows at once
-            net.objective_.gradient_(*block.batches)
+            loop.objective.gradient_(*block.batches)
     start, gradient = flat.values.clone(), flat.gradient.clone()
-    value = _objective_of(net, batches)
-    least = max(net.spec.tol or 0.0, monitor.rounding * abs(value))
+    value = _objective_of(loop, batches)
+    least = max(loop.spec.tol or 0.0, monitor.rounding * abs(value))
     falls = False
     for k in range(HALVINGS):
         flat.values.copy_(start - 0.5**k * gradient)
-        falls = _objective_of(net, batches) < value - least
+        falls = _objective_of(loop, batches) < value - least
         if falls:
             break
     flat.values.copy_(start)
     return falls
 
 
-def rise_of(net: Any) -> list[tuple[str, type[Warning]]]:
+def rise_of(loop: Any) -> list[tuple[str, type[Warning]]]:
     """What there is to say where L-BFGS stopped on a plateau without having converged."""
-    monitor, spec = net.run.monitor, net.spec
-    if spec.dropout:
+    monitor, spec = loop.run.monitor, loop.spec
+    if spec.shape.dropout:
         reason, remedy = "its dropout changes the objective from step to step", "dropout=0"
     elif monitor.latest > monitor.lowest + (spec.tol or 0.0):
         reason = f"its objective rose from {monitor.lowest:.4g} to {monitor.latest:.4g}"

@@ -1,4 +1,4 @@
-"""The training loop: epochs and batches, stopping, and what callbacks hear of it."""
+"""The training loop: epochs and batches, stopping, and what it tells those who listen."""
 
 from __future__ import annotations
 
@@ -14,14 +14,17 @@ from sklearn.exceptions import ConvergenceWarning
 from torch import Tensor
 from torch.optim import lr_scheduler
 
+from .._data.moments import Moments
+from .._data.scaling import Scaling, to_user_units
 from .._errors import TrainingDivergedError, came_from
+from .._modules.network import MLPModule
 from .._optim.construct import is_torchs
 from .._optim.schedules import step_plateau
 from .._optim.updates import RuleUpdates, TorchUpdates, rate_of
-from .._runtime.processes import on_all
-from .._spec import FitResult
-from .batch_gradients import longer
-from .batches import Batch, TabularDataset
+from .._runtime.processes import Share
+from .._spec import FitResult, FitSpec, RunContext
+from .batch_gradients import TrainingObjective, longer
+from .batches import BLOCK_ENTRIES, Batch, BatchIterator, SharedBatchIterator, TabularDataset
 from .epoch_table import EpochTable
 from .lbfgs_convergence import forget, goes_on, keep_lowest, rise_of
 from .stopping import Monitor
@@ -29,20 +32,51 @@ from .stopping import Monitor
 # the most steps of L-BFGS, of twenty iterations each, for one width of an envelope, and the share
 # of that width, by which an envelope is off anyway, that the last of them gains
 ENVELOPE_STEPS, SETTLED_WIDTH = 200, 1e-4
+# rows of a pass that only looks at outputs
+OUTPUT_ROWS = 4096
 
 
 class StopTraining(Exception):
     """A callback asked to stop; skorch's own way is a KeyboardInterrupt, which Ctrl-C is too."""
 
 
-class EpochListener(Protocol):
-    """Somebody who hears of each epoch, and of what the fit would give if it ended there."""
+@dataclass
+class Stepper:
+    """What makes the updates of a run, and the schedule of its learning rate."""
 
-    def begin_epoch(self, so_far: Callable[[], FitResult], /) -> None:
-        """An epoch begins."""
+    updates: Any
+    schedule: Any = None
 
-    def end_epoch(self, so_far: Callable[[], FitResult], /) -> bool:
-        """An epoch has ended; returns whether training is to stop."""
+    def load(self, state: Mapping[str, Any]) -> None:
+        """Go on from an optimizer's state."""
+        if not self.updates.load(state):
+            self.use_torch()
+
+    def use_torch(self) -> None:
+        """Let torch's own optimizer make the updates from here on."""
+        self.updates = TorchUpdates(self.updates.optimizer)
+
+
+class Listener(Protocol):
+    """Who hears of a run, and keeps its history: the net with its callbacks."""
+
+    max_epochs: int
+    history: Any
+    # whether there are callbacks at all, and whether some look at batches or gradients
+    hears_epochs: bool
+    hears_batches: bool
+    hears_gradients: bool
+    # whether one of them prints the epochs
+    prints: bool
+
+    def notify(self, method_name: str, **kwargs: Any) -> None:
+        """Tell callbacks, by the names of skorch's methods."""
+
+    def add_epoch(self) -> dict[str, Any]:
+        """Begin the record of an epoch."""
+
+    def _set_training(self, training: bool) -> None:
+        """Set module and loss to training or evaluation."""
 
 
 @dataclass
@@ -57,14 +91,12 @@ class Run:
     # rows in the user's units, for callbacks
     shown: Mapping[str, Any]
     # scaled, or standing for others
-    rows: TabularDataset | None = None
-    # scikit-learn's callbacks, and what the fit would be if it ended now
-    task: EpochListener | None = None
-    so_far: Any = None
-    # the file that the state is written to every few epochs
-    checkpoint: Any = None
+    rows: TabularDataset
     # how the rows are spread over processes
-    share: Any = None
+    share: Share
+    # the units that are trained in, and the moments that they come from
+    scaling: Scaling
+    moments: tuple[Moments, Moments] | None
     # whether training had come to its end before it was cut off
     ended: bool = False
     # rows of the history from earlier runs that a callback has loaded
@@ -81,59 +113,96 @@ class Run:
 
 
 class TrainingLoop:
-    """The part of the net that trains; it overrides skorch's steps of the same names.
+    """Epochs of updates, until a rule or a callback stops them.
 
     Without callbacks that listen to batches, an epoch is one call of the objective. Losses per
     batch are kept in the history only where a callback listens to batches; that is most of what
     makes plain skorch slow on tabular data.
+
+    Parameters
+    ----------
+    spec : FitSpec
+        What is fitted.
+    context : RunContext
+        The call that it is fitted in.
+    module : MLPModule
+        What is trained.
+    objective : TrainingObjective
+        Its loss and penalty, and their gradients.
+    stepper : Stepper
+        What moves its parameters.
+    listener : Listener
+        Who hears of it.
+    run : Run
+        Rows, stopping rules and what changes on the way.
     """
 
-    # what the net has
-    spec: Any
-    run: Any
-    objective_: Any
-    optimizer_: Any
-    optimizer_updates: Any
-    module_: Any
-    criterion_: Any
-    schedule_: Any
-    history: Any
-    callbacks_: Any
-    max_epochs: int
-    tells_batches: bool
-    tells_gradients: bool
-    prints: bool
-    notify: Callable[..., None]
-    on_epoch_begin: Callable[..., None]
-    fit: Callable[..., Any]
-    get_iterator: Callable[..., Any]
-    _set_training: Callable[[bool], None]
+    def __init__(
+        self,
+        spec: FitSpec,
+        context: RunContext,
+        module: MLPModule,
+        objective: TrainingObjective,
+        stepper: Stepper,
+        listener: Listener,
+        run: Run,
+    ) -> None:
+        self.spec, self.context, self.module = spec, context, module
+        self.objective, self.stepper = objective, stepper
+        self.listener, self.run = listener, run
+        # the record of the epoch
+        self.row: dict[str, Any] = {}
 
-    def fit_loop(self, X: Any, y: Any = None, epochs: int | None = None, **kwargs: Any) -> Any:
-        run = self.run
-        run.n_earlier = len(self.history)
-        if run.checkpoint is not None:
-            run.checkpoint.resume(self)
-        batches = self.get_iterator(run.rows, training=True)
-        checks = None if run.validation is None else self.get_iterator(run.validation)
-        told = bool(self.callbacks_) or run.task is not None
-        table = EpochTable(0 if self.prints else self.spec.verbose)
-        done: Tensor | None = self.objective_.flat.keep(None) if run.n_kept else None
+    def so_far(self) -> FitResult:
+        """What the fit would be if it ended now."""
+        run, flat, scaling = self.run, self.objective.flat, self.run.scaling
+        monitor = run.monitor
+        values = flat.values if monitor.best_values is None else monitor.best_values
+        trained = flat.layers(values.clone())
+        return FitResult(
+            layers=to_user_units(trained, scaling),
+            scaling=scaling,
+            loss=monitor.loss_curve[-1] if monitor.loss_curve else math.nan,
+            loss_curve=list(monitor.loss_curve),
+            validation_loss_curve=list(monitor.validation_curve),
+            best_loss=monitor.best,
+            n_iter=len(monitor.loss_curve),
+            optimizer=self.spec.training.optimizer,
+            trained=trained,
+            history=self.plain_history(),
+            path=[to_user_units(flat.layers(values), scaling) for values in run.path or []],
+            moments=run.moments,
+            warnings=run.warnings,
+        )
+
+    def train(self) -> None:
+        """Train for `max_epochs`, or until a rule or a callback stops it."""
+        run, checkpoint = self.run, self.context.checkpoint
+        run.n_earlier = len(self.listener.history)
+        if checkpoint is not None:
+            checkpoint.resume(self)
+        batches = self.training_batches()
+        checks = None
+        if run.validation is not None:
+            checks = self._iterate(run.validation, max(self.spec.training.batch_size, OUTPUT_ROWS))
+        heard = self.listener.hears_epochs or self.context.listener is not None
+        table = EpochTable(0 if self.listener.prints else self.context.verbose)
+        done: Tensor | None = self.objective.flat.keep(None) if run.n_kept else None
         try:
-            with torch.inference_mode(self._needs_no_autograd() and not told):
+            with torch.inference_mode(self._needs_no_autograd() and not heard):
                 stop = run.ended
                 keep_lowest(self, batches)
-                while not stop and run.n_kept < self.max_epochs:
+                while not stop and run.n_kept < self.listener.max_epochs:
                     self._one_epoch(batches, checks)
-                    table.add(self._row())
-                    done = self.objective_.flat.keep(done)
+                    table.add(self.row)
+                    done = self.objective.flat.keep(done)
                     run.n_kept += 1
-                    stop = self._told_to_stop()
+                    stop = self._hears_stop()
                     self._write_down(stop)
                 if not stop:
                     self._warn_unfinished()
         except (StopTraining, KeyboardInterrupt) as error:
-            if run.share is not None:
+            if run.share.group.size > 1:
                 raise RuntimeError(
                     "Training that is shared by processes was interrupted in one of them, while "
                     "others may have been an epoch ahead, so nothing of it is kept. Callbacks can "
@@ -142,7 +211,7 @@ class TrainingLoop:
             self._keep_finished_epochs(done)
             if isinstance(error, KeyboardInterrupt):
                 go_on = "Set warm_start=True and call fit again to go on from there."
-                if run.checkpoint is not None:
+                if checkpoint is not None:
                     go_on = "Call fit again to go on from the last checkpoint."
                 message = (
                     f"Training was interrupted; the estimator is fitted with the "
@@ -153,50 +222,61 @@ class TrainingLoop:
             table.close()
         # before on_train_end, so that what callbacks load or save there is what remains
         if run.monitor.best_values is not None:
-            self.objective_.flat.values.copy_(run.monitor.best_values)
+            self.objective.flat.values.copy_(run.monitor.best_values)
             run.monitor.best_values = None
-        return self
+
+    def training_batches(self) -> BatchIterator:
+        """The batches of an epoch."""
+        run, size = self.run, self.spec.training.batch_size
+        if self.objective.group.size > 1:
+            return SharedBatchIterator(run.rows, size, run.order, run.share)
+        return self._iterate(run.rows, size, run.order)
+
+    def _iterate(
+        self, rows: TabularDataset, size: int, order: torch.Generator | None = None
+    ) -> BatchIterator:
+        # a loss that only gives a mean is taken batch by batch
+        entries = 0 if self.spec.objective.loss.reduced else BLOCK_ENTRIES
+        return BatchIterator(rows, size, order, entries)
 
     def _needs_no_autograd(self) -> bool:
         """Inference mode costs least, but autograd cannot take what is made in it."""
-        by_rule = isinstance(self.optimizer_updates, RuleUpdates)
-        written = self.spec.loss.slope is not None
-        return by_rule and written and self.objective_.backprop is not None
+        by_rule = isinstance(self.stepper.updates, RuleUpdates)
+        written = self.spec.objective.loss.slope is not None
+        return by_rule and written and self.objective.backprop is not None
 
     def _one_epoch(self, batches: Any, checks: Any) -> None:
         begin = time.perf_counter()
         self._begin_epoch()
-        self.run_single_epoch(batches, True, "train", self.train_step)
+        self._pass(batches, training=True)
         keep_lowest(self, batches)
         if checks is not None:
-            self.run_single_epoch(checks, False, "valid", self.validation_step)
+            self._pass(checks, training=False)
         self._end_epoch(time.perf_counter() - begin)
 
     def _write_down(self, stop: bool) -> None:
         """Keep the state of training in a file, where it is asked for and time."""
-        checkpoint, n = self.run.checkpoint, self.run.n_kept
+        checkpoint, n = self.context.checkpoint, self.run.n_kept
         if checkpoint is None:
             return
-        if stop or n == self.max_epochs or n % checkpoint.every == 0:
+        if stop or n == self.listener.max_epochs or n % checkpoint.every == 0:
             checkpoint.save(self, stop)
 
     def plain_history(self) -> list[dict[str, Any]]:
         """The rows of this run's epochs, without batches; an interrupt may have left one more."""
         first = self.run.n_earlier
-        rows = list(self.history)[first : first + len(self.run.monitor.loss_curve)]
+        rows = list(self.listener.history)[first : first + len(self.run.monitor.loss_curve)]
         return [
             {k: v for k, v in {**row, "epoch": i + 1}.items() if k != "batches"}
             for i, row in enumerate(rows)
         ]
 
-    def _told_to_stop(self) -> bool:
+    def _hears_stop(self) -> bool:
         """Tell of an epoch that is done; whether a callback or the monitor wants no other."""
-        monitor, task = self.run.monitor, self.run.task
-        stop = False
-        if self.callbacks_ or task is not None:
+        monitor, stop = self.run.monitor, False
+        if self.listener.hears_epochs or self.context.listener is not None:
             # one that fails or stops does so on all processes
-            share = self.run.share
-            stop = any(on_all(None if share is None else share.processes, self._tell_of_epoch))
+            stop = any(self.context.group.gather(self._tell_of_epoch))
         if monitor.stopped and monitor.is_lbfgs:
             self.run.warnings += rise_of(self)
         return stop or monitor.stopped or (monitor.settled and not self._goes_on())
@@ -207,36 +287,35 @@ class TrainingLoop:
 
     def _tell_of_epoch(self) -> bool:
         """Tell callbacks of an epoch that is done; whether one of them wants no other."""
-        stop, task = False, self.run.task
-        if self.callbacks_:
-            self.optimizer_updates.publish()
+        stop, listener = False, self.context.listener
+        if self.listener.hears_epochs:
+            self.stepper.updates.publish()
             try:
-                self.notify("on_epoch_end", **self.run.shown)
+                self.listener.notify("on_epoch_end", **self.run.shown)
             except StopTraining:
                 stop = True
-            self.objective_.flat.take_parameters()
-        return bool(task is not None and task.end_epoch(self.run.so_far)) or stop
+            self.objective.flat.take_parameters()
+        return bool(listener is not None and listener.end_epoch(self.so_far)) or stop
 
     def _begin_epoch(self) -> None:
         """Tell callbacks, and look at what they may have changed."""
-        if self.run.task is not None:
-            self.run.task.begin_epoch(self.run.so_far)
-        if not self.callbacks_:
-            self.on_epoch_begin(self)
+        if self.context.listener is not None:
+            self.context.listener.begin_epoch(self.so_far)
+        self.row = self.listener.add_epoch()
+        if not self.listener.hears_epochs:
             return
-        self.notify("on_epoch_begin", **self.run.shown)
-        updates: Any = self.optimizer_updates
-        whole = self.objective_.configure()
-        if not (whole and updates.in_step()):
+        self.listener.notify("on_epoch_begin", **self.run.shown)
+        whole = self.objective.configure()
+        if not (whole and self.stepper.updates.in_step()):
             # a rule moves all parameters with one and the same history
-            self.optimizer_updates = TorchUpdates(updates.optimizer)
+            self.stepper.use_torch()
 
     def _sharpen(self) -> bool:
         """Go on with a sharper stand-in for a loss with kinks; False where there is none."""
-        if not self.objective_.sharpen():
+        if not self.objective.sharpen():
             return False
         self.run.monitor.minimised, self.run.monitor.settled = math.inf, False
-        forget(self.optimizer_)
+        forget(self.stepper.updates.optimizer)
         return True
 
     def _keep_finished_epochs(self, done: Tensor | None) -> None:
@@ -246,12 +325,12 @@ class TrainingLoop:
             raise KeyboardInterrupt
         # an epoch counts from the moment that its loss is in the curve
         if done is not None and finished == self.run.n_kept:
-            self.objective_.flat.values.copy_(done)
+            self.objective.flat.values.copy_(done)
 
     def _warn_unfinished(self) -> None:
-        if not self.run.monitor.must_stop or self.spec.incremental:
+        if not self.run.monitor.must_stop or self.context.incremental:
             return
-        message = f"Training stopped at max_epochs={self.max_epochs} before "
+        message = f"Training stopped at max_epochs={self.listener.max_epochs} before "
         if self.spec.tol is None:
             message += "L-BFGS had converged. Raise max_epochs."
         else:
@@ -263,13 +342,11 @@ class TrainingLoop:
 
     def _end_epoch(self, seconds: float) -> None:
         """Take the epoch's losses in, refuse those that are not finite, and step the schedule."""
-        monitor, row, flat = self.run.monitor, self._row(), self.objective_.flat
-        if self.objective_.processes is not None:
-            # other processors may round differently
-            self.objective_.processes.from_first_(flat.values)
+        monitor, row, flat = self.run.monitor, self.row, self.objective.flat
+        # other processors may round differently
+        self.objective.group.broadcast_(flat.values)
         loss, validation = row["train_loss"], row.get("valid_loss")
-        updates: Any = self.optimizer_updates
-        lr = rate_of(updates.group)
+        lr = rate_of(self.stepper.updates.group)
         if not (math.isfinite(loss) and (validation is None or math.isfinite(validation))):
             raise TrainingDivergedError(len(monitor.loss_curve) + 1, lr)
         # skorch's Checkpoint and PrintLog look for these
@@ -282,25 +359,21 @@ class TrainingLoop:
             self.run.n_without_gain = 0
         if self.run.path is not None:
             self.run.path.append(flat.values.cpu().clone())
-        if self.schedule_ is not None:
+        if self.stepper.schedule is not None:
             self._step_schedule(loss if validation is None else validation)
 
-    def _row(self) -> dict[str, Any]:
-        """The epoch's record; indexing skorch's history copies all of it."""
-        row: dict[str, Any] = list.__getitem__(self.history, -1)
-        return row
-
     def _step_schedule(self, monitored: float) -> None:
-        if isinstance(self.schedule_, lr_scheduler.ReduceLROnPlateau):
-            self.run.monitor.wait_for_rate(*step_plateau(self.schedule_, monitored))
+        schedule = self.stepper.schedule
+        if isinstance(schedule, lr_scheduler.ReduceLROnPlateau):
+            self.run.monitor.wait_for_rate(*step_plateau(schedule, monitored))
             return
-        options = self.spec.schedule_options.values()
-        if not is_torchs(type(self.schedule_)) or any(map(callable, options)):
-            with came_from("lr_schedule", self.schedule_):
-                self.schedule_.step()
+        options = self.spec.training.schedule_options.values()
+        if not is_torchs(type(schedule)) or any(map(callable, options)):
+            with came_from("lr_schedule", schedule):
+                schedule.step()
             return
         try:
-            self.schedule_.step()
+            schedule.step()
         except (ArithmeticError, TypeError, ValueError) as error:
             raise ValueError(
                 f"The lr_schedule could not be stepped: {error}. If it has run through all of its "
@@ -309,74 +382,73 @@ class TrainingLoop:
 
     # -- batches --------------------------------------------------------------------------------
 
-    def run_single_epoch(
-        self, iterator: Any, training: bool, prefix: str, step_fn: Any, **kwargs: Any
-    ) -> None:
-        if self.module_.training != training:
-            self._set_training(training)
-        row, updates = self._row(), self.optimizer_updates
+    def _pass(self, iterator: BatchIterator, *, training: bool) -> None:
+        """Go over training rows with updates, or over held-out rows without."""
+        prefix = "train" if training else "valid"
+        if self.module.training != training:
+            self.listener._set_training(training)
+        row, updates = self.row, self.stepper.updates
         by_torch = training and not isinstance(updates, RuleUpdates)
-        if self.tells_batches or by_torch or (training and self.tells_gradients):
-            mean = self._told_epoch(iterator, training, prefix, step_fn)
+        listener = self.listener
+        if listener.hears_batches or by_torch or (training and listener.hears_gradients):
+            mean = self._pass_by_batches(iterator, training, prefix)
         else:
             quiet = nullcontext() if torch.is_inference_mode_enabled() else torch.no_grad()
             with quiet:
                 if training:
-                    mean = self.objective_.epoch(iterator, updates.step)
+                    mean = self.objective.epoch(iterator, updates.step)
                     self.run.minimised = mean
                 else:
-                    mean = self.objective_.loss_of(iterator)
+                    mean = self.objective.loss_of(iterator)
             # skorch's Checkpoint and PassthroughScoring look at batches
             size = len(iterator.dataset)
             row["batches"].append({f"{prefix}_loss": mean, f"{prefix}_batch_size": size})
         row[f"{prefix}_loss"], row[f"{prefix}_batch_count"] = mean, len(iterator)
 
-    def _told_epoch(self, iterator: Any, training: bool, prefix: str, step_fn: Any) -> float:
-        """An epoch in which callbacks hear of each batch, or the optimizer calls for gradients."""
+    def _pass_by_batches(self, iterator: BatchIterator, training: bool, prefix: str) -> float:
+        """A pass in which callbacks hear of each batch, or the optimizer calls for gradients."""
+        listener, step_of = self.listener, self._step if training else self._validate
         total: Any = 0.0
-        batches, names = self._row()["batches"], (f"{prefix}_loss", f"{prefix}_batch_size")
+        batches, names = self.row["batches"], (f"{prefix}_loss", f"{prefix}_batch_size")
         for block in iterator.blocks():
             for batch in block.batches:
-                if not self.tells_batches:
-                    step = step_fn(batch, self._shown(batch) if self.tells_gradients else None)
+                if not listener.hears_batches:
+                    step = step_of(batch, self._shown(batch) if listener.hears_gradients else None)
                     total = longer(total, step["loss"] * batch.n_all)
                     continue
                 shown = self._shown(batch)
-                self.notify("on_batch_begin", batch=shown, training=training)
-                step = step_fn(batch, shown)
+                listener.notify("on_batch_begin", batch=shown, training=training)
+                step = step_of(batch, shown)
                 loss = float(step["loss"])
                 total += loss * batch.n_all
                 batches[-1].update(zip(names, (loss, batch.n_all), strict=True))
-                y_pred = self.module_.to_predictions(step["y_pred"])
+                y_pred = self.module.to_predictions(step["y_pred"])
                 about = {"loss": step["loss"], "y_pred": y_pred, "training": training}
-                self.notify("on_batch_end", batch=shown, **about)
+                listener.notify("on_batch_end", batch=shown, **about)
         if training:
             # only L-BFGS looks at this, whose epochs are one batch
             self.run.minimised = float(step["minimised"])
         sums = [float(total), float(iterator.n_all)]
-        if not training and self.run.share is not None:
+        if not training:
             # rows of validation are not counted over all processes before
-            sums = self.run.share.processes.sum(sums)
+            sums = self.context.group.sum(sums)
         mean = sums[0] / sums[1]
-        if not self.tells_batches:
+        if not listener.hears_batches:
             batches.append(dict(zip(names, (mean, len(iterator.dataset)), strict=True)))
         return mean
 
     def _shown(self, batch: Batch) -> tuple[Tensor, Tensor]:
         """A batch in the user's units."""
-        return self.module_.to_user_rows(batch.x), self.module_.to_user_units(batch.y)
+        return self.module.to_user_rows(batch.x), self.module.to_user_units(batch.y)
 
-    def train_step(self, batch: Any, shown: Any = None, **kwargs: Any) -> Any:
+    def _step(self, batch: Batch, shown: Any) -> dict[str, Any]:
         """One update; the loss returned is the objective before it.
 
         `shown` is the batch as callbacks are to see it.
         """
-        if self.run is None:
-            # says that the estimator trains
-            self.fit(None)
-        if not self.module_.training:
-            self._set_training(True)
-        objective, updates = self.objective_, self.optimizer_updates
+        if not self.module.training:
+            self.listener._set_training(True)
+        objective, updates, listener = self.objective, self.stepper.updates, self.listener
         first: dict[str, Any] = {}
 
         def closure() -> Tensor:
@@ -388,12 +460,12 @@ class TrainingLoop:
                 loss, minimised, smooth = objective.values(batch)
             if not first:
                 # a line search evaluates more than once
-                y_pred = batch.out.clone() if self.tells_batches else None
+                y_pred = batch.out.clone() if listener.hears_batches else None
                 first.update(loss=loss, minimised=minimised, y_pred=y_pred)
-            if self.tells_gradients:
-                parameters = list(self.module_.named_parameters())
+            if listener.hears_gradients:
+                parameters = list(self.module.named_parameters())
                 about = {"named_parameters": parameters, "training": True}
-                self.notify("on_grad_computed", batch=shown, **about)
+                listener.notify("on_grad_computed", batch=shown, **about)
                 if isinstance(updates, RuleUpdates):
                     objective.flat.take_gradients()
             value: Tensor = smooth
@@ -401,13 +473,17 @@ class TrainingLoop:
 
         step = updates.step
         # a convex loss with kinks takes numbers of steps that depend on the last bits of it
-        follows = self.spec.is_lbfgs and objective.width is not None and not self.spec.hidden
+        follows = (
+            self.spec.training.is_lbfgs
+            and objective.width is not None
+            and not self.spec.shape.hidden
+        )
         if follows:
             step = self._step_until_settled
-        if objective.processes is not None and self.spec.is_lbfgs:
-            objective.processes.led(step, closure, objective.flat.values)
+        if self.spec.training.is_lbfgs:
+            objective.group.lead(step, closure, objective.flat.values)
             if follows:
-                self.run.settled = objective.processes.from_first(self.run.settled)
+                self.run.settled = objective.group.broadcast(self.run.settled)
         else:
             step(closure)
         with torch.no_grad():
@@ -417,20 +493,20 @@ class TrainingLoop:
 
     def _step_until_settled(self, closure: Callable[[], Tensor]) -> None:
         """Make steps of L-BFGS until one gains next to nothing of the width of the envelope."""
-        slack = SETTLED_WIDTH * self.objective_.width
+        slack = SETTLED_WIDTH * (self.objective.width or 0.0)
         before, self.run.settled = math.inf, False
         for _ in range(ENVELOPE_STEPS):
             # the value before the step
-            value = float(self.optimizer_updates.step(closure))
+            value = float(self.stepper.updates.step(closure))
             if not math.isfinite(value) or abs(before - value) <= slack:
                 self.run.settled = math.isfinite(value)
                 return
             before = value
 
-    def validation_step(self, batch: Any, shown: Any = None, **kwargs: Any) -> dict[str, Any]:
+    def _validate(self, batch: Batch, shown: Any) -> dict[str, Any]:
         """Loss of held-out rows, without the penalty."""
-        self._set_training(False)
+        self.listener._set_training(False)
         with torch.no_grad():
-            self.objective_.outputs_(batch)
-            loss = self.criterion_(batch.out, batch.y, batch.row_weight)
+            self.objective.outputs_(batch)
+            loss = self.spec.objective.loss.mean(batch.out, batch.y, batch.row_weight)
         return {"loss": loss, "y_pred": batch.out}

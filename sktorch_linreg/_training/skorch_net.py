@@ -14,15 +14,14 @@ from torch import Tensor, nn
 from .._errors import came_from
 from .._modules.network import MLPModule
 from .._objective.losses import Loss, OwnLoss
-from .._objective.penalty import Penalty
 from .._optim.construct import construct
 from .._optim.orthant_lbfgs import OrthantLBFGS
 from .._optim.state import load_schedule_state
 from .._optim.updates import RuleUpdates, TorchUpdates, has_rule
-from .._spec import FitSpec
-from .batch_gradients import FIRST_WIDTH, TrainingObjective
-from .batches import BLOCK_ENTRIES, BatchIterator, SharedBatchIterator, TabularDataset
-from .loop import Run, StopTraining, TrainingLoop
+from .._spec import FitSpec, RunContext
+from .batch_gradients import TrainingObjective
+from .batches import BatchIterator, TabularDataset
+from .loop import OUTPUT_ROWS, Stepper, StopTraining, TrainingLoop
 
 __all__ = ["Callback", "NetDataset", "RegressionNet", "check_callbacks", "make_net", "wrap"]
 
@@ -47,14 +46,15 @@ class _Criterion(nn.Module):
         return self.loss.mean(prediction, target, weight)
 
 
-class RegressionNet(TrainingLoop, skorch.NeuralNet):  # type: ignore[misc]
-    """skorch's net with the package's loop, objective and stopping rules.
+class RegressionNet(skorch.NeuralNet):  # type: ignore[misc]
+    """skorch's net round the package's training loop.
 
     Training sees scaled rows. Everything a callback is handed, and every prediction of the net, is
     in the user's units.
     """
 
-    optimizer_updates: Any = None
+    # what moves the parameters, once there is an optimizer
+    stepper: Any = None
 
     def __init__(
         self,
@@ -66,7 +66,8 @@ class RegressionNet(TrainingLoop, skorch.NeuralNet):  # type: ignore[misc]
         super().__init__(*args, **kwargs)
         self.spec = spec
         self.start = start
-        self.run = None
+        self.loop: TrainingLoop | None = None
+        self.hears_epochs = self.hears_batches = self.hears_gradients = self.prints = False
 
     # -- set-up ---------------------------------------------------------------------------------
 
@@ -86,17 +87,17 @@ class RegressionNet(TrainingLoop, skorch.NeuralNet):  # type: ignore[misc]
         spec, parameters = self.spec, list(self.module_.parameters())
         if spec is None:
             return super().initialize_optimizer(*args, **kwargs)  # type: ignore[no-any-return]
-        penalty = Penalty(spec.l1, spec.l2, spec.positive)
-        orthant_wise = spec.is_lbfgs and penalty.projects
-        cls: Any = spec.optimizer_class
-        options = spec.optimizer_options
+        penalty = spec.objective.penalty
+        orthant_wise = spec.training.is_lbfgs and penalty.projects
+        cls: Any = spec.training.optimizer_class
+        options = spec.training.optimizer_options
         by_rule = has_rule(cls, options, spec.device)
         self.objective_ = TrainingObjective(
-            self.module_, spec.loss, penalty, orthant_wise, transposed=by_rule
+            self.module_, spec.objective.loss, penalty, orthant_wise, transposed=by_rule
         )
         if by_rule:
             updates = RuleUpdates(self.objective_.flat, cls, options, parameters)
-            self.optimizer_updates = updates
+            self.stepper = Stepper(updates)
             if "optimizer" not in self._optimizers:
                 # which skorch does where the attribute is set
                 self._register_attribute("optimizer_", None)
@@ -106,41 +107,34 @@ class RegressionNet(TrainingLoop, skorch.NeuralNet):  # type: ignore[misc]
         else:
             cls = partial(OrthantLBFGS, penalty=penalty) if orthant_wise else cls
             self.optimizer_ = construct("optimizer", cls, parameters, options)
-        self.schedule_ = None
-        if spec.schedule_class is not None:
-            options = spec.schedule_options
-            self.schedule_ = construct("lr_schedule", spec.schedule_class, self.optimizer_, options)
+        if spec.training.schedule_class is not None:
+            schedule, options = spec.training.schedule_class, spec.training.schedule_options
+            self.stepper.schedule = construct("lr_schedule", schedule, self.optimizer_, options)
         if self.start is not None:
-            self._resume(self.start)
+            self._resume(self.stepper, self.start)
         return self
 
     @property
     def optimizer_(self) -> Any:
         """The torch optimizer; named ones come into being when first asked for."""
-        if self.optimizer_updates is None:
+        if self.stepper is None:
             raise AttributeError("optimizer_")
-        return self.optimizer_updates.optimizer
+        return self.stepper.updates.optimizer
 
     @optimizer_.setter
     def optimizer_(self, optimizer: torch.optim.Optimizer) -> None:
-        self.optimizer_updates = TorchUpdates(optimizer)
+        self.stepper = Stepper(TorchUpdates(optimizer))
 
-    def _resume(self, state: Mapping[str, Any]) -> None:
+    def _resume(self, stepper: Stepper, state: Mapping[str, Any]) -> None:
         """Go on with an optimizer's state; a rate or schedule set anew begins from its start."""
-        updates: Any = self.optimizer_updates
-        begin = {k: updates.group[k] for k in ("lr", "initial_lr") if k in updates.group}
-        updates = self.load_updates(state["optimizer"])
+        group = stepper.updates.group
+        begin = {k: group[k] for k in ("lr", "initial_lr") if k in group}
+        stepper.load(state["optimizer"])
         if state["same_rates"]:
             # after the schedule was made, whose constructor sets the first learning rate
-            load_schedule_state(self.schedule_, state["schedule"])
+            load_schedule_state(stepper.schedule, state["schedule"])
         else:
-            updates.group.update(begin)
-
-    def load_updates(self, state: Mapping[str, Any]) -> Any:
-        """Go on from an optimizer's state; returns what makes the updates from here on."""
-        if not self.optimizer_updates.load(state):
-            self.optimizer_updates = TorchUpdates(self.optimizer_updates.optimizer)
-        return self.optimizer_updates
+            stepper.updates.group.update(begin)
 
     # -- skorch's interface outside a training run ----------------------------------------------
 
@@ -151,14 +145,17 @@ class RegressionNet(TrainingLoop, skorch.NeuralNet):  # type: ignore[misc]
         )
 
     def partial_fit(self, X: Any, y: Any = None, **kwargs: Any) -> Any:
-        if self.run is None:
+        if self.loop is None:
             self.fit(X, y)
         return super().partial_fit(X, y, **kwargs)
+
+    def train_step(self, batch: Any, **kwargs: Any) -> NoReturn:
+        self.fit(None)
 
     def __getstate__(self) -> dict[str, Any]:
         # Checkpoint pickles a net in the middle of training
         state: dict[str, Any] = super().__getstate__()
-        state.update(run=None, objective_=None)
+        state.update(loop=None, objective_=None)
         return state
 
     def get_dataset(self, X: Any, y: Any = None) -> Any:
@@ -167,13 +164,7 @@ class RegressionNet(TrainingLoop, skorch.NeuralNet):  # type: ignore[misc]
     def get_iterator(self, dataset: Any, training: bool = False) -> Any:
         if not isinstance(dataset, TabularDataset):
             return super().get_iterator(dataset, training=training)
-        # a loss that only gives a mean is taken batch by batch
-        entries = 0 if self.spec is not None and self.spec.loss.reduced else BLOCK_ENTRIES
-        if not training or self.run is None:
-            return BatchIterator(dataset, max(self.batch_size, 4096), block_entries=entries)
-        if self.objective_.processes is not None:
-            return SharedBatchIterator(dataset, self.batch_size, self.run.order, self.run.share)
-        return BatchIterator(dataset, self.batch_size, self.run.order, entries)
+        return BatchIterator(dataset, max(self.batch_size, OUTPUT_ROWS))
 
     def evaluation_step(self, batch: Any, training: bool = False) -> Tensor:
         """Predict raw rows, in the user's units, in the middle of training as well."""
@@ -194,43 +185,57 @@ class RegressionNet(TrainingLoop, skorch.NeuralNet):  # type: ignore[misc]
                 raise
             raise StopTraining from error
         except KeyError as error:
-            if self.run and self.run.validation is None and "valid_loss" in str(error):
+            if self.loop and self.loop.run.validation is None and "valid_loss" in str(error):
                 raise ValueError(
                     "A callback asked for 'valid_loss', which is only recorded with "
                     "early_stopping=True. Set that, or let the callback monitor 'train_loss'."
                 ) from error
             raise
 
-    def on_epoch_begin(self, net: Any, *args: Any, **kwargs: Any) -> None:
+    # -- what the loop asks for -----------------------------------------------------------------
+
+    def add_epoch(self) -> dict[str, Any]:
+        """Begin the record of an epoch."""
         # history.record would copy all of the history for each entry
         self.history.append({"batches": [], "epoch": len(self.history) + 1})
+        row: dict[str, Any] = list.__getitem__(self.history, -1)
+        return row
+
+    def on_epoch_begin(self, net: Any, *args: Any, **kwargs: Any) -> None:
+        # the loop has begun the record
+        pass
 
     def on_batch_begin(self, net: Any, *args: Any, **kwargs: Any) -> None:
         # as history.new_batch would
-        self._row()["batches"].append({})
+        list.__getitem__(self.history, -1)["batches"].append({})
 
-    # -- epochs ---------------------------------------------------------------------------------
-
-    def train(self, rows: NetDataset, run: Run) -> None:
-        """Train on scaled rows for `max_epochs`, or until a rule or a callback stops it."""
-        self.run = run
-        # line searches fail at kinks, so L-BFGS follows ever sharper smooth losses
-        self.objective_.smooth_at(FIRST_WIDTH if self.spec.is_lbfgs else None)
+    def train(self, loop: TrainingLoop) -> None:
+        """Run a loop, as skorch's `fit` would, between `on_train_begin` and `on_train_end`."""
+        self.loop = loop
         callbacks = [callback for _, callback in self.callbacks_]
         heard = {m for callback in callbacks for m in METHODS if _hears(callback, m)}
-        self.tells_batches = not heard.isdisjoint(METHODS[:2])
-        self.tells_gradients = METHODS[2] in heard
+        self.hears_epochs = bool(callbacks)
+        self.hears_batches = not heard.isdisjoint(METHODS[:2])
+        self.hears_gradients = METHODS[2] in heard
         self.prints = any(isinstance(callback, PrintLog) for callback in callbacks)
         if self.prints:
             # a PrintLog only prints where the net is verbose
-            self.verbose = max(1, self.spec.verbose)
-        run.rows = rows
-        shown = run.shown["dataset_train"]
+            self.verbose = max(1, loop.context.verbose)
+        shown = loop.run.shown["dataset_train"]
         self.partial_fit(*((None, None) if shown is None else (shown.X, shown.y)))
-        self.objective_.flat.take_parameters()
-        if not run.monitor.loss_curve:
+        loop.objective.flat.take_parameters()
+        if not loop.run.monitor.loss_curve:
             # skorch swallows the interrupt, but without a finished epoch there is nothing to keep
             raise KeyboardInterrupt
+
+    def let_go(self) -> None:
+        """Let go of what belongs to the run."""
+        self.loop = self.start = self.objective_ = None  # type: ignore[assignment]
+
+    def fit_loop(self, X: Any, y: Any = None, epochs: Any = None, **kwargs: Any) -> RegressionNet:
+        if self.loop is not None:
+            self.loop.train()
+        return self
 
 
 def _hears(callback: Any, method: str) -> bool:
@@ -253,20 +258,23 @@ def check_callbacks(callbacks: Any) -> None:
 
 
 def make_net(
-    module: MLPModule, spec: FitSpec, start: Mapping[str, Any] | None = None
+    module: MLPModule,
+    spec: FitSpec,
+    context: RunContext,
+    start: Mapping[str, Any] | None = None,
 ) -> RegressionNet:
     """An initialised net around a module."""
-    callbacks = list(spec.callbacks or [])
+    callbacks = list(context.callbacks or [])
     net = RegressionNet(
         module,
-        _Criterion(spec.loss),
-        lr=float(spec.optimizer_options.get("lr", 0.0)),
-        max_epochs=spec.max_epochs,
-        batch_size=spec.batch_size,
+        _Criterion(spec.objective.loss),
+        lr=float(spec.training.optimizer_options.get("lr", 0.0)),
+        max_epochs=spec.training.max_epochs,
+        batch_size=spec.training.batch_size,
         train_split=None,
         callbacks=callbacks,
         predict_nonlinearity=None,
-        verbose=spec.verbose,
+        verbose=context.verbose,
         device=str(spec.device),
         spec=spec,
         start=start,

@@ -23,7 +23,7 @@ from .._runtime.aliases import FloatArray, Layers, Mask
 from .._runtime.seeds import make_generator
 from .._runtime.threads import threads_for
 from .._runtime.torch_modes import own_torch_settings
-from .._spec import FitSpec
+from .._spec import FitSpec, RunContext
 from .batches import TabularDataset
 from .prepare import Prepared, prepare
 from .stacked_batches import Order, PackedBatches, PackedRows
@@ -80,13 +80,13 @@ class BatchedTraining:
         self.scalings = [prepared[i].scaling for i in self.owner]
         n_in, n_out = self.packed.n_features, self.packed.n_targets
         n_groups, n_each = len(specs), len(specs[0])
-        sizes = (n_in, *spec.hidden, n_out)
+        sizes = (n_in, *spec.shape.hidden, n_out)
         self.lanes = LaneParameters(
-            sizes, spec.fit_intercept, n_groups, n_each, spec.dtype, spec.device
+            sizes, spec.shape.fit_intercept, n_groups, n_each, spec.dtype, spec.device
         )
         self.options = LaneOptions(specs)
         self.schedules: LaneSchedules | None = None
-        if spec.schedule_class is not None:
+        if spec.training.schedule_class is not None:
             # whose constructor sets the rate of the first epoch
             self.schedules = LaneSchedules(specs)
             self.schedules.apply(self.options)
@@ -96,8 +96,8 @@ class BatchedTraining:
             np.isnan(self.monitor.tol).all()
         )
         self._draw_start()
-        self.alpha1 = np.array([[s.l1 for s in row] for row in specs])
-        self.alpha2 = np.array([[s.l2 for s in row] for row in specs])
+        self.alpha1 = np.array([[s.objective.l1 for s in row] for row in specs])
+        self.alpha2 = np.array([[s.objective.l2 for s in row] for row in specs])
         self.result = self.lanes.like(n_groups, n_each)
         # where the lanes that are still there were in the beginning
         self.origin = np.indices((n_groups, n_each))
@@ -115,16 +115,16 @@ class BatchedTraining:
         for g, row in enumerate(self.specs):
             spec = row[0]
             i = self.owner[g]
-            key = i, None if spec.validation_fraction is None else spec.seed
+            key = i, None if spec.training.validation_fraction is None else spec.training.seed
             if key not in known:
                 known[key] = len(out)
-                out.append(prepare(data[i], spec))
+                out.append(prepare(data[i], spec, RunContext()))
             self.owner[g] = known[key]
         return out
 
     def _pack(self, prepared: list[Prepared]) -> tuple[PackedRows, PackedRows | None]:
-        pairs = [p.datasets(self.spec, TabularDataset) for p in prepared]
-        bias = self.spec.fit_intercept
+        pairs = [p.datasets(self.spec, RunContext(), TabularDataset) for p in prepared]
+        bias = self.spec.shape.fit_intercept
         training = PackedRows([rows for rows, _ in pairs], bias)
         held_out = [rows for _, rows in pairs if rows is not None]
         return training, PackedRows(held_out, bias) if held_out else None
@@ -140,7 +140,7 @@ class BatchedTraining:
         keep: list[float] = []
         owner = np.zeros((lanes.n_groups, lanes.n_each), dtype=np.intp)
         for g, row in enumerate(self.specs):
-            seed, n_rows = row[0].seed, self.packed.counts[self.owner[g]]
+            seed, n_rows = row[0].training.seed, self.packed.counts[self.owner[g]]
             if seed not in started:
                 started[seed] = self._initial(seed)
             state, layers = started[seed]
@@ -151,11 +151,11 @@ class BatchedTraining:
                 orders[seed, n_rows] = Order(generator, n_rows)
             self.orders.append(orders[seed, n_rows])
             for c, lane in enumerate(row):
-                mask = (seed, n_rows, lane.dropout)
+                mask = (seed, n_rows, lane.shape.dropout)
                 if mask not in masks:
                     masks[mask] = len(keep)
                     generators.append(make_generator(seed, stream=2, device=spec.device))
-                    keep.append(1.0 - lane.dropout)
+                    keep.append(1.0 - lane.shape.dropout)
                 owner[g, c] = masks[mask]
         self.masks = (generators, keep, owner) if min(keep) < 1.0 else None
 
@@ -164,19 +164,19 @@ class BatchedTraining:
         spec, generator = self.spec, make_generator(seed)
         module = make_module(
             self.lanes.sizes,
-            spec.activation,
+            spec.shape.activation,
             0.0,
-            bias=spec.fit_intercept,
+            bias=spec.shape.fit_intercept,
             log_link=False,
             dtype=spec.dtype,
             device=torch.device("cpu"),
         )
         module.initialize_(generator)
         arrays = [p.detach().numpy() for p in module.parameters()]
-        if spec.positive:
+        if spec.objective.positive:
             arrays = [a.clip(min=0.0) if a.ndim == 2 else a for a in arrays]
         layers: Layers = [(w, None) for w in arrays]
-        if spec.fit_intercept:
+        if spec.shape.fit_intercept:
             layers = list(zip(arrays[::2], arrays[1::2], strict=True))
         return generator.get_state(), layers
 
@@ -196,17 +196,19 @@ class BatchedTraining:
                 [int(i) // lanes.n_each for i in first],
                 torch.from_numpy(which.reshape(-1)),
             )
-        self.backprop = BatchedBackprop(lanes, spec.activation, masks)
+        self.backprop = BatchedBackprop(lanes, spec.shape.activation, masks)
         self.penalties = LanePenalties(lanes, self.alpha1, self.alpha2)
-        projects = self.penalties.has_l1 or spec.positive
-        self.projection = LaneProjection(self.penalties, spec.positive) if projects else None
+        projects = self.penalties.has_l1 or spec.objective.positive
+        self.projection = (
+            LaneProjection(self.penalties, spec.objective.positive) if projects else None
+        )
         groups_left = self.origin[0][:, 0]
         owner_left = [self.owner[g] for g in groups_left]
-        orders = [self.orders[g] for g in groups_left] if spec.shuffle else None
-        factor, n_each = spec.loss.slope_factor, lanes.n_each
+        orders = [self.orders[g] for g in groups_left] if spec.training.shuffle else None
+        factor, n_each = spec.objective.loss.slope_factor, lanes.n_each
         counts = [self.packed.counts[i] for i in self.owner]
-        whole = all(r[0].batch_size >= n for r, n in zip(self.specs, counts, strict=True))
-        size = max(counts) if whole else spec.batch_size
+        whole = all(r[0].training.batch_size >= n for r, n in zip(self.specs, counts, strict=True))
+        size = max(counts) if whole else spec.training.batch_size
         self.batches = PackedBatches(self.packed, owner_left, n_each, size, orders, factor)
         self.checks = None
         if self.held_out is not None:
@@ -215,7 +217,7 @@ class BatchedTraining:
 
     def _make_updates(self) -> RuleUpdates:
         group, expand = self._group()
-        return RuleUpdates(self.lanes, self.spec.optimizer_class, group, [], expand)
+        return RuleUpdates(self.lanes, self.spec.training.optimizer_class, group, [], expand)
 
     def _group(self) -> tuple[dict[str, Any], Callable[[Tensor], Tensor] | None]:
         """The options as they are now, and what spreads those that differ between lanes."""
@@ -237,7 +239,7 @@ class BatchedTraining:
             np.zeros(shape, dtype=bool),
         )
         with self._quietly():
-            for epoch in range(1, spec.max_epochs + 1):
+            for epoch in range(1, spec.training.max_epochs + 1):
                 loss, validation = self._one_epoch()
                 self._end_epoch(out, epoch, loss, validation)
                 if tell is not None:
@@ -262,7 +264,7 @@ class BatchedTraining:
         return threads_for(rows * self.lanes.n_parameters)
 
     def _one_epoch(self) -> tuple[FloatArray, FloatArray | None]:
-        loss, batches, penalties = self.spec.loss, self.batches, self.penalties
+        loss, batches, penalties = self.spec.objective.loss, self.batches, self.penalties
         counted = penalties.has_l1 or penalties.has_l2
         updates = self.updates
         sums: Any = 0.0
@@ -412,6 +414,10 @@ def steps_per_epoch(n_rows: int, spec: FitSpec, *, held_out: bool = True) -> int
 
     `n_rows` counts the rows that early stopping holds out if `held_out` is set.
     """
-    if held_out and spec.validation_fraction is not None and spec.batch_size < n_rows:
-        n_rows -= math.ceil(spec.validation_fraction * n_rows)
-    return math.ceil(n_rows / max(1, min(spec.batch_size, n_rows)))
+    if (
+        held_out
+        and spec.training.validation_fraction is not None
+        and spec.training.batch_size < n_rows
+    ):
+        n_rows -= math.ceil(spec.training.validation_fraction * n_rows)
+    return math.ceil(n_rows / max(1, min(spec.training.batch_size, n_rows)))

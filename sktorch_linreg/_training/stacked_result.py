@@ -67,7 +67,7 @@ class Trained:
             validation_loss_curve=validation,
             best_loss=float(self.best_loss[group, place]),
             n_iter=int(self.n_iter[group, place]),
-            optimizer=spec.optimizer,
+            optimizer=spec.training.optimizer,
             trained=trained,
             history=history,
         )
@@ -117,7 +117,7 @@ class Trained:
         rows = (X - s.x_offset.astype(X.dtype)) * s.x_factor.astype(X.dtype)
         target = torch.empty(0, lanes.sizes[-1], dtype=one.values.dtype)
         out = np.empty((n, lanes.sizes[-1], len(X)), dtype=X.dtype)
-        backprop = BatchedBackprop(one, spec.activation)
+        backprop = BatchedBackprop(one, spec.shape.activation)
         widest = max(lanes.sizes) * n
         for part in chunks(len(X), widest):
             block = torch.from_numpy(np.ascontiguousarray(rows[part]))
@@ -129,5 +129,5 @@ class Trained:
                     out[:, :, part] = batch.out[0].numpy()
         offset, scale = (a.astype(X.dtype)[:, None] for a in (s.y_offset, s.y_scale))
         out = out * scale + offset
-        predictions: Array = np.exp(out) if spec.loss.log_link else out
+        predictions: Array = np.exp(out) if spec.objective.loss.log_link else out
         return predictions

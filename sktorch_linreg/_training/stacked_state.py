@@ -32,10 +32,10 @@ class LaneOptions:
     """Options of an optimizer: one value for all lanes, or a number per lane."""
 
     def __init__(self, specs: Specs) -> None:
-        cls: Any = specs[0][0].optimizer_class
+        cls: Any = specs[0][0].training.optimizer_class
         # what a model does not name is the default of the class
         defaults = defaults_of(cls)
-        every = [[{**defaults, **spec.optimizer_options} for spec in row] for row in specs]
+        every = [[{**defaults, **spec.training.optimizer_options} for spec in row] for row in specs]
         known = every[0][0]
         self.same: dict[str, Any] = {}
         self.varied: dict[str, FloatArray] = {}
@@ -81,7 +81,7 @@ class LaneSchedules:
     NAMES = ("lr", "momentum", "betas")
 
     def __init__(self, specs: Specs) -> None:
-        cls: Any = specs[0][0].schedule_class
+        cls: Any = specs[0][0].training.schedule_class
         self.by_loss = issubclass(cls, lr_scheduler.ReduceLROnPlateau)
         # a plateau is that of a lane, anything else is the same wherever options are
         self.which = np.zeros((len(specs), len(specs[0])), dtype=np.intp)
@@ -97,15 +97,18 @@ class LaneSchedules:
                 self.which[g, c] = known[key]
 
     def _make(self, spec: FitSpec) -> None:
-        cls: Any = spec.optimizer_class
-        cls_of_schedule: Any = spec.schedule_class
-        optimizer = construct("optimizer", cls, [torch.zeros(1)], spec.optimizer_options)
+        cls: Any = spec.training.optimizer_class
+        cls_of_schedule: Any = spec.training.schedule_class
+        optimizer = construct("optimizer", cls, [torch.zeros(1)], spec.training.optimizer_options)
         optimizer._opt_called = True
         self.optimizers.append(optimizer)
         self.schedules.append(
             # a function may keep a state, which is that of one fit
             construct(
-                "lr_schedule", cls_of_schedule, optimizer, copy.deepcopy(spec.schedule_options)
+                "lr_schedule",
+                cls_of_schedule,
+                optimizer,
+                copy.deepcopy(spec.training.schedule_options),
             )
         )
 
@@ -141,8 +144,8 @@ class LaneSchedules:
 def _schedule_key(spec: FitSpec) -> Hashable:
     apart = "its schedule is kept apart from the others"
     return (
-        key_of(spec.optimizer_options, "optimizer__*", apart),
-        key_of(spec.schedule_options, "lr_schedule__*", apart),
+        key_of(spec.training.optimizer_options, "optimizer__*", apart),
+        key_of(spec.training.schedule_options, "lr_schedule__*", apart),
     )
 
 
@@ -154,7 +157,7 @@ class LaneMonitor:
         self.validates = validates
         tols = [[np.nan if s.tol is None else s.tol for s in row] for row in specs]
         self.tol = np.array(tols, dtype=np.float64)
-        self.patience = np.array([[s.n_iter_no_change for s in row] for row in specs])
+        self.patience = np.array([[s.training.n_iter_no_change for s in row] for row in specs])
         self.rounding = ROUNDING * torch.finfo(specs[0][0].dtype).eps
         self.best, self.reference = np.full(shape, np.inf), np.full(shape, np.inf)
         self.no_improvement = np.zeros(shape, dtype=np.int64)

@@ -21,7 +21,7 @@ class Monitor:
     def __init__(self, spec: FitSpec, validates: bool) -> None:
         self.spec = spec
         self.validates = validates
-        self.is_lbfgs = spec.is_lbfgs
+        self.is_lbfgs = spec.training.is_lbfgs
         self.loss_curve: list[float] = []
         self.validation_curve: list[float] = []
         self.best_train = self.best_validation = math.inf
@@ -70,7 +70,7 @@ class Monitor:
             self.no_improvement = 0 if improved else self.no_improvement + 1
         if self.validates and improved:
             self.best_values = flat.keep(self.best_values)
-        self.stopped = self.no_improvement > self.spec.n_iter_no_change
+        self.stopped = self.no_improvement > self.spec.training.n_iter_no_change
         if self.is_lbfgs:
             # iterations that gain nothing in this precision; a rise is no convergence
             level = abs(gain) <= self.rounding * abs(minimised)

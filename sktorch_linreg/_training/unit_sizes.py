@@ -9,8 +9,10 @@ from torch import Tensor
 
 from .._modules.activations import ACTIVATIONS
 from .._modules.network import MLPModule
+from .._objective.losses import Loss
 from .._runtime.aliases import Array, FloatArray, Layers
-from .._spec import FitSpec
+from .._runtime.processes import ProcessGroup
+from .._spec import Objective
 from .batches import TabularDataset
 
 # growth of a column's scale, and so of a unit, that earlier rows gave no idea of
@@ -37,7 +39,8 @@ def calm_(
     rows: TabularDataset,
     before: Layers,
     growth: FloatArray,
-    spec: FitSpec,
+    objective: Objective,
+    group: ProcessGroup,
 ) -> None:
     """Bring units to sizes that can be trained, where rows are far from all that came before.
 
@@ -68,8 +71,8 @@ def calm_(
             after.weight.mul_(by)
         x, earlier = activation(z / by), activation(z_before)
     last = linears[-1]
-    size, usual = _sizes(last(x)), _usual_size(y, spec)
-    least = LARGE_LOG / LARGE_OUTPUT if spec.loss.log_link else 0.0
+    size, usual = _sizes(last(x)), _usual_size(y, objective.loss)
+    least = LARGE_LOG / LARGE_OUTPUT if objective.loss.log_link else 0.0
     large = size > LARGE_OUTPUT * usual.clamp(min=least)
     if len(linears) > 1:
         large &= size > UNSEEN_GROWTH * _sizes(_apply(before[-1], earlier))
@@ -77,9 +80,8 @@ def calm_(
     last.weight.mul_(by[:, None])
     if last.bias is not None:
         last.bias.mul_(by)
-    if spec.processes is not None:
-        # which have looked at rows of their own
-        spec.processes.from_first_(values)
+    # each process has looked at rows of its own
+    group.broadcast_(values)
 
 
 def _some_rows(module: MLPModule, rows: TabularDataset) -> tuple[Tensor, Tensor]:
@@ -102,9 +104,9 @@ def _sizes(z: Tensor) -> Tensor:
     return z.abs().median(dim=0).values
 
 
-def _usual_size(y: Tensor, spec: FitSpec) -> Tensor:
+def _usual_size(y: Tensor, loss: Loss) -> Tensor:
     """A typical size of the outputs for these targets and for earlier ones."""
-    if spec.loss.log_link:
+    if loss.log_link:
         return y.amax(dim=0).log().clamp(min=1.0)
     size = _sizes(y)
-    return size.clamp(min=1.0) if spec.loss.scales_target else size
+    return size.clamp(min=1.0) if loss.scales_target else size

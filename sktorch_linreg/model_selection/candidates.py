@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -26,7 +26,7 @@ from .._runtime.devices import DEVICES
 from .._runtime.identity import identify, key_of
 from .._runtime.seeds import resolve_seed
 from .._runtime.sklearn_private import check_method_params, num_samples, safe_indexing, safe_split
-from .._spec import FitSpec
+from .._spec import FitSpec, RunContext
 from .._training.stacked_loop import steps_per_epoch
 from ..linear import TorchLinearRegressor
 from ..mlp import TorchMLPRegressor
@@ -254,58 +254,58 @@ def _spec(c: Candidate, data: TrainingData, known_scorer: bool) -> FitSpec:
     last = c.last
     if not hasattr(data.X, "strides"):
         raise CannotStack("X is sparse")
-    spec = replace(last._make_spec(data, False), seed=c.seed, verbose=0)
-    cls: Any = spec.optimizer_class
+    spec = last._make_spec(data, RunContext()).with_training(seed=c.seed)
+    cls: Any = spec.training.optimizer_class
     if cls is None:
         if not known_scorer:
             raise CannotStack("it is solved exactly, and the scorer wants to see each estimator")
         return spec
-    if not has_rule(cls, spec.optimizer_options, spec.device):
-        raise CannotStack(f"the optimizer {spec.optimizer!r} is torch's own")
-    if spec.loss.slope is None:
-        raise CannotStack(f"the loss {spec.loss.name!r} is left to autograd")
-    if spec.device.type not in DEVICES or not ACTIVATIONS[spec.activation].by_hand:
-        raise CannotStack(f"{spec.activation!r} on {spec.device} is left to autograd")
+    if not has_rule(cls, spec.training.optimizer_options, spec.device):
+        raise CannotStack(f"the optimizer {spec.training.optimizer!r} is torch's own")
+    if spec.objective.loss.slope is None:
+        raise CannotStack(f"the loss {spec.objective.loss.name!r} is left to autograd")
+    if spec.device.type not in DEVICES or not ACTIVATIONS[spec.shape.activation].by_hand:
+        raise CannotStack(f"{spec.shape.activation!r} on {spec.device} is left to autograd")
     known = {schedule for schedule, _ in SCHEDULES.values()}
-    if spec.schedule_class is not None and spec.schedule_class not in known:
-        raise CannotStack(f"the schedule {spec.schedule_class.__name__} is torch's own")
-    if spec.optimizer_options.keys() > {"lr"}:
-        construct("optimizer", cls, [torch.zeros(1)], spec.optimizer_options)
+    if spec.training.schedule_class is not None and spec.training.schedule_class not in known:
+        raise CannotStack(f"the schedule {spec.training.schedule_class.__name__} is torch's own")
+    if spec.training.optimizer_options.keys() > {"lr"}:
+        construct("optimizer", cls, [torch.zeros(1)], spec.training.optimizer_options)
     return spec
 
 
 def _shape(spec: FitSpec, data: TrainingData) -> Any:
     """What the lanes of a stack have in common."""
-    if spec.optimizer_class is None:
-        return spec.fit_intercept, spec.standardize, spec.tol, spec.dtype, str(spec.device)
-    known = {**defaults_of(spec.optimizer_class), **spec.optimizer_options}  # type: ignore[arg-type]
+    if spec.is_exact:
+        return spec.shape.fit_intercept, spec.standardize, spec.tol, spec.dtype, str(spec.device)
+    known = {**defaults_of(spec.training.optimizer_class), **spec.training.optimizer_options}  # type: ignore[arg-type]
     flags = {k: v for k, v in known.items() if not _is_number(v)}
-    whole = spec.batch_size >= data.n_samples
-    schedule = {k: v for k, v in spec.schedule_options.items() if k != "max_lr"}
-    if spec.schedule_class is lr_scheduler.ReduceLROnPlateau:
+    whole = spec.training.batch_size >= data.n_samples
+    schedule = {k: v for k, v in spec.training.schedule_options.items() if k != "max_lr"}
+    if spec.training.schedule_class is lr_scheduler.ReduceLROnPlateau:
         # each lane has one of its own
         schedule = {}
-    pointwise: Any = spec.loss.pointwise
+    pointwise: Any = spec.objective.loss.pointwise
     apart = "models that use it are not trained together"
     return (
         data.n_features,
         data.n_targets,
-        (spec.loss.name, key_of(pointwise.keywords, "loss__*", apart)),
+        (spec.objective.loss.name, key_of(pointwise.keywords, "loss__*", apart)),
         spec.standardize,
         spec.dtype,
         str(spec.device),
-        spec.optimizer_class,
+        spec.training.optimizer_class,
         key_of(flags, "optimizer__*", apart),
-        spec.schedule_class,
+        spec.training.schedule_class,
         key_of(schedule, "lr_schedule__*", apart),
-        (spec.positive, spec.l1 > 0),
-        spec.fit_intercept,
-        (spec.hidden, spec.activation, spec.dropout > 0),
-        spec.max_epochs,
-        None if whole else spec.batch_size,
+        (spec.objective.positive, spec.objective.l1 > 0),
+        spec.shape.fit_intercept,
+        (spec.shape.hidden, spec.shape.activation, spec.shape.dropout > 0),
+        spec.training.max_epochs,
+        None if whole else spec.training.batch_size,
         steps_per_epoch(data.n_samples, spec),
-        spec.shuffle,
-        spec.validation_fraction,
+        spec.training.shuffle,
+        spec.training.validation_fraction,
     )
 
 

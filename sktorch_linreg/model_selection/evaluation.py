@@ -263,7 +263,7 @@ def _fit_alone(*args: Any, **options: Any) -> tuple[Outcome, bool]:
 
 
 def _n_epochs(stack: Stack) -> int:
-    return 0 if stack.exact else stack.specs[0][0].max_epochs
+    return 0 if stack.exact else stack.specs[0][0].training.max_epochs
 
 
 def _gains_by_threads(stacks: list[Stack]) -> bool:

@@ -70,7 +70,7 @@ def solved(cell: Cell, specs: list[FitSpec]) -> Trained:
     """Exact solutions for all penalties, as one group of lanes."""
     data, n = cell.train, len(specs)
     sizes = data.n_features, data.n_targets
-    bias = specs[0].fit_intercept
+    bias = specs[0].shape.fit_intercept
     lanes = LaneParameters(sizes, bias, 1, n, torch.float64, torch.device("cpu"))
     with own_torch_settings(specs[0].device, grad=False):
         for i, layers in enumerate(solve.fit_path(data, specs)):
@@ -83,7 +83,7 @@ def solved(cell: Cell, specs: list[FitSpec]) -> Trained:
 def fitted(c: Candidate, cell: Cell, trained: Trained, at: tuple[int, int], spec: Any) -> Any:
     """The estimator of a candidate, as it would be if it had been fitted alone."""
     last: BaseTorchRegressor = clone(c.last)
-    if spec.optimizer_class is None:
+    if spec.is_exact:
         # what a scorer may ask of it is more than its coefficients
         return _whole(c, cell, last.fit(cell.inner_train, cell.train_side.y, cell.weight))
     for name in ("n_features_in_", "feature_names_in_"):

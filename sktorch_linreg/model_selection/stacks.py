@@ -58,7 +58,9 @@ class Stack:
         spec, data = self.specs[0][0], self.cells[0].train
         if self.exact:
             return data.n_samples * data.n_features**2
-        return _n_parameters(spec, data) * min(spec.batch_size, data.n_samples) * self.n_fits
+        return (
+            _n_parameters(spec, data) * min(spec.training.batch_size, data.n_samples) * self.n_fits
+        )
 
 
 @dataclass
@@ -78,13 +80,15 @@ class Plan:
 
 
 def _n_parameters(spec: FitSpec, data: TrainingData) -> int:
-    return sum((a + 1) * b for a, b in pairwise((data.n_features, *spec.hidden, data.n_targets)))
+    return sum(
+        (a + 1) * b for a, b in pairwise((data.n_features, *spec.shape.hidden, data.n_targets))
+    )
 
 
 def _entries(spec: FitSpec, data: TrainingData) -> int:
     """Numbers that a step of one lane works on."""
-    batch = min(spec.batch_size, data.n_samples)
-    n_units = sum(spec.hidden) + data.n_targets
+    batch = min(spec.training.batch_size, data.n_samples)
+    n_units = sum(spec.shape.hidden) + data.n_targets
     return VECTORS * _n_parameters(spec, data) + 2 * batch * n_units
 
 
@@ -104,7 +108,7 @@ def _cut(stack: Stack, n_bytes: float) -> list[Stack]:
     n_groups, n_each = len(stack.lanes), len(stack.lanes[0])
     most = max(1, int(limit // each))
     groups = min(n_groups, most)
-    if spec.validation_fraction is not None:
+    if spec.training.validation_fraction is not None:
         # each seed holds out rows of its own
         copies = COPIES * max(n_bytes_of(cell.train.X) for cell in stack.cells)
         groups = max(1, min(groups, int(n_bytes // copies)))
@@ -170,7 +174,7 @@ class _Sorter:
                     [[c for c, _ in lanes] for _, lanes in same],
                     [[spec for _, spec in lanes] for _, lanes in same],
                 )
-                if stack.specs[0][0].optimizer_class is None:
+                if stack.specs[0][0].is_exact:
                     # each fold is decomposed on its own
                     stacks += _one_group(replace(stack, exact=True))
                 else:

@@ -17,7 +17,7 @@ from sklearn.model_selection import cross_val_score
 from skorch.callbacks import Callback, TrainEndCheckpoint
 
 from sktorch_linreg import BatchedGridSearchCV, TorchLinearRegressor, TorchMLPRegressor
-from sktorch_linreg._runtime.processes import Processes
+from sktorch_linreg._runtime.processes import DistributedGroup
 from sktorch_linreg.distributed import data_parallel
 
 N = 200
@@ -308,7 +308,7 @@ def main(folder):
         told = refusals(processes, X, y)
         found["after refusals"] = learned(linear().fit(X, y))
     # one that is left when the interpreter ends aborts it now and then
-    left = [o for o in gc.get_objects() if isinstance(o, Processes)]
+    left = [o for o in gc.get_objects() if isinstance(o, DistributedGroup)]
     assert all(o._group is None for o in left)
     np.testing.assert_allclose(forked, cross_val_score(linear(), X, y, cv=3), rtol=1e-12)
     found["after the context"] = learned(linear().fit(X, y))

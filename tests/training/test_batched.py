@@ -12,6 +12,7 @@ from sktorch_linreg import TorchLinearRegressor, TorchMLPRegressor
 from sktorch_linreg._data.validation import validate_rows
 from sktorch_linreg._errors import TrainingDivergedError
 from sktorch_linreg._runtime.torch_modes import own_torch_settings
+from sktorch_linreg._spec import RunContext
 from sktorch_linreg._training.stacked_loop import train_lanes
 from sktorch_linreg._training.train import train
 
@@ -26,14 +27,14 @@ def rows(n=103, d=5, k=1, seed=0, dtype=np.float64, weighted=False):
 
 def alone_fit(data, spec):
     with own_torch_settings(torch.device("cpu")):
-        return train(data, spec)
+        return train(data, spec, RunContext())
 
 
 def compare(base, grid, sets, tolerance=1e-9):
     """Train a grid on several sets of rows as one stack, and one by one."""
     candidates = [clone(base).set_params(**params) for params in grid]
     data = [validate_rows(clone(base), *parts, reset=True)[0] for parts in sets]
-    specs = [[c._make_spec(d, False) for c in candidates] for d in data]
+    specs = [[c._make_spec(d, RunContext()) for c in candidates] for d in data]
     out = train_lanes(data, range(len(data)), specs, curves=True)
     for g, c in np.ndindex(len(data), len(candidates)):
         found = out.errors.get((g, c))
@@ -221,8 +222,12 @@ def test_seeds_per_group():
     sets = [rows(80, seed=0), rows(80, seed=0), rows(78, seed=1)]
     base = clone(MLP).set_params(dropout=0.2, early_stopping=True)
     data = [validate_rows(clone(base), *parts, reset=True)[0] for parts in sets]
-    spec = base._make_spec(data[0], False)
-    specs = [[replace(spec, seed=s, alpha=a) for a in (0.0, 0.1)] for s in (0, 1, 1)]
+    spec = base._make_spec(data[0], RunContext())
+    objectives = [replace(spec.objective, alpha=alpha) for alpha in (0.0, 0.1)]
+    specs = [
+        [replace(spec, objective=o).with_training(seed=seed) for o in objectives]
+        for seed in (0, 1, 1)
+    ]
     out = train_lanes(data, [0, 0, 2], specs)
     for g, c in np.ndindex(3, 2):
         alone = alone_fit(data[g], specs[g][c])

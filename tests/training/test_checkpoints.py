@@ -97,7 +97,7 @@ def test_without_a_seed_the_one_drawn_is_kept(tmp_path, monkeypatch):
     (tmp_path / FILE).unlink()
     with monkeypatch.context() as patch:
         cut_after(patch, 2)
-        patch.setattr("sktorch_linreg._estimator.base.resolve_seed", lambda random_state: seed)
+        patch.setattr("sktorch_linreg._estimator.make_spec.resolve_seed", lambda random_state: seed)
         with pytest.raises(Cut):
             clone(model).fit(X, y)
     resumed = clone(model).fit(X, y)

@@ -2,7 +2,6 @@
 
 import math
 import warnings
-from dataclasses import dataclass
 
 import numpy as np
 import pytest
@@ -12,18 +11,18 @@ from sklearn.exceptions import ConvergenceWarning
 from sklearn.model_selection import GridSearchCV
 
 from sktorch_linreg import BatchedGridSearchCV, TorchLinearRegressor, TorchMLPRegressor
+from sktorch_linreg._objective.losses import Loss
+from sktorch_linreg._spec import FitSpec, ModelShape, Objective, TrainingOptions
 from sktorch_linreg._training.stacked_state import LaneMonitor
 from sktorch_linreg._training.stopping import Monitor
 
 
-@dataclass
-class Spec:
-    """What a monitor asks of a specification."""
-
-    tol: float | None
-    n_iter_no_change: int
-    dtype: torch.dtype
-    is_lbfgs: bool = False
+def spec_of(tol, patience, dtype, optimizer_class=None):
+    """What a monitor is told."""
+    training = TrainingOptions(optimizer_class=optimizer_class, n_iter_no_change=patience)
+    objective = Objective(Loss("squared_error", torch.square))
+    device = torch.device("cpu")
+    return FitSpec(objective, ModelShape(), training, True, tol, dtype, device)
 
 
 class Weights:
@@ -83,7 +82,7 @@ def test_rounding_moves_no_stop(dtype, tol, validates, by):
     n_clear = 0
     for _ in range(80):
         losses, size = curves(rng)
-        spec = Spec(None if tol is None else tol * size, int(rng.integers(1, 8)), dtype)
+        spec = spec_of(None if tol is None else tol * size, int(rng.integers(1, 8)), dtype)
         expected = by(losses, spec, validates)
         # gains that happen to be about as large as what counts are not asked about
         if not all(by(losses, spec, validates, units) == expected for units in (12, 20)):
@@ -103,34 +102,34 @@ def test_many_models_stop_where_one_does(dtype, tol, validates):
     for _ in range(80):
         losses, size = curves(rng)
         losses *= 1 + rng.normal(size=len(losses)) * rng.choice([0.0, 1e-16, 1e-7, 1e-2])
-        spec = Spec(None if tol is None else tol * size, int(rng.integers(1, 8)), dtype)
+        spec = spec_of(None if tol is None else tol * size, int(rng.integers(1, 8)), dtype)
         assert run_lanes(losses, spec, validates) == run(losses, spec, validates)
 
 
 @pytest.mark.parametrize("by", [run, run_lanes])
 def test_a_loss_that_stays_is_a_plateau(by):
     for tol in (0.0, 1e-12):
-        spec = Spec(tol, 3, torch.float64)
+        spec = spec_of(tol, 3, torch.float64)
         # with tol=0 as well, whatever its last bits are
         losses = 1.0 + 1e-16 * np.random.default_rng(0).integers(-3, 4, size=50)
         assert by(losses, spec, False)[0] == 5
     zeros = np.zeros(50)
-    assert by(zeros, Spec(0.0, 3, torch.float64), False)[0] == 5
+    assert by(zeros, spec_of(0.0, 3, torch.float64), False)[0] == 5
 
 
 @pytest.mark.parametrize("by", [run, run_lanes])
 def test_small_gains_add_up(by):
     # each is less than rounding, a hundred of them are not
     losses = 1.0 - 1e-15 * np.arange(400)
-    stopped, kept = by(losses, Spec(None, 20, torch.float64), True)
+    stopped, kept = by(losses, spec_of(None, 20, torch.float64), True)
     assert stopped is None
     assert kept > 350
     # as in MLPRegressor, an epoch has to gain more than tol
-    assert by(losses, Spec(1e-4, 20, torch.float64), True)[0] == 22
+    assert by(losses, spec_of(1e-4, 20, torch.float64), True)[0] == 22
 
 
 def test_a_rise_is_no_convergence():
-    monitor = Monitor(Spec(None, 10, torch.float64, is_lbfgs=True), False)
+    monitor = Monitor(spec_of(None, 10, torch.float64, torch.optim.LBFGS), False)
     for loss, settled in ((3.0, False), (2.0, False), (2.0 + 1e-15, True), (1.0, False)):
         monitor.update(loss, None, loss, Weights())
         assert monitor.settled == settled

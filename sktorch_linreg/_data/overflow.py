@@ -1,0 +1,60 @@
+"""What a dtype cannot hold, which is refused before or after a fit."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import torch
+
+from .._runtime.aliases import Array, FloatArray
+from .magnitudes import largest_size
+from .rows import TrainingData
+
+# relative error of a coefficient in float32 from which on it has lost digits
+LOST_DIGITS = 1e-4
+# share of the targets' size from which on a term of a prediction counts
+COUNTING_SHARE = 1e-6
+
+
+def check_targets_fit(data: TrainingData) -> None:
+    """Raise where predictions will be float32, which does not hold the targets."""
+    if not (data.X.dtype == np.float32 and data.y.dtype == np.float64):
+        return
+    # of each target
+    sizes = np.maximum(data.y.max(axis=0), -data.y.min(axis=0))
+    single = np.finfo(np.float32)
+    large = sizes[(sizes > single.max) & (sizes < np.inf)]
+    small = sizes[(sizes > 0) & (sizes < single.tiny)]
+    if large.size or small.size:
+        beyond = large if large.size else small
+        raise ValueError(
+            f"Targets of up to {beyond[0]:.3g} are beyond what a float32 holds "
+            f"({single.tiny:.3g} to {single.max:.3g}), and predictions are float32 because X "
+            "is. Pass X in float64, or multiply y by a power of ten."
+        )
+
+
+def check_penalty(alpha: float, dtype: torch.dtype) -> None:
+    """Raise where the precision of the computation does not hold the penalty."""
+    largest = torch.finfo(dtype).max
+    if alpha > largest:
+        raise ValueError(
+            f"alpha={alpha:g} is more than a {str(dtype).removeprefix('torch.')} holds, "
+            f"which is {largest:.3g}. Choose a smaller alpha, or dtype='float64'."
+        )
+
+
+def check_coefficients(coef: Array, intercept: Any, exact: FloatArray, data: TrainingData) -> None:
+    """Raise where the coefficients, in float32, have lost what `exact` says they are."""
+    lost = np.abs(np.atleast_2d(coef) - exact) > LOST_DIGITS * np.abs(exact)
+    gone = False
+    if lost.any():
+        size = largest_size(data.X, np.arange(data.n_features))
+        counts = COUNTING_SHARE * np.abs(data.y).max(axis=0)[:, None]
+        gone = bool((lost & (np.abs(exact) * size > counts)).any())
+    if gone or not (np.isfinite(coef).all() and np.isfinite(intercept).all()):
+        raise ValueError(
+            "No float32 holds the coefficients. Pass X in float64, or multiply its columns by "
+            "a power of ten."
+        )

@@ -1,0 +1,149 @@
+"""From an estimator's parameters to what an engine is told."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from .._data.overflow import check_penalty
+from .._data.rows import TrainingData
+from .._errors import check_options
+from .._exact import solve
+from .._objective.losses import resolve_loss
+from .._optim.optimizers import resolve_optimizer
+from .._optim.schedules import resolve_schedule
+from .._runtime.devices import resolve_device, resolve_dtype
+from .._runtime.python_numbers import as_python
+from .._runtime.seeds import resolve_seed
+from .._spec import FitSpec, ModelShape, Objective, RunContext, TrainingOptions
+from .._training.skorch_net import check_callbacks
+
+
+def make_spec(
+    estimator: Any,
+    data: TrainingData,
+    shape: ModelShape,
+    context: RunContext,
+    *,
+    is_linear: bool = False,
+) -> FitSpec:
+    """Resolve the parameters of an estimator for these rows.
+
+    Raises
+    ------
+    ValueError
+        If a parameter is wrong, or two of them do not go together.
+    """
+    device = resolve_device(estimator.device)
+    check_callbacks(estimator.callbacks)
+    dtype = resolve_dtype(estimator.dtype, data.X, device)
+    options = estimator._options_of("loss__")
+    objective = Objective(
+        resolve_loss(estimator.loss, options, data.n_targets, dtype, device),
+        alpha=float(estimator.alpha),
+        l1_ratio=float(estimator.l1_ratio),
+        positive=is_linear and bool(estimator.positive),
+    )
+    if is_linear:
+        training = _of_linear(estimator, data, objective, context)
+    else:
+        training = _training_options(estimator, estimator.optimizer, context)
+    spec = FitSpec(
+        objective,
+        shape,
+        training,
+        standardize=bool(estimator.standardize),
+        tol=None if estimator.tol is None else float(estimator.tol),
+        dtype=dtype,
+        device=device,
+    )
+    if not spec.is_exact:
+        check_penalty(objective.alpha, dtype)
+    return with_batch_size(spec, estimator.batch_size, data.n_samples)
+
+
+def with_batch_size(spec: FitSpec, batch_size: Any, n_samples: int) -> FitSpec:
+    """Fill in the rows per update, of so many in all."""
+    sizes: dict[Any, int] = {None: n_samples, "auto": min(200, n_samples)}
+    # L-BFGS needs one and the same function from step to step
+    size = n_samples if spec.training.is_lbfgs else sizes.get(batch_size)
+    return spec.with_training(batch_size=int(batch_size) if size is None else size)
+
+
+def asks_for_training(estimator: Any) -> bool:
+    """Whether a parameter of a linear model has a meaning in training alone."""
+    values = estimator.lr, estimator.lr_schedule, estimator.batch_size, estimator.callbacks
+    return any(v is not None for v in values) or estimator.early_stopping or estimator.record_path
+
+
+def _of_linear(
+    estimator: Any, data: TrainingData, objective: Objective, context: RunContext
+) -> TrainingOptions:
+    """Training options of a linear model, those of an exact solver where one is to be used."""
+    can_be_exact = solve.handles(data, objective, context)
+    optimizer, starts_at_zero = estimator.optimizer, False
+    if isinstance(optimizer, str) and optimizer == "auto":
+        if asks_for_training(estimator):
+            optimizer = "adam"
+        elif can_be_exact:
+            optimizer = "lstsq"
+        else:
+            starts_at_zero = not context.incremental
+            optimizer = "lbfgs" if starts_at_zero else "adam"
+    if not (isinstance(optimizer, str) and optimizer == "lstsq"):
+        names = ("auto", "lstsq")
+        return _training_options(
+            estimator, optimizer, context, names, starts_at_zero=starts_at_zero
+        )
+    if not can_be_exact:
+        reason = f"solves squared error alone, not loss={objective.loss.name!r}"
+        if objective.loss.name == "squared_error":
+            reason = (
+                f"takes {data.n_features} columns only in fit, without an L1 penalty and, "
+                "where X is sparse, without positive=True, and not within data_parallel()"
+            )
+        raise ValueError(
+            f"optimizer='lstsq' {reason}. Choose optimizer='auto', 'lbfgs' or, in partial_fit, "
+            "'adam'."
+        )
+    check_options("optimizer", "lstsq", estimator._options_of("optimizer__"), ())
+    _schedule(estimator, 0.0)  # a wrong name is an error also where no schedule is needed
+    return TrainingOptions()
+
+
+def _training_options(
+    estimator: Any,
+    optimizer: Any,
+    context: RunContext,
+    other_names: tuple[str, ...] = (),
+    *,
+    starts_at_zero: bool = False,
+) -> TrainingOptions:
+    """Options of an optimizer; `other_names` are known as well, to errors."""
+    given = estimator._options_of("optimizer__")
+    name, cls, options = resolve_optimizer(optimizer, estimator.lr, given, other_names)
+    schedule_class, schedule_options = _schedule(estimator, float(options.get("lr", 0.0)))
+    fraction = float(estimator.validation_fraction) if estimator.early_stopping else None
+    return TrainingOptions(
+        optimizer=name,
+        optimizer_class=cls,
+        optimizer_options=options,
+        schedule_class=schedule_class,
+        schedule_options=schedule_options,
+        max_epochs=1 if context.incremental else int(estimator.max_epochs),
+        shuffle=bool(estimator.shuffle),
+        n_iter_no_change=as_python(estimator.n_iter_no_change),
+        validation_fraction=fraction,
+        # where nothing is drawn, a RandomState that others go on with is left as it is
+        seed=0 if starts_at_zero else resolve_seed(estimator.random_state),
+        starts_at_zero=starts_at_zero,
+        record_path=bool(getattr(estimator, "record_path", False)) and not context.incremental,
+    )
+
+
+def _schedule(estimator: Any, lr: float) -> tuple[type[Any] | None, dict[str, Any]]:
+    """Class and options of the learning-rate schedule."""
+    options = estimator._options_of("lr_schedule__")
+    tol = None if estimator.tol is None else float(estimator.tol)
+    patience = as_python(estimator.n_iter_no_change)
+    n_epochs = int(estimator.max_epochs)
+    return resolve_schedule(estimator.lr_schedule, options, n_epochs, lr, tol, patience)
