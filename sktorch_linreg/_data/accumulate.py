@@ -22,10 +22,11 @@ from .._runtime.aliases import FloatArray, Mask
 from .._runtime.threads import n_spans, over_spans
 from .arrays import as_tensor
 from .blocks import beside, blocks
+from .conditioning import GramRequirement, condition_number
 from .moments import Moments
 from .rows import TrainingData
 from .scaling import column_scale
-from .statistics import EPS, Statistics, condition
+from .statistics import EPS, Statistics
 
 # up to this many entries a second pass costs next to nothing
 SMALL_ENTRIES = 2**16
@@ -228,7 +229,7 @@ def _cholesky(
         factor[np.ix_(live, np.append(live, np.ones(len(mean) - d, dtype=bool)))] = body
     rest = np.maximum(c.squares[d:] - np.einsum("ij,ij->j", turned, turned), 0.0)
     stats = _statistics(data, factor, rest, shift, c.offset, c.weight, intercept)
-    return stats, Unit(U, turned, norms, live, condition(U))
+    return stats, Unit(U, turned, norms, live, condition_number(U))
 
 
 # -- from QR decompositions ---------------------------------------------------------------------
@@ -371,13 +372,11 @@ def gather(
     *,
     intercept: bool,
     device: torch.device,
-    limit: float,
-    least_rest: float = 0.0,
+    required: GramRequirement,
 ) -> Gathered:
-    """Statistics of `data`, from its Gram matrix if that multiplies rounding errors by < `limit`.
+    """Statistics of `data`, from its Gram matrix if that is good enough, else from QR.
 
-    The residuals, too, have to be `least_rest` of the squares of each target at least, below which
-    rounding would show in them. Raises ValueError if the rows are not finite, which sums tell.
+    Raises ValueError if the rows are not finite, which sums tell.
     """
     d = data.n_features
     # there is no float64 on that device
@@ -399,8 +398,7 @@ def gather(
             found = _cholesky(c, data, shift, intercept)
             if found is not None:
                 stats, unit = found
-                told = bool((stats.rest >= least_rest * stats.target_squares).all())
-                if told and unit.condition**2 * c.cancellation < limit:
+                if required.is_met(unit.condition, c.cancellation, stats):
                     return Gathered(stats, "cholesky", c.cancellation, unit)
             break
     if data.verify is not None:

@@ -9,7 +9,6 @@ from typing import Any
 
 import numpy as np
 import torch
-from scipy.linalg import lapack
 
 from .._runtime.aliases import FloatArray
 from .moments import Moments
@@ -138,15 +137,3 @@ def unit_columns(A: FloatArray) -> tuple[FloatArray, FloatArray]:
     """A with columns of norm one, and the norms; zero columns stay zero."""
     norms = np.sqrt(np.einsum("ij,ij->j", A, A))
     return A / np.where(norms > 0, norms, 1.0), norms
-
-
-def condition(R: FloatArray) -> float:
-    """Bound on the condition number of an upper triangle, from estimates (Hager, 1984) of others.
-
-    The square of the spectral one is at most that in the 1-norm times that in the maximum norm.
-    """
-    if not len(R):
-        return 1.0
-    rcond = [float(lapack.dtrcon(R, norm=norm, uplo="U", diag="N")[0]) for norm in "1I"]
-    product = rcond[0] * rcond[1]
-    return 1.0 / np.sqrt(product) if product > 0 else np.inf

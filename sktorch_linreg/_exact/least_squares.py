@@ -12,26 +12,24 @@ import numpy as np
 import scipy.linalg
 from scipy.linalg import lapack
 
+from .._data.conditioning import (
+    INDEPENDENT_ROWS,
+    TWICE_REFINABLE,
+    condition_number,
+    surely_independent,
+)
 from .._data.scaling import Scaling, column_scale
-from .._data.statistics import Statistics, condition, unit_columns
+from .._data.statistics import Statistics, unit_columns
 from .._runtime.aliases import Array, FloatArray, Mask
 from .._spec import FitSpec
 from .refinement import Preconditioner
 
-# LinearRegression's own cut-off: no column that it keeps is dropped here
-COARSEST_TOL = 1e-6
-# estimated condition numbers may fall short by a factor of three or so
-CERTAINLY = 10.0
 # sizes of rows that differ by less need no care in a QR decomposition
 EVEN_SIZES = 100.0
-# condition number up to which products of rows tell whether these are independent
-TELLING = 1e6
 # share of a dependency below which a column has no part in it
 NO_PART = 1e-11
 # columns up to which a basis of their null space is worked out
 MANY_COLUMNS = 1000
-# condition number up to which two refinements of a Cholesky solution reach rounding
-TWICE_REFINABLE = 1e8
 
 
 @dataclass(frozen=True)
@@ -53,18 +51,6 @@ def make_problem(stats: Statistics, spec: FitSpec) -> Problem:
         A = np.where(live, A, 0.0)
     scaling = spec.scaling(x, y)
     return Problem(A, stats.factor[:, d:], stats.rest, scaling, stats.weight)
-
-
-def rank_tolerance(stats: Statistics, spec: FitSpec) -> float:
-    """Relative singular-value cut-off: machine epsilon x max(shape), never coarser than 1e-6."""
-    if spec.tol is not None:
-        return spec.tol
-    return min(stats.eps * max(stats.n_samples, stats.n_features), COARSEST_TOL)
-
-
-def surely_independent(size: float, tol: float) -> bool:
-    """Whether columns of an estimated condition number have full rank at a relative cut-off."""
-    return CERTAINLY * size * tol <= 1.0
 
 
 @dataclass(frozen=True)
@@ -171,7 +157,7 @@ def closed_form(p: Problem, spec: FitSpec, tol: float) -> Solution:
         return of_full_rank(straight, c)
     z, triangle = _least_squares(scaled * (norms * factor), c, damping)
     b[live] = z * factor[:, None]
-    return Solution(b, rank, Preconditioner(triangle, factor, live, condition(triangle)))
+    return Solution(b, rank, Preconditioner(triangle, factor, live, condition_number(triangle)))
 
 
 def _uneven(sizes: FloatArray) -> bool:
@@ -219,8 +205,8 @@ def _of_few_rows(
     sizes, c = np.ldexp(sizes, -at), np.ldexp(c, -at_right)
     damping = float(np.ldexp(damping, -2 * at))
     R, info = lapack.dpotrf(unit @ unit.T, lower=0)
-    size = condition(R)
-    if info != 0 or size > TELLING or not surely_independent(size, tol):
+    size = condition_number(R)
+    if info != 0 or size > INDEPENDENT_ROWS or not surely_independent(size, tol):
         return None
     rows = unit * sizes
     K = rows @ rows.T
@@ -229,7 +215,7 @@ def _of_few_rows(
         return None
     scale = 1.0 / np.sqrt(np.diagonal(K))[:, None]
     R, info = lapack.dpotrf(K * scale * scale.T, lower=0)
-    if info != 0 or condition(R) ** 2 > TWICE_REFINABLE:
+    if info != 0 or condition_number(R) ** 2 > TWICE_REFINABLE:
         return None
     z = scale * lapack.dpotrs(R, scale * c, lower=0)[0]
     for _ in range(2):
@@ -256,7 +242,7 @@ def _rank(unit: FloatArray, tol: float) -> tuple[int, FloatArray, float]:
     """
     wide = len(unit) < unit.shape[1]
     Q, R = np.linalg.qr(unit.T) if wide else (None, unit)
-    size = condition(R)
+    size = condition_number(R)
     if surely_independent(size, tol):
         return len(R), unit.T, size
     _, S, Vh = scipy.linalg.svd(R.T if wide else R)

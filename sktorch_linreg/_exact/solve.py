@@ -17,10 +17,23 @@ import scipy.sparse as sp
 from scipy.linalg import lapack
 
 from .._data.accumulate import MAX_FACTOR_FEATURES, Gathered, gather
+from .._data.conditioning import (
+    MERGED,
+    NOT_REFINED,
+    REFINED_ON_ROWS,
+    SMALL_RESIDUAL,
+    Refinement,
+    condition_number,
+    is_cheap,
+    needed_refinement,
+    rank_tolerance,
+    residual_share,
+    surely_independent,
+)
 from .._data.magnitudes import check_squares
 from .._data.rows import TrainingData
 from .._data.scaling import Scaling
-from .._data.statistics import EPS, Statistics, condition, unit_columns
+from .._data.statistics import EPS, Statistics, unit_columns
 from .._runtime.aliases import FloatArray, Layers
 from .._runtime.processes import ProcessGroup
 from .._runtime.threads import quiet_blas
@@ -34,32 +47,10 @@ from .least_squares import (
     is_of_full_rank,
     make_problem,
     of_full_rank,
-    rank_tolerance,
     ridge_path,
-    surely_independent,
 )
 from .lsqr import solve_iteratively
 from .refinement import Preconditioner, Refined, refine_fully, refine_once, residual_squares
-
-# what a Gram matrix may multiply rounding errors by: with the rows at hand for a refinement ...
-REFINABLE = 1e6
-# ... and without them
-MERGEABLE = 1e4
-# share of the squares of a target that has to be left for the sums to tell the residual
-MERGEABLE_REST = 1e-4
-# rounding errors in units of the precision of X: up to here there is nothing to refine ...
-NEGLIGIBLE = 10.0
-NEGLIGIBLE_SINGLE = 0.1
-# ... and up to here a gradient in float64 is good enough
-MODERATE = 1e6
-# up to this many entries a gradient in longer floats costs no more than the checks of a fit,
-FEW_ENTRIES = 2**11
-# and is good enough up to here
-LITTLE = 1e3
-# shares of the squares of a target below which a residual is not taken from sums ...
-SMALL_RESIDUAL = 1e-6
-# ... and below which rounding of the target itself would move coefficients
-TINY_RESIDUAL = 1e-10
 
 
 def _directly(g: Gathered, spec: FitSpec) -> Solution | None:
@@ -67,7 +58,7 @@ def _directly(g: Gathered, spec: FitSpec) -> Solution | None:
     u, stats = g.unit, g.stats
     if u is None or spec.objective.l2 or solver_name(spec.objective) != "lstsq":
         return None
-    if not surely_independent(u.condition, rank_tolerance(stats, spec)):
+    if not surely_independent(u.condition, rank_tolerance(stats, spec.tol)):
         return None
     triangle = Preconditioner(u.triangle, 1.0 / u.norms, u.live, u.condition)
     return replace(of_full_rank(triangle, u.turned), squares=stats.rest)
@@ -115,7 +106,7 @@ def _polished(A: FloatArray, c: FloatArray, x: FloatArray, objective: Objective)
     if not active.any() or len(rows) < rows.shape[1]:
         return x
     Q, R = np.linalg.qr(rows)
-    if condition(R) > 1.0 / EPS:
+    if condition_number(R) > 1.0 / EPS:
         return x
     pull = lapack.dtrtrs(R, objective.l1 * sign[active], lower=0, trans=1)[0]
     out = np.zeros_like(x)
@@ -144,7 +135,7 @@ def handles(data: TrainingData, objective: Objective, context: RunContext) -> bo
 def _minimiser(p: Problem, stats: Statistics, spec: FitSpec) -> Solution:
     name = solver_name(spec.objective)
     if name == "lstsq":
-        return closed_form(p, spec, rank_tolerance(stats, spec))
+        return closed_form(p, spec, rank_tolerance(stats, spec.tol))
     solve_constrained = _non_negative if name == "nnls" else _elastic_net
     return Solution(solve_constrained(p, spec.objective))
 
@@ -158,32 +149,23 @@ def _intercept(stats: Statistics, coef: FloatArray) -> FloatArray | None:
     return large + (stats.offset[d:] - stats.offset[:d] @ coef)
 
 
-def _share_left(stats: Statistics) -> float:
-    """The least share of its squares that the columns leave of a target."""
-    told = stats.target_squares > 0
-    return float(np.min(stats.rest[told] / stats.target_squares[told], initial=1.0))
-
-
 def _refine(
     data: TrainingData, g: Gathered, s: Solution, penalty: FloatArray
 ) -> tuple[Refined | None, str]:
     """The solution refined on the rows as far as its conditioning asks, and how that was done."""
     if s.precondition is None:
         return None, ""
-    double = g.stats.eps == EPS
-    errors = s.precondition.condition**2 * g.cancellation * EPS / g.stats.eps
-    left = _share_left(g.stats)
-    # a few rows cost so little that no digit is left to chance
-    few = data.n_samples * data.n_features <= FEW_ENTRIES and double and not sp.issparse(data.X)
-    negligible = errors <= (NEGLIGIBLE if double else NEGLIGIBLE_SINGLE)
-    if negligible and not few and left >= SMALL_RESIDUAL:
-        return None, ""
-    if errors > (LITTLE if few else MODERATE) or (left < TINY_RESIDUAL and double):
+    n_entries = data.n_samples * data.n_features
+    cheap = is_cheap(n_entries, g.stats, sparse=sp.issparse(data.X))
+    needed = needed_refinement(s.precondition.condition, g.cancellation, g.stats, cheap=cheap)
+    if needed is Refinement.EXTENDED:
         refined = refine_fully(data, g.stats, s.precondition, penalty, s.coef)
         if refined is not None:
-            return refined, ", refined in extended precision"
-    once = refine_once(data, g.stats, s.precondition, penalty, s.coef, few=few)
-    return once, ", refined"
+            return refined, Refinement.EXTENDED.value
+    if needed is Refinement.NONE:
+        return None, ""
+    once = refine_once(data, g.stats, s.precondition, penalty, s.coef, few=cheap)
+    return once, Refinement.ONCE.value
 
 
 def _loss(spec: FitSpec, stats: Statistics, squares: FloatArray, coef: FloatArray) -> float:
@@ -289,7 +271,7 @@ def _solve(g: Gathered, spec: FitSpec, data: TrainingData | None) -> FitResult:
         stats = replace(stats, rest=squares)
     elif refined is not None:
         stats = _with_rest(stats, squares, coef)
-    elif data is not None and g.unit is not None and _share_left(stats) < SMALL_RESIDUAL:
+    elif data is not None and g.unit is not None and residual_share(stats) < SMALL_RESIDUAL:
         # sums do not tell what is left
         squares = residual_squares(data, stats, coef)
         stats = _with_rest(stats, squares, coef)
@@ -314,13 +296,15 @@ def fit(
         return _fit_merged(data, spec, context.group, previous)
     if sp.issparse(data.X) and data.n_features > MAX_FACTOR_FEATURES:
         i = solve_iteratively(data, spec)
-        intercept = i.intercept if spec.shape.fit_intercept else None
         loss = objective_value(spec, i.scaling, i.squares, i.weight, i.coef)
-        return _result(spec, loss, i.coef, intercept, "lsqr")
+        return _result(
+            spec, loss, i.coef, i.intercept if spec.shape.fit_intercept else None, "lsqr"
+        )
     with quiet_blas(data.n_samples, data.n_features):
         # what is not refined on the rows has to be right at once
-        limit = REFINABLE if solver_name(spec.objective) == "lstsq" else MERGEABLE
-        g = gather(data, intercept=spec.shape.fit_intercept, device=spec.device, limit=limit)
+        required = REFINED_ON_ROWS if solver_name(spec.objective) == "lstsq" else NOT_REFINED
+        intercept = spec.shape.fit_intercept
+        g = gather(data, intercept=intercept, device=spec.device, required=required)
         return _solve(g, spec, data)
 
 
@@ -334,8 +318,7 @@ def _fit_merged(
             data,
             intercept=spec.shape.fit_intercept,
             device=spec.device,
-            limit=MERGEABLE,
-            least_rest=MERGEABLE_REST,
+            required=MERGED,
         )
         _check_scales(data, g.stats)
         return g
@@ -362,12 +345,12 @@ def fit_path(data: TrainingData, specs: Sequence[FitSpec]) -> list[Layers]:
     out: list[Any] = [None] * len(specs)
     with quiet_blas(data.n_samples, data.n_features):
         intercept = first.shape.fit_intercept
-        g = gather(data, intercept=intercept, device=first.device, limit=MERGEABLE)
+        g = gather(data, intercept=intercept, device=first.device, required=NOT_REFINED)
         _check_scales(data, g.stats)
         objectives = [spec.objective for spec in specs]
         ridge = [i for i, o in enumerate(objectives) if o.l2 and solver_name(o) == "lstsq"]
         p = make_problem(g.stats, first) if ridge else None
-        if p is not None and is_of_full_rank(p, rank_tolerance(g.stats, first)):
+        if p is not None and is_of_full_rank(p, rank_tolerance(g.stats, first.tol)):
             dampings = [objectives[i].damping(p.weight, data.n_targets) for i in ridge]
             for i, coef in zip(ridge, ridge_path(p, np.array(dampings)), strict=True):
                 out[i] = [(coef.T, _intercept(g.stats, coef))]

@@ -7,6 +7,7 @@ import torch
 from torch import Tensor
 
 from .._data.accumulate import MAX_FACTOR_FEATURES, gather
+from .._data.conditioning import CONDENSED
 from .._data.rows import TrainingData
 from .._data.scaling import Scaling
 from .._data.statistics import Statistics
@@ -17,9 +18,6 @@ from .._spec import FitSpec, RunContext
 LEAST_EPOCHS, EPOCHS_PER_COLUMN = 5, 1 / 8
 # rows per column from which on it saves something
 LEAST_ROWS = 4
-# what rounding errors may be multiplied by, and the least share of squares that is left over,
-# before the slower decomposition is taken
-LIMIT, LEAST_REST = 1e4, 1e-6
 
 
 def can_condense(data: TrainingData, spec: FitSpec, context: RunContext, n_samples: int) -> bool:
@@ -47,8 +45,7 @@ def gather_statistics(data: TrainingData, spec: FitSpec) -> Statistics:
         data,
         intercept=spec.shape.fit_intercept,
         device=spec.device,
-        limit=LIMIT,
-        least_rest=LEAST_REST,
+        required=CONDENSED,
     ).stats
 
 

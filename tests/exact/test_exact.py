@@ -14,6 +14,7 @@ from sklearn.linear_model import ElasticNet, LinearRegression, Ridge
 
 from sktorch_linreg import TorchLinearRegressor
 from sktorch_linreg._data import accumulate
+from sktorch_linreg._data.conditioning import REFINED_ON_ROWS
 from sktorch_linreg._data.rows import TrainingData
 from sktorch_linreg._exact import solve
 from sktorch_linreg._exact.constrained import proximal_quadratic
@@ -401,7 +402,9 @@ def test_statistics_for_a_device_without_float64_come_from_the_cpu(easy):
     data = TrainingData(np.tile(X, (500, 1)), np.tile(Y, (500, 1)), None)
     for columns in (data, TrainingData(np.hstack([data.X, data.X]), data.y, None)):
         here, there = (
-            accumulate.gather(columns, intercept=True, device=torch.device(name), limit=1e6)
+            accumulate.gather(
+                columns, intercept=True, device=torch.device(name), required=REFINED_ON_ROWS
+            )
             for name in ("cpu", "mps")
         )
         np.testing.assert_array_equal(here.stats.factor, there.stats.factor)
