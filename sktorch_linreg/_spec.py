@@ -6,10 +6,11 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, Protocol
 
+import numpy as np
 import torch
 
 from ._data.moments import Moments
-from ._data.scaling import Scaling, identity_scaling, make_scaling
+from ._data.scaling import Scaling, column_scale, identity_scaling
 from ._data.statistics import Statistics
 from ._objective.losses import Loss
 from ._objective.penalty import Penalty
@@ -107,15 +108,16 @@ class FitSpec:
         """The scaling of features and targets that have these moments."""
         if not self.standardize:
             return identity_scaling(len(x.mean), len(y.mean))
-        return make_scaling(
-            x,
+        centred = self.shape.fit_intercept
+        # without an intercept nothing may be shifted
+        x_offset = x.mean if centred else np.zeros_like(x.mean)
+        y_offset, y_scale = self.objective.loss.output_units(
             y,
-            centred=self.shape.fit_intercept,
-            log_link=self.objective.loss.log_link,
-            scales_target=self.objective.loss.scales_target,
+            centred=centred,
             # exact solvers divide by their scale, and find coefficients of 0 by themselves
             keeps_constant_targets=self.is_exact,
         )
+        return Scaling(x_offset, column_scale(x, centred), y_offset, y_scale)
 
     def with_training(self, **changes: Any) -> FitSpec:
         """The same with some of the training options changed."""

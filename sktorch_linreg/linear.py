@@ -21,6 +21,7 @@ from ._estimator.to_sklearn import as_linear_regression
 from ._exact import solve
 from ._exact.inference import StandardErrors, singular_values, why_undefined
 from ._modules.network import MLPModule
+from ._objective.losses import inverse_link
 from ._runtime.aliases import Array, Layers
 from ._runtime.sklearn_private import available_if, fit_context
 from ._spec import FitResult, FitSpec, ModelShape, RunContext
@@ -389,9 +390,7 @@ class TorchLinearRegressor(BaseTorchRegressor):
         # a value that is not finite shows in its row, unless a coefficient of 0 hides it
         if unverified is not None and not (np.isfinite(out).all() and np.all(self.coef_)):
             unverified()
-        if getattr(self, "_log_link", self.loss == "poisson"):
-            with np.errstate(over="ignore"):
-                np.exp(out, out=out)
+        out = inverse_link(out, getattr(self, "_log_link", self.loss == "poisson"))
         if spread is not None:
             return like_input(out, given), like_input(spread, given)
         return like_input(out, given)

@@ -29,34 +29,6 @@ def identity_scaling(n_features: int, n_targets: int) -> Scaling:
     )
 
 
-def make_scaling(
-    x: Moments,
-    y: Moments,
-    *,
-    centred: bool,
-    log_link: bool,
-    scales_target: bool,
-    keeps_constant_targets: bool,
-) -> Scaling:
-    """Scaling from the moments of features and targets.
-
-    Without an intercept nothing may be shifted, and columns that are not `centred` are divided by
-    their root mean square. Constant targets have a scale of 0, or of 1 where they are kept.
-    """
-    scaling = identity_scaling(len(x.mean), len(y.mean))
-    x_offset = x.mean if centred else scaling.x_offset
-    x_scale = column_scale(x, centred)
-    if log_link and centred:
-        mean = np.where(y.mean > 0, y.mean, 1.0)
-        return Scaling(x_offset, x_scale, np.log(mean), scaling.y_scale)
-    if not scales_target:
-        return Scaling(x_offset, x_scale, scaling.y_offset, scaling.y_scale)
-    y_scale = column_scale(y, centred)
-    if keeps_constant_targets:
-        y_scale[y_scale == 0] = 1.0
-    return Scaling(x_offset, x_scale, y.mean if centred else scaling.y_offset, y_scale)
-
-
 def to_user_units(layers: Layers, scaling: Scaling) -> Layers:
     """Fold the scaling into the first and the last layer; float64 throughout."""
     out = [(w.astype(np.float64), None if b is None else b.astype(np.float64)) for w, b in layers]

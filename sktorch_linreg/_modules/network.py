@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import itertools
-import math
 from collections import OrderedDict
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -13,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from .._data.scaling import Scaling
+from .._objective.losses import inverse_link
 from .._runtime.aliases import Layers
 from .activations import ACTIVATIONS
 from .dropout import Dropout, Masks
@@ -55,7 +55,8 @@ class Rescale(nn.Module):
     def to_predictions(self, output: Tensor) -> Tensor:
         """Outputs as predictions, in training as well."""
         out = torch.addcmul(self.offset, output, self.scale)
-        return out.exp() if self.log_link else out
+        predictions: Tensor = inverse_link(out, self.log_link)
+        return predictions
 
 
 class MLPModule(nn.Sequential):
@@ -173,7 +174,9 @@ class MLPModule(nn.Sequential):
     def to_user_units(self, y: Tensor) -> Tensor:
         """Targets out of the trained space."""
         offset, scale = self.rescale.offset, self.rescale.scale
-        return y * offset.exp() if self.log_link else torch.addcmul(offset, y, scale)
+        if self.log_link:
+            return y * inverse_link(offset, self.log_link)
+        return torch.addcmul(offset, y, scale)
 
     def to_predictions(self, output: Tensor) -> Tensor:
         """Outputs of the last layer as predictions in the user's units."""
@@ -213,24 +216,6 @@ class MLPModule(nn.Sequential):
     def weights(self) -> list[Tensor]:
         """The penalised parameters: the weight matrix of each layer."""
         return [layer.weight for layer in self.linears]
-
-    @torch.no_grad()
-    def initialize_(self, generator: torch.Generator) -> None:
-        """Draw what `nn.Linear` would: weight, then bias, uniform within 1 / sqrt(fan_in).
-
-        Numbers are drawn in float32 on the CPU, so that they are the same for any dtype and device.
-        """
-        for layer in self.linears:
-            bound = 1.0 / math.sqrt(layer.in_features)
-            for parameter in layer.parameters():
-                drawn = torch.empty(parameter.shape, dtype=torch.float32)
-                parameter.copy_(drawn.uniform_(-bound, bound, generator=generator))
-
-    @torch.no_grad()
-    def zero_(self) -> None:
-        """Set all weights and intercepts to 0."""
-        for parameter in self.parameters():
-            parameter.zero_()
 
     @torch.no_grad()
     def load_(self, layers: Layers) -> None:

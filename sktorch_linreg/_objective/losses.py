@@ -8,15 +8,18 @@ from contextlib import AbstractContextManager, nullcontext, suppress
 from dataclasses import dataclass, field
 from functools import partial
 from numbers import Real
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
-from .._data.scaling import Scaling, reciprocal
+from .._data.moments import Moments
+from .._data.scaling import Scaling, column_scale, reciprocal
 from .._errors import came_from, check_options, unknown_name
-from .._runtime.aliases import FloatArray
+from .._runtime.aliases import Array, FloatArray
+
+Values = TypeVar("Values", Tensor, Array)
 
 
 def squared_error(prediction: Tensor, target: Tensor) -> Tensor:
@@ -279,6 +282,17 @@ def untrained_parameters(loss: Loss) -> list[tuple[str, type[Warning]]]:
     return [(message, UserWarning)] if names else []
 
 
+def inverse_link(output: Values, log_link: bool) -> Values:
+    """Predictions from outputs, as tensors or arrays: their exponential under a log link."""
+    if not log_link:
+        return output
+    if isinstance(output, np.ndarray):
+        with np.errstate(over="ignore"):
+            return np.exp(output)
+    # a tensor, or what stands for one where a module is traced
+    return output.exp()
+
+
 @dataclass(frozen=True)
 class Loss:
     """A loss with its options filled in.
@@ -305,13 +319,32 @@ class Loss:
     slope: Callable[[Tensor, Tensor, Tensor], None] | None = None
     slope_factor: float = 1.0
 
+    def output_units(
+        self, y: Moments, *, centred: bool, keeps_constant_targets: bool
+    ) -> tuple[FloatArray, FloatArray]:
+        """What outputs are multiplied by, the second, and then added to, for targets like these.
+
+        Constant targets have a scale of 0, or of 1 where they are kept. Under a log link outputs
+        begin at the logarithm of the mean.
+        """
+        zeros, ones = np.zeros_like(y.mean), np.ones_like(y.mean)
+        if self.log_link and centred:
+            return np.log(np.where(y.mean > 0, y.mean, 1.0)), ones
+        if not self.scales_target:
+            return zeros, ones
+        scale = column_scale(y, centred)
+        if keeps_constant_targets:
+            scale[scale == 0] = 1.0
+        return (y.mean if centred else zeros), scale
+
     def target_units(self, scaling: Scaling) -> tuple[FloatArray, FloatArray]:
         """What is subtracted from targets in training, and what they are multiplied by then.
 
         Under a log link an offset of the output multiplies predictions by its exponential.
         """
         if self.log_link:
-            return np.zeros_like(scaling.y_offset), np.exp(-scaling.y_offset)
+            factor: FloatArray = inverse_link(-scaling.y_offset, self.log_link)
+            return np.zeros_like(scaling.y_offset), factor
         return scaling.y_offset, reciprocal(scaling.y_scale)
 
     def mean(self, prediction: Tensor, target: Tensor, weight: Tensor | None) -> Tensor:

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor
+
+from .._runtime.aliases import FloatArray
 
 
 @dataclass(frozen=True)
@@ -54,3 +57,97 @@ class Penalty:
         weight.masked_fill_(blocked, 0.0)
         if self.positive:
             weight.clamp_(min=0.0)
+
+
+class StackedWeights(Protocol):
+    """Parameters of several models, some of which are penalised."""
+
+    n_groups: int
+    n_each: int
+    values: Tensor
+    gradient: Tensor
+
+    def expand(self, per_lane: Tensor) -> Tensor:
+        """One number per model as a number per parameter."""
+
+    def penalised(self, per_lane: Tensor) -> Tensor:
+        """As `expand`, and 0 at the intercepts."""
+
+    def per_lane(self, flat: Tensor) -> Tensor:
+        """Sums over the parameters of each model."""
+
+
+class LanePenalties:
+    """The penalty of each lane, summed over updates that are weighed by their rows."""
+
+    def __init__(self, lanes: StackedWeights, l1: FloatArray, l2: FloatArray) -> None:
+        self.lanes = lanes
+        device = lanes.values.device
+        self.l1, self.l2 = (torch.from_numpy(a.copy()).to(device) for a in (l1, l2))
+        self.has_l1, self.has_l2 = bool(l1.any()), bool(l2.any())
+        if self.has_l1:
+            self.full_l1 = lanes.penalised(self.l1)
+            self.sizes = torch.zeros_like(lanes.values)
+        if self.has_l2:
+            self.full_l2 = lanes.penalised(self.l2)
+            self.squares = torch.zeros_like(lanes.values)
+
+    def add(self, counts: Sequence[int]) -> None:
+        """Count the penalty as it is before an update by so many rows of each group."""
+        values = self.lanes.values
+        n: Any = counts[0]
+        if len(set(counts)) > 1:
+            own = torch.tensor(counts, dtype=torch.float64, device=values.device)
+            n = self.lanes.expand(own[:, None].expand(-1, self.lanes.n_each))
+        if self.has_l1:
+            _accumulate_(self.sizes, values.abs(), n)
+        if self.has_l2:
+            if isinstance(n, Tensor):
+                self.squares.add_(values.square().mul_(n))
+            else:
+                self.squares.addcmul_(values, values, value=n)
+
+    def sums(self) -> Any:
+        """The sums since the last call, of shape (n_groups, n_each)."""
+        total: Any = 0.0
+        if self.has_l1:
+            total = total + self.lanes.per_lane(self.sizes.mul_(self.full_l1))
+            self.sizes.zero_()
+        if self.has_l2:
+            total = total + self.lanes.per_lane(self.squares.mul_(self.full_l2)).mul_(0.5)
+            self.squares.zero_()
+        return total
+
+
+def _accumulate_(total: Tensor, values: Tensor, n: Any) -> None:
+    if isinstance(n, Tensor):
+        total.addcmul_(values, n)
+    else:
+        total.add_(values, alpha=n)
+
+
+class LaneProjection:
+    """L1 terms and sign constraints after each update, as `Penalty` keeps them for one model."""
+
+    def __init__(self, penalties: LanePenalties, positive: bool) -> None:
+        lanes = self.lanes = penalties.lanes
+        self.before = torch.empty_like(lanes.values)
+        ones = torch.ones(lanes.n_groups, lanes.n_each, device=lanes.values.device)
+        self.reached = lanes.penalised(ones) > 0
+        l1: Any = penalties.full_l1 if penalties.has_l1 else 0.0
+        self.pulling = Penalty(l1, positive=positive)
+        # what is projected does not depend on how large the term is
+        self.projecting = Penalty(1.0 if penalties.has_l1 else 0.0, positive=positive)
+
+    def pseudo_(self) -> None:
+        """Put the pseudo-gradient in the place of the gradient."""
+        w, g = self.lanes.values, self.lanes.gradient
+        self.before.copy_(w)
+        torch.where(self.reached, self.pulling.pseudo_gradient(w, g), g, out=g)
+
+    def project_(self) -> None:
+        """After an update: what crossed zero, or may not leave it, becomes zero."""
+        lanes = self.lanes
+        moved = lanes.values.clone()
+        self.projecting.project_(moved, lanes.gradient, self.before)
+        torch.where(self.reached, moved, lanes.values, out=lanes.values)

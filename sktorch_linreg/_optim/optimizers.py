@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from numbers import Real
 from typing import Any
 
+import numpy as np
 import torch
 from torch.optim.optimizer import required
 
 from .._errors import check_options, unknown_name
-from .construct import signature_of
+from .._runtime.aliases import Array, FloatArray
+from .._spec import FitSpec
+from .construct import defaults_of, signature_of
 
 OPTIMIZERS: dict[str, type[torch.optim.Optimizer]] = {
     "lbfgs": torch.optim.LBFGS,
@@ -74,3 +77,54 @@ def resolve_optimizer(
     elif lr is not None:
         raise ValueError(f"The optimizer {name} takes no learning rate: leave lr=None.")
     return name, cls, resolved
+
+
+class LaneOptions:
+    """Options of an optimizer: one value for all lanes, or a number per lane."""
+
+    def __init__(self, specs: Sequence[Sequence[FitSpec]]) -> None:
+        cls: Any = specs[0][0].training.optimizer_class
+        # what a model does not name is the default of the class
+        defaults = defaults_of(cls)
+        every = [[{**defaults, **spec.training.optimizer_options} for spec in row] for row in specs]
+        known = every[0][0]
+        self.same: dict[str, Any] = {}
+        self.varied: dict[str, FloatArray] = {}
+        for name, value in known.items():
+            if isinstance(value, tuple | list):
+                for i in range(len(value)):
+                    self._add(f"{name}.{i}", [[float(o[name][i]) for o in row] for row in every])
+            elif isinstance(value, bool) or value is None or isinstance(value, str):
+                self.same[name] = value
+            else:
+                self._add(name, [[float(o[name]) for o in row] for row in every])
+
+    def _add(self, name: str, values: Any) -> None:
+        table = np.array(values)
+        if (table == table[0, 0]).all():
+            self.same[name] = float(table[0, 0])
+        else:
+            self.varied[name] = table
+
+    def group(self, device: Any) -> dict[str, Any]:
+        """As `RuleUpdates` takes them."""
+        varied, same = dict(self.varied), dict(self.same)
+        if "momentum" in varied and "dampening" in {**same, **varied}:
+            # without momentum, which schedules may change, there is nothing to dampen
+            dampening = varied.get("dampening", same.pop("dampening", 0.0))
+            varied["dampening"] = np.where(varied["momentum"] == 0, 0.0, dampening)
+        tensors = {k: torch.from_numpy(v.copy()).to(device) for k, v in varied.items()}
+        flat = {**same, **tensors}
+        out = {k: v for k, v in flat.items() if "." not in k}
+        for name in {k.split(".")[0] for k in flat if "." in k}:
+            out[name] = flat[f"{name}.0"], flat[f"{name}.1"]
+        return out
+
+    def select(self, group: Array, place: Array) -> None:
+        """Keep some lanes."""
+        self.varied = {k: v[group, place] for k, v in self.varied.items()}
+
+
+def numbers(options: Mapping[str, Any]) -> list[Any]:
+    """Values of options, those of pairs one by one."""
+    return [x for v in options.values() for x in (v if isinstance(v, tuple) else (v,))]

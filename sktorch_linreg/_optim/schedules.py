@@ -2,14 +2,21 @@
 
 from __future__ import annotations
 
+import copy
 import inspect
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Hashable, Mapping, Sequence
 from typing import Any
 
+import numpy as np
+import torch
 from torch.optim import lr_scheduler
 
 from .._errors import check_options, unknown_name
-from .construct import signature_of
+from .._runtime.aliases import FloatArray, Mask
+from .._runtime.identity import key_of
+from .._spec import FitSpec
+from .construct import construct, signature_of
+from .optimizers import LaneOptions
 
 # name: (class, options that it needs, from the number of epochs and the learning rate)
 Defaults = Callable[[int, float], dict[str, Any]]
@@ -105,3 +112,78 @@ def step_plateau(schedule: Any, monitored: float) -> tuple[bool, bool]:
     absolute = schedule.threshold_mode == "abs"
     waits = absolute or schedule.num_bad_epochs > 0 or schedule.in_cooldown
     return any(a < b for a, b in zip(after, before, strict=True)), falls and waits
+
+
+class LaneSchedules:
+    """Schedules of torch, stepped once per epoch, and what they do to the options of lanes."""
+
+    # what they change
+    NAMES = ("lr", "momentum", "betas")
+
+    def __init__(self, specs: Sequence[Sequence[FitSpec]]) -> None:
+        cls: Any = specs[0][0].training.schedule_class
+        self.by_loss = issubclass(cls, lr_scheduler.ReduceLROnPlateau)
+        # a plateau is that of a lane, anything else is the same wherever options are
+        self.which = np.zeros((len(specs), len(specs[0])), dtype=np.intp)
+        self.optimizers: list[Any] = []
+        self.schedules: list[Any] = []
+        known: dict[Any, int] = {}
+        for g, row in enumerate(specs):
+            for c, spec in enumerate(row):
+                key = (g, c) if self.by_loss else _schedule_key(spec)
+                if key not in known:
+                    known[key] = len(self.schedules)
+                    self._make(spec)
+                self.which[g, c] = known[key]
+
+    def _make(self, spec: FitSpec) -> None:
+        cls: Any = spec.training.optimizer_class
+        cls_of_schedule: Any = spec.training.schedule_class
+        optimizer = construct("optimizer", cls, [torch.zeros(1)], spec.training.optimizer_options)
+        optimizer._opt_called = True
+        self.optimizers.append(optimizer)
+        self.schedules.append(
+            # a function may keep a state, which is that of one fit
+            construct(
+                "lr_schedule",
+                cls_of_schedule,
+                optimizer,
+                copy.deepcopy(spec.training.schedule_options),
+            )
+        )
+
+    def apply(self, options: LaneOptions) -> None:
+        """Put what the schedules say now in the place of the options."""
+        for name in self.NAMES:
+            groups = [optimizer.param_groups[0] for optimizer in self.optimizers]
+            if name not in groups[0]:
+                continue
+            value = groups[0][name]
+            parts = [(name, [g[name] for g in groups])]
+            if isinstance(value, tuple | list):
+                parts = [(f"{name}.{i}", [g[name][i] for g in groups]) for i in range(len(value))]
+            for part, values in parts:
+                options.same.pop(part, None)
+                options.varied.pop(part, None)
+                options._add(part, np.array(values, dtype=np.float64)[self.which])
+
+    def step(self) -> None:
+        """After an epoch, where its losses do not matter."""
+        for schedule in self.schedules:
+            schedule.step()
+
+    def step_plateaus(self, monitored: FloatArray, active: Mask) -> tuple[Mask, Mask]:
+        """After an epoch with these losses; which rates were lowered, and which are about to be."""
+        lowered, pending = np.zeros_like(active), np.zeros_like(active)
+        for g, c in zip(*np.nonzero(active), strict=True):
+            schedule = self.schedules[self.which[g, c]]
+            lowered[g, c], pending[g, c] = step_plateau(schedule, float(monitored[g, c]))
+        return lowered, pending
+
+
+def _schedule_key(spec: FitSpec) -> Hashable:
+    apart = "its schedule is kept apart from the others"
+    return (
+        key_of(spec.training.optimizer_options, "optimizer__*", apart),
+        key_of(spec.training.schedule_options, "lr_schedule__*", apart),
+    )

@@ -157,8 +157,7 @@ class TrainingLoop:
         """What the fit would be if it ended now."""
         run, flat, scaling = self.run, self.objective.flat, self.run.scaling
         monitor = run.monitor
-        values = flat.values if monitor.best_values is None else monitor.best_values
-        trained = flat.layers(values.clone())
+        trained = flat.layers(monitor.best_weights(flat).clone())
         return FitResult(
             layers=to_user_units(trained, scaling),
             scaling=scaling,
@@ -221,9 +220,7 @@ class TrainingLoop:
         finally:
             table.close()
         # before on_train_end, so that what callbacks load or save there is what remains
-        if run.monitor.best_values is not None:
-            self.objective.flat.values.copy_(run.monitor.best_values)
-            run.monitor.best_values = None
+        run.monitor.restore_best_weights(self.objective.flat)
 
     def training_batches(self) -> BatchIterator:
         """The batches of an epoch."""

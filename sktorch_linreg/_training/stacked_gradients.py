@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from .._modules.activations import ACTIVATIONS
+from .._modules.dropout import DropoutMasks
 from .._objective.losses import Loss
 from .._runtime.aliases import Layers, Mask
 from .stacked_batches import PackedBatch
@@ -141,54 +142,6 @@ class LaneParameters:
         return out
 
 
-class DropoutMasks:
-    """Seeded masks: lanes with the same seed, rows and rate have the same ones.
-
-    Parameters
-    ----------
-    generators : list of torch.Generator
-        One for each different sequence of masks.
-    keep : list of float
-        The share of units kept under each.
-    groups : list of int
-        A group of lanes that has it, whose rows are counted.
-    owner : torch.Tensor of shape (n_lanes,)
-        The mask of each lane.
-    """
-
-    def __init__(
-        self,
-        generators: list[torch.Generator],
-        keep: list[float],
-        groups: list[int],
-        owner: Tensor,
-    ) -> None:
-        self.generators, self.keep, self.groups = generators, keep, groups
-        self.owner = owner
-        self._room: dict[tuple[int, int], Tensor] = {}
-
-    def draw(self, layer: int, h: Tensor, batch: PackedBatch) -> Tensor:
-        """Masks, divided by the share kept, for hidden units of shape (n_lanes, n_units, n_rows).
-
-        They broadcast over the lanes where all of them have the same.
-        """
-        n_units, n_rows = h.shape[1:]
-        drawn = self._room.get((layer, n_rows))
-        if drawn is None:
-            drawn = self._room[layer, n_rows] = h.new_ones(len(self.keep), n_units, n_rows)
-        for i, (generator, keep) in enumerate(zip(self.generators, self.keep, strict=True)):
-            if keep == 1.0:
-                continue
-            count = batch.counts[self.groups[i]]
-            if count == n_rows:
-                drawn[i].bernoulli_(keep, generator=generator)
-            else:
-                own = h.new_empty(n_units, count).bernoulli_(keep, generator=generator)
-                drawn[i, :, :count] = own
-            drawn[i].div_(keep)
-        return drawn if len(self.keep) == 1 else drawn[self.owner]
-
-
 class _Hidden(NamedTuple):
     """Work space of a hidden layer, of shape (n_lanes, n_units, n_rows) if not said otherwise."""
 
@@ -281,7 +234,7 @@ class BatchedBackprop:
                 apply_(room.z, room.a)
             if self.masks is not None:
                 if training:
-                    self._drawn.append(self.masks.draw(i, room.a, batch))
+                    self._drawn.append(self.masks.draw(i, room.a, batch.counts))
                     torch.mul(room.a, self._drawn[-1], out=room.h)
                 else:
                     room.h.copy_(room.a)

@@ -17,7 +17,12 @@ from torch import Tensor
 
 from .._data.rows import TrainingData
 from .._errors import TrainingDivergedError
+from .._modules.dropout import DropoutMasks
+from .._modules.initialize import clip_weights_, draw_weights_
 from .._modules.network import make_module
+from .._objective.penalty import LanePenalties, LaneProjection
+from .._optim.optimizers import LaneOptions, numbers
+from .._optim.schedules import LaneSchedules
 from .._optim.updates import RuleUpdates
 from .._runtime.aliases import FloatArray, Layers, Mask
 from .._runtime.seeds import make_generator
@@ -27,18 +32,12 @@ from .._spec import FitSpec, RunContext
 from .batches import TabularDataset
 from .prepare import Prepared, prepare
 from .stacked_batches import Order, PackedBatches, PackedRows
-from .stacked_gradients import BatchedBackprop, DropoutMasks, LaneParameters
+from .stacked_gradients import BatchedBackprop, LaneParameters
 from .stacked_result import Trained
-from .stacked_state import (
-    LaneMonitor,
-    LaneOptions,
-    LanePenalties,
-    LaneProjection,
-    LaneSchedules,
-    Specs,
-    numbers,
-)
+from .stopping import LaneMonitor
 
+# what is to be fitted: groups of lanes
+Specs = Sequence[Sequence[FitSpec]]
 # share of lanes that have to be done before the others move together
 SPARSE = 0.75
 # rows of a pass over held-out ones
@@ -171,10 +170,10 @@ class BatchedTraining:
             dtype=spec.dtype,
             device=torch.device("cpu"),
         )
-        module.initialize_(generator)
-        arrays = [p.detach().numpy() for p in module.parameters()]
+        draw_weights_(module, generator)
         if spec.objective.positive:
-            arrays = [a.clip(min=0.0) if a.ndim == 2 else a for a in arrays]
+            clip_weights_(module)
+        arrays = [p.detach().numpy() for p in module.parameters()]
         layers: Layers = [(w, None) for w in arrays]
         if spec.shape.fit_intercept:
             layers = list(zip(arrays[::2], arrays[1::2], strict=True))
@@ -274,7 +273,7 @@ class BatchedTraining:
                 if penalties.has_l2:
                     self.lanes.gradient.addcmul_(self.lanes.values, penalties.full_l2)
                 if counted:
-                    penalties.add(batch)
+                    penalties.add(batch.counts)
                 if self.projection is not None:
                     self.projection.pseudo_()
                 updates.step()

@@ -10,6 +10,7 @@ import torch
 
 from .._data.arrays import as_tensor, chunks
 from .._data.scaling import Scaling, to_user_units
+from .._objective.losses import inverse_link
 from .._runtime.aliases import Array, FloatArray, Layers, Mask
 from .._runtime.torch_modes import own_torch_settings
 from .._spec import FitResult, FitSpec
@@ -129,5 +130,5 @@ class Trained:
                     out[:, :, part] = batch.out[0].numpy()
         offset, scale = (a.astype(X.dtype)[:, None] for a in (s.y_offset, s.y_scale))
         out = out * scale + offset
-        predictions: Array = np.exp(out) if spec.objective.loss.log_link else out
+        predictions: Array = inverse_link(out, spec.objective.loss.log_link)
         return predictions

@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 
+import numpy as np
 import torch
 from torch import Tensor
 
+from .._runtime.aliases import Array, FloatArray, Mask
 from .._spec import FitSpec
 from .flat_parameters import FlatParameters
 
@@ -83,6 +86,16 @@ class Monitor:
             self.lowest = value
             self.best_values = flat.keep(self.best_values)
 
+    def best_weights(self, flat: FlatParameters) -> Tensor:
+        """The weights that are kept, or those there are."""
+        return flat.values if self.best_values is None else self.best_values
+
+    def restore_best_weights(self, flat: FlatParameters) -> None:
+        """Put the weights that are kept in the place of the last ones."""
+        if self.best_values is not None:
+            flat.values.copy_(self.best_values)
+            self.best_values = None
+
     def wait_for_rate(self, lowered: bool, pending: bool) -> None:
         """Take no plateau for the end that lowers the learning rate, or is about to."""
         if lowered:
@@ -98,3 +111,43 @@ class Monitor:
     def must_stop(self) -> bool:
         """Whether the user asked for training until convergence."""
         return self.spec.tol is not None or self.is_lbfgs
+
+
+class LaneMonitor:
+    """Plateau stops and best losses of the lanes, as `Monitor` does for one."""
+
+    def __init__(self, specs: Sequence[Sequence[FitSpec]], validates: bool) -> None:
+        shape = len(specs), len(specs[0])
+        self.validates = validates
+        tols = [[np.nan if s.tol is None else s.tol for s in row] for row in specs]
+        self.tol = np.array(tols, dtype=np.float64)
+        self.patience = np.array([[s.training.n_iter_no_change for s in row] for row in specs])
+        self.rounding = ROUNDING * torch.finfo(specs[0][0].dtype).eps
+        self.best, self.reference = np.full(shape, np.inf), np.full(shape, np.inf)
+        self.no_improvement = np.zeros(shape, dtype=np.int64)
+        self.active = np.ones(shape, dtype=bool)
+
+    def update(self, monitored: FloatArray) -> tuple[Mask, Mask]:
+        """Take in an epoch; which lanes are better than ever, and which stop."""
+        first = np.isinf(self.reference)
+        reference, best = (np.where(first, 0.0, a) for a in (self.reference, self.best))
+        improved = first | (monitored < reference - self.rounding * np.abs(reference))
+        self.reference = np.where(improved, monitored, self.reference)
+        asked = ~np.isnan(self.tol)
+        least = np.fmax(np.where(asked, self.tol, 0.0), self.rounding * np.abs(best))
+        gained = (monitored < self.best) & (monitored <= best - least)
+        worse = ~first & np.where(asked, ~gained, ~improved)
+        counts = asked | self.validates
+        self.no_improvement = np.where(counts & worse, self.no_improvement + 1, 0)
+        self.best = np.fmin(self.best, monitored)
+        return improved, self.active & (self.no_improvement > self.patience)
+
+    def wait_for_rate(self, stopped: Mask, lowered: Mask, pending: Mask) -> Mask:
+        """Of lanes that would stop, those whose learning rate is not about to be lowered."""
+        self.no_improvement[lowered] = 0
+        return stopped & ~lowered & ~pending
+
+    def select(self, group: Array, place: Array) -> None:
+        """Keep some lanes."""
+        for name in ("tol", "patience", "best", "reference", "no_improvement", "active"):
+            setattr(self, name, getattr(self, name)[group, place])

@@ -13,6 +13,7 @@ from sklearn.exceptions import ConvergenceWarning
 from .._data.rows import TrainingData
 from .._data.scaling import Scaling, reciprocal, rewrite_layers
 from .._errors import TrainingDivergedError
+from .._modules.initialize import clip_weights_, draw_weights_, zero_weights_
 from .._modules.network import MLPModule, make_module
 from .._objective.losses import untrained_parameters
 from .._optim.state import schedule_state
@@ -202,16 +203,14 @@ def _start_module(
         device=spec.device,
     )
     if start is None and spec.training.starts_at_zero:
-        module.zero_()
+        zero_weights_(module)
     elif start is None:
-        module.initialize_(generator)
+        draw_weights_(module, generator)
     else:
         module.load_(rewrite_layers(start.layers, start.scaling, scaling))
     module.set_scaling_(scaling)
     if spec.objective.positive:
-        with torch.no_grad():
-            for weight in module.weights:
-                weight.clamp_(min=0.0)
+        clip_weights_(module)
     return module
 
 

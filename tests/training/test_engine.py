@@ -10,6 +10,7 @@ from torch import optim
 
 from sktorch_linreg import TorchLinearRegressor, TorchMLPRegressor
 from sktorch_linreg._modules.activations import ACTIVATIONS
+from sktorch_linreg._modules.initialize import draw_weights_
 from sktorch_linreg._modules.network import MLPModule
 from sktorch_linreg._objective.losses import LOSSES, resolve_loss
 from sktorch_linreg._objective.penalty import Penalty
@@ -31,7 +32,7 @@ def doubles(*shape, seed=0):
 
 def make(sizes=(5, 7, 6, 2), activation="relu", dropout=0.0, bias=True):
     module = MLPModule(sizes, activation, dropout, bias=bias).double()
-    module.initialize_(torch.Generator().manual_seed(1))
+    draw_weights_(module, torch.Generator().manual_seed(1))
     module.dropout.generator = torch.Generator().manual_seed(2)
     return module
 

@@ -15,6 +15,7 @@ from sktorch_linreg._data.scaling import (
 )
 from sktorch_linreg._modules.activations import ACTIVATIONS
 from sktorch_linreg._modules.dropout import Dropout, Masks
+from sktorch_linreg._modules.initialize import draw_weights_
 from sktorch_linreg._modules.network import MLPModule
 from sktorch_linreg._objective.losses import LOSSES, resolve_loss
 from sktorch_linreg._objective.penalty import Penalty
@@ -85,7 +86,7 @@ def test_sparse_rows_give_the_gradients_of_centred_dense_ones(scaled, activation
     dense = sp.random(20, 6, density=0.4, random_state=0).toarray()
     rows = torch.from_numpy(dense).to_sparse_coo()
     module = MLPModule((6, 4, 2), activation).double()
-    module.initialize_(torch.Generator().manual_seed(0))
+    draw_weights_(module, torch.Generator().manual_seed(0))
     scaling = Scaling(dense.mean(0), dense.std(0), np.zeros(2), np.ones(2))
     if scaled:
         module.set_scaling_(scaling)

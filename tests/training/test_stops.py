@@ -13,8 +13,7 @@ from sklearn.model_selection import GridSearchCV
 from sktorch_linreg import BatchedGridSearchCV, TorchLinearRegressor, TorchMLPRegressor
 from sktorch_linreg._objective.losses import Loss
 from sktorch_linreg._spec import FitSpec, ModelShape, Objective, TrainingOptions
-from sktorch_linreg._training.stacked_state import LaneMonitor
-from sktorch_linreg._training.stopping import Monitor
+from sktorch_linreg._training.stopping import LaneMonitor, Monitor
 
 
 def spec_of(tol, patience, dtype, optimizer_class=None):
