@@ -186,7 +186,7 @@ def _convert(scope: Any, operator: Any, container: Any) -> None:
             h = _ACTIVATIONS[activation](call, h, number)
     if scaling.y_offset.any() or (scaling.y_scale != 1).any():
         h = call(OnnxAdd, call(OnnxMul, h, scaling.y_scale), scaling.y_offset)
-    if getattr(estimator, "_log_link", estimator.loss == "poisson"):
+    if estimator._has_log_link:
         h = call(OnnxExp, h)
     last = OnnxIdentity(h, op_version=opset, output_names=operator.outputs[:1])
     last.add_to(scope, container)

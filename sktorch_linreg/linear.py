@@ -390,7 +390,7 @@ class TorchLinearRegressor(BaseTorchRegressor):
         # a value that is not finite shows in its row, unless a coefficient of 0 hides it
         if unverified is not None and not (np.isfinite(out).all() and np.all(self.coef_)):
             unverified()
-        out = inverse_link(out, getattr(self, "_log_link", self.loss == "poisson"))
+        out = inverse_link(out, self._has_log_link)
         if spread is not None:
             return like_input(out, given), like_input(spread, given)
         return like_input(out, given)

@@ -15,6 +15,16 @@ from sklearn.utils import assert_all_finite
 
 from .._runtime.aliases import Array
 
+# rows of float64 work space at a time, in bytes
+CHUNK_BYTES = 8 * 2**20
+
+
+def chunks(n_rows: int, n_columns: int, budget: int = CHUNK_BYTES) -> Iterator[slice]:
+    """Slices of rows whose float64 copy stays within the byte budget."""
+    step = max(1, budget // (8 * max(1, n_columns)))
+    for start in range(0, n_rows, step):
+        yield slice(start, min(start + step, n_rows))
+
 
 def as_tensor(a: Any) -> torch.Tensor:
     """A tensor over the memory of an array that is only read, or over a copy of it.
@@ -29,10 +39,6 @@ def as_tensor(a: Any) -> torch.Tensor:
         view = {**a.__array_interface__, "data": (address, False)}
         a = np.asarray(SimpleNamespace(__array_interface__=view, owner=a))
     return torch.from_numpy(a)
-
-
-# rows of float64 work space at a time, in bytes
-CHUNK_BYTES = 8 * 2**20
 
 
 def to_host(a: Any) -> Any:
@@ -84,10 +90,3 @@ def verify_finite(estimator: BaseEstimator, **arrays: Array) -> None:
     with np.errstate(over="ignore", invalid="ignore"):
         for name, a in arrays.items():
             assert_all_finite(a, input_name=name, estimator_name=type(estimator).__name__)
-
-
-def chunks(n_rows: int, n_columns: int, budget: int = CHUNK_BYTES) -> Iterator[slice]:
-    """Slices of rows whose float64 copy stays within the byte budget."""
-    step = max(1, budget // (8 * max(1, n_columns)))
-    for start in range(0, n_rows, step):
-        yield slice(start, min(start + step, n_rows))

@@ -1,4 +1,8 @@
-"""What a dtype cannot hold, which is refused before or after a fit."""
+"""What a dtype cannot hold, which is refused before or after a fit.
+
+Where float64 can take over, nothing is refused: `Scaling.fits_single` and
+`Trained.representable` say whether it has to.
+"""
 
 from __future__ import annotations
 
@@ -17,7 +21,7 @@ LOST_DIGITS = 1e-4
 COUNTING_SHARE = 1e-6
 
 
-def check_targets_fit(data: TrainingData) -> None:
+def check_target_range(data: TrainingData) -> None:
     """Raise where predictions will be float32, which does not hold the targets."""
     if not (data.X.dtype == np.float32 and data.y.dtype == np.float64):
         return

@@ -15,9 +15,6 @@ from .._runtime.aliases import Array, FloatArray
 from .._runtime.seeds import make_generator
 from .arrays import CHUNK_BYTES
 
-# beyond this many entries sorting the rows would cost more than it is worth
-DISTINCT_ENTRIES = 2_000_000
-
 
 @dataclass(frozen=True)
 class TrainingData:

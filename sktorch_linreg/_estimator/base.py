@@ -1,4 +1,4 @@
-"""What both estimators share: parameters, dunder options, fit, partial_fit and state."""
+"""What the estimators share: constraints of parameters, the steps of a fit, and state."""
 
 from __future__ import annotations
 
@@ -279,10 +279,16 @@ class BaseTorchRegressor(
                 layers,
                 scaling,
                 activation=getattr(self, "_fitted_activation", "identity"),
-                log_link=getattr(self, "_log_link", self.loss == "poisson"),
+                log_link=self._has_log_link,
                 dtype=dtype,
                 device=device,
             )
+
+    @property
+    def _has_log_link(self) -> bool:
+        """Whether predictions are exponentials of outputs, for coefficients set by hand as well."""
+        link: bool = getattr(self, "_log_link", self.loss == "poisson")
+        return link
 
     def _fitted_device(self) -> torch.device:
         """The device asked for, or the CPU where that is not there (any more)."""

@@ -6,7 +6,7 @@ from typing import Any
 
 import torch
 
-from .._data.overflow import check_targets_fit
+from .._data.overflow import check_target_range
 from .._data.rows import TrainingData
 from .._optim.optimizers import OPTIMIZERS
 from .._runtime.aliases import Layers
@@ -15,7 +15,7 @@ from .._spec import FitSpec
 
 def check_targets(data: TrainingData, spec: FitSpec) -> None:
     """Raise where the loss, or the precision of predictions, cannot take these targets."""
-    check_targets_fit(data)
+    check_target_range(data)
     loss, minimum = spec.objective.loss, spec.objective.loss.minimum_target
     if minimum is not None and float(data.y.min()) < minimum:
         raise ValueError(

@@ -26,7 +26,7 @@ def _take_over(model: Any, estimator: Any) -> Any:
 
 def as_linear_regression(estimator: Any) -> Any:
     """A fitted LinearRegression with the coefficients; raises ValueError under a log link."""
-    if getattr(estimator, "_log_link", estimator.loss == "poisson"):
+    if estimator._has_log_link:
         raise ValueError(
             "LinearRegression predicts no counts: under loss='poisson' predictions are the "
             "exponential of a linear function. Keep the model with save_model, or export it with "

@@ -1,14 +1,20 @@
-"""Quadratic objectives with an L1 term or a sign constraint."""
+"""Least squares with a sign constraint or an L1 penalty."""
 
 from __future__ import annotations
 
 import warnings
 
 import numpy as np
+import scipy.optimize
+from scipy.linalg import lapack
 from sklearn.exceptions import ConvergenceWarning
 
+from .._data.conditioning import condition_number
 from .._data.scaling import reciprocal
+from .._data.statistics import EPS, unit_columns
 from .._runtime.aliases import FloatArray
+from .._spec import Objective
+from .least_squares import Problem, damped
 
 
 def _active_set_solution(
@@ -94,3 +100,53 @@ def _solve_scaled(
         stacklevel=2,
     )
     return x
+
+
+def solve_non_negative(p: Problem, objective: Objective) -> FloatArray:
+    """Non-negative least squares (Lawson and Hanson, 1974), target by target."""
+    damping = objective.damping(p.weight, p.c.shape[1])
+    rows, right = damped(p.A * p.scaling.x_factor, p.c, damping)
+    rows, norms = unit_columns(rows)
+    out = np.zeros((p.A.shape[1], p.c.shape[1]))
+    live = norms > 0
+    if rows.size and live.any():
+        limit = max(1000, 30 * rows.shape[1])
+        for t in range(right.shape[1]):
+            found = scipy.optimize.nnls(rows[:, live], right[:, t], maxiter=limit)[0]
+            out[live, t] = found / norms[live]
+    return out * p.scaling.x_factor[:, None]
+
+
+def solve_elastic_net(p: Problem, objective: Objective) -> FloatArray:
+    """Squared error with an L1 term, target by target, in the space that is penalised."""
+    A, c = p.A * p.scaling.x_factor, p.c / p.scaling.y_scale
+    share = 2.0 / (p.weight * c.shape[1])
+    H = share * (A.T @ A) + objective.l2 * np.eye(A.shape[1])
+    q = share * (A.T @ c)
+    columns = [proximal_quadratic(H, column, objective.l1, objective.positive) for column in q.T]
+    right = np.sqrt(share) * c
+    b = np.stack(
+        [
+            _polished(np.sqrt(share) * A, r, x, objective)
+            for r, x in zip(right.T, columns, strict=True)
+        ],
+        axis=1,
+    )
+    out: FloatArray = b * p.scaling.x_factor[:, None] * p.scaling.y_scale
+    return out
+
+
+def _polished(A: FloatArray, c: FloatArray, x: FloatArray, objective: Objective) -> FloatArray:
+    """The minimiser with the signs of `x`, from the rows A instead of their products."""
+    sign = np.sign(x)
+    active = sign != 0
+    rows, right = damped(A[:, active], c[:, None], objective.l2)
+    if not active.any() or len(rows) < rows.shape[1]:
+        return x
+    Q, R = np.linalg.qr(rows)
+    if condition_number(R) > 1.0 / EPS:
+        return x
+    pull = lapack.dtrtrs(R, objective.l1 * sign[active], lower=0, trans=1)[0]
+    out = np.zeros_like(x)
+    out[active] = lapack.dtrtrs(R, Q.T @ right[:, 0] - pull, lower=0)[0]
+    return out if (out * sign >= 0).all() else x

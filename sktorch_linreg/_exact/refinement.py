@@ -20,7 +20,7 @@ from .._data.rows import TrainingData
 from .._data.scaling import reciprocal
 from .._data.statistics import EPS, Statistics
 from .._runtime.aliases import FloatArray, Mask
-from .._runtime.double_double import Pair, add, affine, residual_gradient, two_product
+from .._runtime.double_double import Pair, add, halves, total, two_product, two_sum
 from .._runtime.threads import n_spans, over_spans
 
 # entries that a residual in twice the precision works on at a time, with a dozen copies of them
@@ -30,6 +30,41 @@ MAX_PASSES = 12
 SETTLED = 1e-9
 # relative change from which on no digit of a float64 number moves
 SETTLING = EPS / 16
+
+
+def residual_gradient(
+    X: FloatArray, y: FloatArray, weight: FloatArray | None, coef: Pair, intercept: Pair
+) -> tuple[Pair, float]:
+    """Residuals r of one target: the sums ``(w * r) @ [X, 1]``, and their weighted squares.
+
+    `coef` is a pair of shape (n_features,), `intercept` one of numbers.
+    """
+    X_halves = halves(X)
+    terms = np.empty((X.shape[1] + 2, len(X)))
+    # features first, so that sums go over whole rows of memory
+    product, error = two_product(X, coef[0], X_halves)
+    np.negative(product.T, out=terms[2:])
+    terms[0], terms[1] = y, -intercept[0]
+    r = total(terms, -(np.add.reduce(error, axis=1) + X @ coef[1] + intercept[1]))
+    v = r
+    if weight is not None:
+        product, error = two_product(r[0], weight)
+        v = two_sum(product, error + r[1] * weight)
+    terms = np.empty((len(X), X.shape[1] + 1))
+    product, error = two_product(X, v[0][:, None], X_halves)
+    terms[:, :-1], terms[:, -1] = product, v[0]
+    low = np.empty(X.shape[1] + 1)
+    np.add(np.add.reduce(error), v[1] @ X, out=low[:-1])
+    low[-1] = np.add.reduce(v[1])
+    return total(terms, low), float(r[0] @ v[0])
+
+
+def affine(base: FloatArray, a: FloatArray, b: FloatArray) -> FloatArray:
+    """``base.sum(axis=0) - a @ b``, rounded once; `b` has one column per target."""
+    product, error = two_product(a[:, None], b)
+    high, low = total(np.concatenate([base, -product]), -np.add.reduce(error))
+    out: FloatArray = high + low
+    return out
 
 
 @dataclass(frozen=True)

@@ -12,9 +12,7 @@ from functools import reduce
 from typing import Any
 
 import numpy as np
-import scipy.optimize
 import scipy.sparse as sp
-from scipy.linalg import lapack
 
 from .._data.accumulate import MAX_FACTOR_FEATURES, Gathered, gather
 from .._data.conditioning import (
@@ -23,7 +21,6 @@ from .._data.conditioning import (
     REFINED_ON_ROWS,
     SMALL_RESIDUAL,
     Refinement,
-    condition_number,
     is_cheap,
     needed_refinement,
     rank_tolerance,
@@ -33,17 +30,16 @@ from .._data.conditioning import (
 from .._data.magnitudes import check_squares
 from .._data.rows import TrainingData
 from .._data.scaling import Scaling
-from .._data.statistics import EPS, Statistics, unit_columns
+from .._data.statistics import EPS, Statistics
 from .._runtime.aliases import FloatArray, Layers
 from .._runtime.processes import ProcessGroup
 from .._runtime.threads import quiet_blas
 from .._spec import FitResult, FitSpec, Objective, RunContext
-from .constrained import proximal_quadratic
+from .constrained import solve_elastic_net, solve_non_negative
 from .least_squares import (
     Problem,
     Solution,
     closed_form,
-    damped,
     is_of_full_rank,
     make_problem,
     of_full_rank,
@@ -62,56 +58,6 @@ def _directly(g: Gathered, spec: FitSpec) -> Solution | None:
         return None
     triangle = Preconditioner(u.triangle, 1.0 / u.norms, u.live, u.condition)
     return replace(of_full_rank(triangle, u.turned), squares=stats.rest)
-
-
-def _non_negative(p: Problem, objective: Objective) -> FloatArray:
-    """Non-negative least squares (Lawson and Hanson, 1974), target by target."""
-    damping = objective.damping(p.weight, p.c.shape[1])
-    rows, right = damped(p.A * p.scaling.x_factor, p.c, damping)
-    rows, norms = unit_columns(rows)
-    out = np.zeros((p.A.shape[1], p.c.shape[1]))
-    live = norms > 0
-    if rows.size and live.any():
-        limit = max(1000, 30 * rows.shape[1])
-        for t in range(right.shape[1]):
-            found = scipy.optimize.nnls(rows[:, live], right[:, t], maxiter=limit)[0]
-            out[live, t] = found / norms[live]
-    return out * p.scaling.x_factor[:, None]
-
-
-def _elastic_net(p: Problem, objective: Objective) -> FloatArray:
-    """Squared error with an L1 term, target by target, in the space that is penalised."""
-    A, c = p.A * p.scaling.x_factor, p.c / p.scaling.y_scale
-    share = 2.0 / (p.weight * c.shape[1])
-    H = share * (A.T @ A) + objective.l2 * np.eye(A.shape[1])
-    q = share * (A.T @ c)
-    columns = [proximal_quadratic(H, column, objective.l1, objective.positive) for column in q.T]
-    right = np.sqrt(share) * c
-    b = np.stack(
-        [
-            _polished(np.sqrt(share) * A, r, x, objective)
-            for r, x in zip(right.T, columns, strict=True)
-        ],
-        axis=1,
-    )
-    out: FloatArray = b * p.scaling.x_factor[:, None] * p.scaling.y_scale
-    return out
-
-
-def _polished(A: FloatArray, c: FloatArray, x: FloatArray, objective: Objective) -> FloatArray:
-    """The minimiser with the signs of `x`, from the rows A instead of their products."""
-    sign = np.sign(x)
-    active = sign != 0
-    rows, right = damped(A[:, active], c[:, None], objective.l2)
-    if not active.any() or len(rows) < rows.shape[1]:
-        return x
-    Q, R = np.linalg.qr(rows)
-    if condition_number(R) > 1.0 / EPS:
-        return x
-    pull = lapack.dtrtrs(R, objective.l1 * sign[active], lower=0, trans=1)[0]
-    out = np.zeros_like(x)
-    out[active] = lapack.dtrtrs(R, Q.T @ right[:, 0] - pull, lower=0)[0]
-    return out if (out * sign >= 0).all() else x
 
 
 def solver_name(objective: Objective) -> str:
@@ -136,7 +82,7 @@ def _minimiser(p: Problem, stats: Statistics, spec: FitSpec) -> Solution:
     name = solver_name(spec.objective)
     if name == "lstsq":
         return closed_form(p, spec, rank_tolerance(stats, spec.tol))
-    solve_constrained = _non_negative if name == "nnls" else _elastic_net
+    solve_constrained = solve_non_negative if name == "nnls" else solve_elastic_net
     return Solution(solve_constrained(p, spec.objective))
 
 

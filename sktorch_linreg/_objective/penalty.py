@@ -11,6 +11,9 @@ from torch import Tensor
 
 from .._runtime.aliases import FloatArray
 
+# penalties that are added up in the compute dtype before they go into a longer sum
+SHORT_SUM = 256
+
 
 @dataclass(frozen=True)
 class Penalty:
@@ -57,6 +60,47 @@ class Penalty:
         weight.masked_fill_(blocked, 0.0)
         if self.positive:
             weight.clamp_(min=0.0)
+
+
+def longer(total: Any, part: Tensor) -> Any:
+    """A sum gone on with, in double precision on the CPU; other devices are not waited for."""
+    return total + (float(part) if part.device.type == "cpu" else part)
+
+
+class PenaltySum:
+    """The penalty summed over updates, each weighed by the rows of its batch."""
+
+    def __init__(self, penalty: Penalty, weights: Tensor) -> None:
+        self.l1, self.l2 = penalty.l1, penalty.l2
+        self.counts = bool(self.l1 or self.l2)
+        self.total: Any = 0.0
+        if not self.counts:
+            return
+        self.weights = weights
+        self.row = self.weights.view(1, -1)
+        self.sum = torch.zeros_like(self.weights[:1])
+        self.n_summed = 0
+
+    def add(self, n_rows: int) -> None:
+        """Count the penalty as it is before an update by so many rows."""
+        if self.l2:
+            self.sum.addmv_(self.row, self.weights, alpha=0.5 * self.l2 * n_rows)
+        if self.l1:
+            self.sum.add_(self.weights.abs().sum(), alpha=self.l1 * n_rows)
+        self.n_summed += 1
+        if self.n_summed % SHORT_SUM == 0:
+            # many small numbers on top of a large one would round away
+            self._move()
+
+    def _move(self) -> None:
+        self.total = longer(self.total, self.sum.clone())
+        self.sum.zero_()
+
+    def value(self) -> float:
+        """The sum."""
+        if self.counts:
+            self._move()
+        return float(self.total)
 
 
 class StackedWeights(Protocol):
@@ -106,6 +150,11 @@ class LanePenalties:
                 self.squares.add_(values.square().mul_(n))
             else:
                 self.squares.addcmul_(values, values, value=n)
+
+    def add_gradient_(self) -> None:
+        """Add the gradient of the L2 terms."""
+        if self.has_l2:
+            self.lanes.gradient.addcmul_(self.lanes.values, self.full_l2)
 
     def sums(self) -> Any:
         """The sums since the last call, of shape (n_groups, n_each)."""

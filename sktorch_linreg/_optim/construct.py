@@ -25,7 +25,7 @@ def defaults_of(cls: Any) -> Mapping[str, Any]:
     return {k: v for k, v in named.items() if v is not inspect.Parameter.empty}
 
 
-def is_torchs(cls: Any) -> bool:
+def is_torch_or_ours(cls: Any) -> bool:
     """Whether a class is one of torch, whose errors are about its options, or of this package."""
     owner = getattr(cls, "func", cls)
     return str(owner.__module__).partition(".")[0] in ("torch", __package__.partition(".")[0])
@@ -39,7 +39,7 @@ def construct(kind: str, cls: Callable[..., Any], target: Any, options: Mapping[
     ValueError
         Where a class of torch does not take the options. Errors of other classes are their own.
     """
-    if not is_torchs(cls):
+    if not is_torch_or_ours(cls):
         with came_from(kind, cls):
             return cls(target, **options)
     try:

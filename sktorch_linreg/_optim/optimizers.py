@@ -93,13 +93,14 @@ class LaneOptions:
         for name, value in known.items():
             if isinstance(value, tuple | list):
                 for i in range(len(value)):
-                    self._add(f"{name}.{i}", [[float(o[name][i]) for o in row] for row in every])
+                    self.set(f"{name}.{i}", [[float(o[name][i]) for o in row] for row in every])
             elif isinstance(value, bool) or value is None or isinstance(value, str):
                 self.same[name] = value
             else:
-                self._add(name, [[float(o[name]) for o in row] for row in every])
+                self.set(name, [[float(o[name]) for o in row] for row in every])
 
-    def _add(self, name: str, values: Any) -> None:
+    def set(self, name: str, values: Any) -> None:
+        """Set an option to a number per lane."""
         table = np.array(values)
         if (table == table[0, 0]).all():
             self.same[name] = float(table[0, 0])
@@ -125,6 +126,6 @@ class LaneOptions:
         self.varied = {k: v[group, place] for k, v in self.varied.items()}
 
 
-def numbers(options: Mapping[str, Any]) -> list[Any]:
+def option_values(options: Mapping[str, Any]) -> list[Any]:
     """Values of options, those of pairs one by one."""
     return [x for v in options.values() for x in (v if isinstance(v, tuple) else (v,))]

@@ -11,11 +11,11 @@ import numpy as np
 import torch
 from torch.optim import lr_scheduler
 
-from .._errors import check_options, unknown_name
-from .._runtime.aliases import FloatArray, Mask
+from .._errors import came_from, check_options, unknown_name
+from .._runtime.aliases import Array, FloatArray, Mask
 from .._runtime.identity import key_of
 from .._spec import FitSpec
-from .construct import construct, signature_of
+from .construct import construct, is_torch_or_ours, signature_of
 from .optimizers import LaneOptions
 
 # name: (class, options that it needs, from the number of epochs and the learning rate)
@@ -114,6 +114,24 @@ def step_plateau(schedule: Any, monitored: float) -> tuple[bool, bool]:
     return any(a < b for a, b in zip(after, before, strict=True)), falls and waits
 
 
+def step_schedule(schedule: Any, options: Mapping[str, Any], monitored: float) -> tuple[bool, bool]:
+    """Step a schedule after an epoch; what `step_plateau` says of one that looks at losses."""
+    if isinstance(schedule, lr_scheduler.ReduceLROnPlateau):
+        return step_plateau(schedule, monitored)
+    if not is_torch_or_ours(type(schedule)) or any(map(callable, options.values())):
+        with came_from("lr_schedule", schedule):
+            schedule.step()
+        return False, False
+    try:
+        schedule.step()
+    except (ArithmeticError, TypeError, ValueError) as error:
+        raise ValueError(
+            f"The lr_schedule could not be stepped: {error}. If it has run through all of its "
+            "epochs, raise max_epochs, which it is planned for; else check lr_schedule__*."
+        ) from error
+    return False, False
+
+
 class LaneSchedules:
     """Schedules of torch, stepped once per epoch, and what they do to the options of lanes."""
 
@@ -165,7 +183,11 @@ class LaneSchedules:
             for part, values in parts:
                 options.same.pop(part, None)
                 options.varied.pop(part, None)
-                options._add(part, np.array(values, dtype=np.float64)[self.which])
+                options.set(part, np.array(values, dtype=np.float64)[self.which])
+
+    def select(self, group: Array, place: Array) -> None:
+        """Keep some lanes."""
+        self.which = self.which[group, place]
 
     def step(self) -> None:
         """After an epoch, where its losses do not matter."""

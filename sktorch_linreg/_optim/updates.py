@@ -19,7 +19,7 @@ from torch import Tensor, optim
 from .._data.arrays import as_tensor
 from .._errors import came_from
 from .._runtime.devices import DEVICES
-from .construct import construct, defaults_of, is_torchs
+from .construct import construct, defaults_of, is_torch_or_ours
 from .state import to_arrays, to_tensors
 from .update_rules import RULES
 
@@ -97,7 +97,7 @@ class TorchUpdates:
         with came_from("optimizer", self.optimizer):
             if closure is None:
                 return self.optimizer.step()
-            if is_torchs(type(self.optimizer)):
+            if is_torch_or_ours(type(self.optimizer)):
                 return self.optimizer.step(closure)
             # one of the user's own may take no closure, or never call it
             parameters = [p for group in self.optimizer.param_groups for p in group["params"]]
@@ -122,7 +122,7 @@ class TorchUpdates:
 
 
 class RuleUpdates:
-    """Updates of one vector by a rule of this file.
+    """Updates of one vector by a rule of `update_rules`.
 
     Parameters
     ----------

@@ -1,1 +1,1 @@
-"""The machine: devices, seeds, threads, memory, processes, files, and what others keep private."""
+"""The machine and the language: what needs no knowledge of regression."""

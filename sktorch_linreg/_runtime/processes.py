@@ -6,10 +6,8 @@ import os
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
-from dataclasses import dataclass
 from typing import Any, TypeVar
 
-import numpy as np
 import torch
 import torch.distributed as dist
 from torch import Tensor
@@ -184,49 +182,3 @@ def current_group() -> ProcessGroup:
     found = _current.get()
     forked = isinstance(found, DistributedGroup) and found.pid != os.getpid()
     return ONE_PROCESS if forked else found
-
-
-def refuse_sharing(name: str) -> None:
-    """Raise where something that works on its own rows is to be shared."""
-    if current_group().size > 1:
-        raise ValueError(
-            f"{name} does not go with data_parallel(): each process would choose by scores of its "
-            "own rows. Search outside of it, on several processes through n_jobs or dask, and fit "
-            "the best estimator inside."
-        )
-
-
-@dataclass(frozen=True)
-class Share:
-    """How many of the rows each process has, and the weight of all of them."""
-
-    group: ProcessGroup
-    counts: tuple[int, ...]
-    weight: float
-
-    @property
-    def n_samples(self) -> int:
-        """Rows of all processes."""
-        return sum(self.counts)
-
-    @property
-    def mean_weight(self) -> float:
-        """Mean over the rows of all processes."""
-        return self.weight / self.n_samples
-
-    def batches(self, batch_size: int) -> list[tuple[int, int]]:
-        """For each batch of an epoch, its rows in this process and in all of them.
-
-        Each process spreads its rows evenly over the batches, which so have `batch_size` rows, give
-        or take one a process.
-        """
-        edges = np.append(np.arange(0, self.n_samples, batch_size), self.n_samples)
-        if self.n_samples**2 > np.iinfo(np.int64).max:
-            edges = edges.astype(object)
-        # n_batches + 1, n_processes
-        cuts = edges[:, None] * np.array(self.counts) // self.n_samples
-        rows = np.diff(cuts, axis=0)
-        together = rows.sum(axis=1)
-        mine = rows[:, self.group.rank]
-        kept = together > 0
-        return list(zip(mine[kept].tolist(), together[kept].tolist(), strict=True))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator
+from dataclasses import dataclass
 from itertools import repeat
 from typing import Any, NamedTuple, Self
 
@@ -16,11 +17,47 @@ from torch.utils.data import Dataset
 from .._data.arrays import as_tensor
 from .._data.rows import TrainingData
 from .._data.scaling import Scaling, scaled
-from .._runtime.processes import Share
+from .._runtime.processes import ProcessGroup
 from .._spec import FitSpec
 
 # numbers of a block, which stays in the cache while its batches are worked on
 BLOCK_ENTRIES = 2**18
+
+
+@dataclass(frozen=True)
+class Share:
+    """How many of the rows each process has, and the weight of all of them."""
+
+    group: ProcessGroup
+    counts: tuple[int, ...]
+    weight: float
+
+    @property
+    def n_samples(self) -> int:
+        """Rows of all processes."""
+        return sum(self.counts)
+
+    @property
+    def mean_weight(self) -> float:
+        """Mean over the rows of all processes."""
+        return self.weight / self.n_samples
+
+    def batches(self, batch_size: int) -> list[tuple[int, int]]:
+        """For each batch of an epoch, its rows in this process and in all of them.
+
+        Each process spreads its rows evenly over the batches, which so have `batch_size` rows, give
+        or take one a process.
+        """
+        edges = np.append(np.arange(0, self.n_samples, batch_size), self.n_samples)
+        if self.n_samples**2 > np.iinfo(np.int64).max:
+            edges = edges.astype(object)
+        # n_batches + 1, n_processes
+        cuts = edges[:, None] * np.array(self.counts) // self.n_samples
+        rows = np.diff(cuts, axis=0)
+        together = rows.sum(axis=1)
+        mine = rows[:, self.group.rank]
+        kept = together > 0
+        return list(zip(mine[kept].tolist(), together[kept].tolist(), strict=True))
 
 
 class TabularDataset(Dataset[Any]):
@@ -146,6 +183,11 @@ class Block(NamedTuple):
     batches: list[Batch]
 
 
+def draw_order(generator: torch.Generator, n_rows: int) -> Tensor:
+    """The order of the rows of an epoch, as `torch.randperm` draws it."""
+    return torch.randperm(n_rows, generator=generator)
+
+
 class BatchIterator:
     """Batches of a `TabularDataset` in seeded order, gathered block by block.
 
@@ -192,7 +234,7 @@ class BatchIterator:
         """The blocks of one epoch; the next may overwrite one."""
         n_rows, rows = len(self.dataset), self.dataset
         if self.generator is not None:
-            order = torch.randperm(n_rows, generator=self.generator)
+            order = draw_order(self.generator, n_rows)
             for index in torch.split(order.to(rows.y.device), self.block_rows):
                 yield self._gather(index)
         elif n_rows == self.block_rows:
@@ -281,7 +323,7 @@ class SharedBatchIterator(BatchIterator):
         """A block for each batch."""
         rows, order, start = self.dataset, None, 0
         if self.generator is not None:
-            drawn = torch.randperm(len(rows), generator=self.generator)
+            drawn = draw_order(self.generator, len(rows))
             order = drawn.to(rows.y.device)
         for mine, _ in self.sizes:
             part = slice(start, start + mine)

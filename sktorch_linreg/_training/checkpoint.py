@@ -25,7 +25,7 @@ KIND = "checkpoint"
 FILE = "checkpoint.safetensors"
 # numbers that are hashed at a time
 HASHED_ENTRIES = 2**20
-# parameters that change nothing in what is trained
+# parameters that change nothing in what is trained; the seed is compared by itself
 OF_NO_EFFECT = {
     "callbacks", "checkpoint_dir", "checkpoint_every", "copy_X", "n_jobs", "random_state",
     "verbose", "warm_start",

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import math
+from collections.abc import Callable
 from typing import Any
 
 import torch
 from sklearn.exceptions import ConvergenceWarning
+from torch import Tensor
 
 from .._optim.orthant_lbfgs import OrthantLBFGS
 from .stopping import Monitor
@@ -14,6 +17,9 @@ from .stopping import Monitor
 SETTLED_ITERATIONS = 20
 # halvings of a step down the gradient that is tried before a minimum is believed
 HALVINGS = 40
+# the most steps of L-BFGS, of twenty iterations each, for one width of an envelope, and the share
+# of that width, by which an envelope is off anyway, that the last of them gains
+ENVELOPE_STEPS, SETTLED_WIDTH = 200, 1e-4
 
 
 def forget(optimizer: Any) -> None:
@@ -88,7 +94,7 @@ def _still_falls(loop: Any) -> bool:
     return falls
 
 
-def rise_of(loop: Any) -> list[tuple[str, type[Warning]]]:
+def why_not_converged(loop: Any) -> list[tuple[str, type[Warning]]]:
     """What there is to say where L-BFGS stopped on a plateau without having converged."""
     monitor, spec = loop.run.monitor, loop.spec
     if spec.shape.dropout:
@@ -104,3 +110,16 @@ def rise_of(loop: Any) -> list[tuple[str, type[Warning]]]:
         f"best weights are kept. Set {remedy}, or choose another optimizer, such as 'adam'."
     )
     return [(message, ConvergenceWarning)]
+
+
+def step_until_settled(loop: Any, closure: Callable[[], Tensor]) -> None:
+    """Make steps of L-BFGS until one gains next to nothing of the width of the envelope."""
+    slack = SETTLED_WIDTH * (loop.objective.width or 0.0)
+    before, loop.run.settled = math.inf, False
+    for _ in range(ENVELOPE_STEPS):
+        # the value before the step
+        value = float(loop.stepper.updates.step(closure))
+        if not math.isfinite(value) or abs(before - value) <= slack:
+            loop.run.settled = math.isfinite(value)
+            return
+        before = value

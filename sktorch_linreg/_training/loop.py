@@ -4,34 +4,30 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from contextlib import nullcontext
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any, Protocol
 
 import torch
 from sklearn.exceptions import ConvergenceWarning
 from torch import Tensor
-from torch.optim import lr_scheduler
 
 from .._data.moments import Moments
 from .._data.scaling import Scaling, to_user_units
-from .._errors import TrainingDivergedError, came_from
+from .._errors import TrainingDivergedError
 from .._modules.network import MLPModule
-from .._optim.construct import is_torchs
-from .._optim.schedules import step_plateau
+from .._objective.penalty import longer
+from .._optim.schedules import step_schedule
 from .._optim.updates import RuleUpdates, TorchUpdates, rate_of
-from .._runtime.processes import Share
 from .._spec import FitResult, FitSpec, RunContext
-from .batch_gradients import TrainingObjective, longer
-from .batches import BLOCK_ENTRIES, Batch, BatchIterator, SharedBatchIterator, TabularDataset
+from .batches import BLOCK_ENTRIES, Batch, BatchIterator, Share, SharedBatchIterator, TabularDataset
 from .epoch_table import EpochTable
-from .lbfgs_convergence import forget, goes_on, keep_lowest, rise_of
+from .lbfgs_convergence import forget, goes_on, keep_lowest, step_until_settled, why_not_converged
 from .stopping import Monitor
+from .training_objective import TrainingObjective
 
-# the most steps of L-BFGS, of twenty iterations each, for one width of an envelope, and the share
-# of that width, by which an envelope is off anyway, that the last of them gains
-ENVELOPE_STEPS, SETTLED_WIDTH = 200, 1e-4
 # rows of a pass that only looks at outputs
 OUTPUT_ROWS = 4096
 
@@ -275,7 +271,7 @@ class TrainingLoop:
             # one that fails or stops does so on all processes
             stop = any(self.context.group.gather(self._tell_of_epoch))
         if monitor.stopped and monitor.is_lbfgs:
-            self.run.warnings += rise_of(self)
+            self.run.warnings += why_not_converged(self)
         return stop or monitor.stopped or (monitor.settled and not self._goes_on())
 
     def _goes_on(self) -> bool:
@@ -357,25 +353,11 @@ class TrainingLoop:
         if self.run.path is not None:
             self.run.path.append(flat.values.cpu().clone())
         if self.stepper.schedule is not None:
-            self._step_schedule(loss if validation is None else validation)
-
-    def _step_schedule(self, monitored: float) -> None:
-        schedule = self.stepper.schedule
-        if isinstance(schedule, lr_scheduler.ReduceLROnPlateau):
-            self.run.monitor.wait_for_rate(*step_plateau(schedule, monitored))
-            return
-        options = self.spec.training.schedule_options.values()
-        if not is_torchs(type(schedule)) or any(map(callable, options)):
-            with came_from("lr_schedule", schedule):
-                schedule.step()
-            return
-        try:
-            schedule.step()
-        except (ArithmeticError, TypeError, ValueError) as error:
-            raise ValueError(
-                f"The lr_schedule could not be stepped: {error}. If it has run through all of its "
-                "epochs, raise max_epochs, which it is planned for; else check lr_schedule__*."
-            ) from error
+            monitored = loss if validation is None else validation
+            found = step_schedule(
+                self.stepper.schedule, self.spec.training.schedule_options, monitored
+            )
+            self.run.monitor.wait_for_rate(*found)
 
     # -- batches --------------------------------------------------------------------------------
 
@@ -476,7 +458,7 @@ class TrainingLoop:
             and not self.spec.shape.hidden
         )
         if follows:
-            step = self._step_until_settled
+            step = partial(step_until_settled, self)
         if self.spec.training.is_lbfgs:
             objective.group.lead(step, closure, objective.flat.values)
             if follows:
@@ -487,18 +469,6 @@ class TrainingLoop:
             objective.flat.take_parameters()
             objective.project_()
         return first
-
-    def _step_until_settled(self, closure: Callable[[], Tensor]) -> None:
-        """Make steps of L-BFGS until one gains next to nothing of the width of the envelope."""
-        slack = SETTLED_WIDTH * (self.objective.width or 0.0)
-        before, self.run.settled = math.inf, False
-        for _ in range(ENVELOPE_STEPS):
-            # the value before the step
-            value = float(self.stepper.updates.step(closure))
-            if not math.isfinite(value) or abs(before - value) <= slack:
-                self.run.settled = math.isfinite(value)
-                return
-            before = value
 
     def _validate(self, batch: Batch, shown: Any) -> dict[str, Any]:
         """Loss of held-out rows, without the penalty."""

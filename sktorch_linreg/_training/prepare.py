@@ -10,14 +10,18 @@ import numpy as np
 
 from .._data.magnitudes import check_moments
 from .._data.moments import Moments, moments
-from .._data.rows import DISTINCT_ENTRIES, TrainingData, distinct_rows, group_rows, split_rows
+from .._data.rows import TrainingData, distinct_rows, group_rows, split_rows
 from .._data.scaling import Scaling, identity_scaling
 from .._data.statistics import Statistics
 from .._runtime.aliases import Array
-from .._runtime.processes import ProcessGroup, Share
+from .._runtime.processes import ProcessGroup
 from .._spec import FitSpec, RunContext
-from .batches import TabularDataset
+from .batches import Share, TabularDataset
 from .condense import can_condense, condensed, gather_statistics
+
+# beyond this many entries sorting the rows would cost more than it is worth
+DISTINCT_ENTRIES = 2_000_000
+
 
 Dataset = TypeVar("Dataset", bound=TabularDataset)
 

@@ -19,9 +19,9 @@ from .._optim.orthant_lbfgs import OrthantLBFGS
 from .._optim.state import load_schedule_state
 from .._optim.updates import RuleUpdates, TorchUpdates, has_rule
 from .._spec import FitSpec, RunContext
-from .batch_gradients import TrainingObjective
 from .batches import BatchIterator, TabularDataset
 from .loop import OUTPUT_ROWS, Stepper, StopTraining, TrainingLoop
+from .training_objective import TrainingObjective
 
 __all__ = ["Callback", "NetDataset", "RegressionNet", "check_callbacks", "make_net", "wrap"]
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterator, Sequence
 from typing import Any, NamedTuple
 
@@ -10,7 +9,7 @@ import torch
 from torch import Tensor
 
 from .._objective.losses import Loss
-from .batches import BLOCK_ENTRIES, TabularDataset
+from .batches import BLOCK_ENTRIES, TabularDataset, draw_order
 
 
 class PackedRows:
@@ -58,7 +57,7 @@ class Order:
 
     def draw(self, length: int, pad: int) -> Tensor:
         """The rows in their order, and then `pad` up to a length."""
-        order = torch.randperm(self.n_rows, generator=self.generator)
+        order = draw_order(self.generator, self.n_rows)
         if length == self.n_rows:
             return order
         return torch.cat([order, order.new_full((length - self.n_rows,), pad)])
@@ -150,11 +149,6 @@ class PackedBatches:
             torch.tensor(self.owner, device=device)[:, None] * packed.rows.shape[1]
         )
         self._as_it_is = self.owner == list(range(len(packed.counts)))
-
-    @property
-    def n_batches(self) -> int:
-        """Batches of an epoch."""
-        return math.ceil(self.n_rows / self.batch_size)
 
     def blocks(self) -> Iterator[PackedBlock]:
         """The blocks of one epoch; the next may overwrite one."""

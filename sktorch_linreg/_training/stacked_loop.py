@@ -21,7 +21,7 @@ from .._modules.dropout import DropoutMasks
 from .._modules.initialize import clip_weights_, draw_weights_
 from .._modules.network import make_module
 from .._objective.penalty import LanePenalties, LaneProjection
-from .._optim.optimizers import LaneOptions, numbers
+from .._optim.optimizers import LaneOptions, option_values
 from .._optim.schedules import LaneSchedules
 from .._optim.updates import RuleUpdates
 from .._runtime.aliases import FloatArray, Layers, Mask
@@ -32,7 +32,8 @@ from .._spec import FitSpec, RunContext
 from .batches import TabularDataset
 from .prepare import Prepared, prepare
 from .stacked_batches import Order, PackedBatches, PackedRows
-from .stacked_gradients import BatchedBackprop, LaneParameters
+from .stacked_gradients import BatchedBackprop
+from .stacked_parameters import LaneParameters
 from .stacked_result import Trained
 from .stopping import LaneMonitor
 
@@ -100,7 +101,6 @@ class BatchedTraining:
         self.result = self.lanes.like(n_groups, n_each)
         # where the lanes that are still there were in the beginning
         self.origin = np.indices((n_groups, n_each))
-        self.best: Tensor | None = None
         # the learning rate at which each lane ended
         self.last_rate = np.zeros((n_groups, n_each))
         self._set_up()
@@ -221,7 +221,7 @@ class BatchedTraining:
     def _group(self) -> tuple[dict[str, Any], Callable[[Tensor], Tensor] | None]:
         """The options as they are now, and what spreads those that differ between lanes."""
         group = self.options.group(self.lanes.values.device)
-        varied = any(isinstance(v, Tensor) for v in numbers(group))
+        varied = any(isinstance(v, Tensor) for v in option_values(group))
         return group, self.lanes.expand if varied else None
 
     # -- training -------------------------------------------------------------------------------
@@ -270,8 +270,7 @@ class BatchedTraining:
         for block in batches.blocks():
             for batch in block.batches:
                 self.backprop.gradient_(batch, loss)
-                if penalties.has_l2:
-                    self.lanes.gradient.addcmul_(self.lanes.values, penalties.full_l2)
+                penalties.add_gradient_()
                 if counted:
                     penalties.add(batch.counts)
                 if self.projection is not None:
@@ -329,7 +328,7 @@ class BatchedTraining:
                     curves.append(np.full(out.loss.shape, np.nan))
                     curves[-1][at] = values[monitor.active]
         if monitor.validates:
-            self._keep_best(improved)
+            monitor.keep_best_weights(improved, self.lanes)
         schedules = self.schedules
         if schedules is not None and schedules.by_loss:
             stopped = monitor.wait_for_rate(
@@ -345,14 +344,6 @@ class BatchedTraining:
             updates.group, updates.expand = self._group()
             updates.set_count(updates.n_steps, updates.mu_product)
 
-    def _keep_best(self, improved: Mask) -> None:
-        values = self.lanes.values
-        if self.best is None or improved.all():
-            self.best = values.clone() if self.best is None else self.best.copy_(values)
-        elif improved.any():
-            mask = torch.from_numpy(improved).to(values.device, torch.float64)
-            self.best = torch.where(self.lanes.expand(mask) > 0, values, self.best)
-
     def _finish(self, done: Mask, rates: FloatArray) -> None:
         """Keep the parameters of lanes that are done."""
         if not done.any():
@@ -360,7 +351,7 @@ class BatchedTraining:
         self.last_rate[tuple(self.origin[:, done])] = rates[done]
         here = tuple(torch.from_numpy(i) for i in np.nonzero(done))
         at = tuple(torch.from_numpy(i) for i in self.origin[:, done])
-        views = self.lanes.views if self.best is None else self.lanes.split(self.best)
+        views = self.lanes.split(self.monitor.best_weights(self.lanes))
         for mine, its in zip(self.result.views, views, strict=True):
             mine[at] = its[here]
 
@@ -379,15 +370,14 @@ class BatchedTraining:
         smaller = lanes.like(len(groups), n_each)
         smaller.values.copy_(lanes.take(lanes.values, at, smaller))
         slots = {k: lanes.take(v, at, smaller) for k, v in updates.slots.items()}
-        if self.best is not None:
-            self.best = lanes.take(self.best, at, smaller)
+        if self.monitor.best_values is not None:
+            self.monitor.best_values = lanes.take(self.monitor.best_values, at, smaller)
         n_steps, product = updates.n_steps, updates.mu_product
         self.lanes = smaller
         self.origin = self.origin[:, group, place]
-        for part in (self.options, self.monitor):
-            part.select(group, place)
-        if self.schedules is not None:
-            self.schedules.which = self.schedules.which[group, place]
+        for part in (self.options, self.monitor, self.schedules):
+            if part is not None:
+                part.select(group, place)
         self.alpha1, self.alpha2 = self.alpha1[group, place], self.alpha2[group, place]
         self._set_up()
         new = self.updates

@@ -16,7 +16,8 @@ from .._runtime.torch_modes import own_torch_settings
 from .._spec import FitResult, FitSpec
 from .batches import TabularDataset
 from .stacked_batches import PackedBatches, PackedRows
-from .stacked_gradients import BatchedBackprop, LaneParameters
+from .stacked_gradients import BatchedBackprop
+from .stacked_parameters import LaneParameters
 
 ALL = slice(None)
 

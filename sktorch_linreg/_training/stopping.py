@@ -12,6 +12,7 @@ from torch import Tensor
 from .._runtime.aliases import Array, FloatArray, Mask
 from .._spec import FitSpec
 from .flat_parameters import FlatParameters
+from .stacked_parameters import LaneParameters
 
 # losses that differ by less, in units of the precision, may differ by the rounding of sums alone,
 # which neither stops training nor changes the weights that are kept
@@ -126,6 +127,7 @@ class LaneMonitor:
         self.best, self.reference = np.full(shape, np.inf), np.full(shape, np.inf)
         self.no_improvement = np.zeros(shape, dtype=np.int64)
         self.active = np.ones(shape, dtype=bool)
+        self.best_values: Tensor | None = None
 
     def update(self, monitored: FloatArray) -> tuple[Mask, Mask]:
         """Take in an epoch; which lanes are better than ever, and which stop."""
@@ -141,6 +143,20 @@ class LaneMonitor:
         self.no_improvement = np.where(counts & worse, self.no_improvement + 1, 0)
         self.best = np.fmin(self.best, monitored)
         return improved, self.active & (self.no_improvement > self.patience)
+
+    def keep_best_weights(self, improved: Mask, lanes: LaneParameters) -> None:
+        """Keep the weights of the lanes that are better than ever."""
+        values = lanes.values
+        if self.best_values is None or improved.all():
+            best = self.best_values
+            self.best_values = values.clone() if best is None else best.copy_(values)
+        elif improved.any():
+            mask = torch.from_numpy(improved).to(values.device, torch.float64)
+            self.best_values = torch.where(lanes.expand(mask) > 0, values, self.best_values)
+
+    def best_weights(self, lanes: LaneParameters) -> Tensor:
+        """The weights that are kept, or those there are."""
+        return lanes.values if self.best_values is None else self.best_values
 
     def wait_for_rate(self, stopped: Mask, lowered: Mask, pending: Mask) -> Mask:
         """Of lanes that would stop, those whose learning rate is not about to be lowered."""

@@ -24,13 +24,13 @@ from .._runtime.processes import ProcessGroup
 from .._runtime.seeds import make_generator
 from .._runtime.threads import threads_for
 from .._spec import FitResult, FitSpec, RunContext, Start
-from .batch_gradients import FIRST_WIDTH
 from .duality_gap import check_minimum
 from .loop import Run, TrainingLoop
 from .prepare import Prepared, dropout_groups, prepare
 from .skorch_net import NetDataset, make_net
 from .stopping import Monitor
-from .unit_sizes import calm_
+from .training_objective import FIRST_WIDTH
+from .unit_sizes import shrink_large_units_
 
 
 def _kept_for(spec: FitSpec, context: RunContext) -> tuple[dict[str, Any], str]:
@@ -104,7 +104,9 @@ def train(
     training, validation = prepared.datasets(spec, context, NetDataset)
     if start is not None and start.x_scale is not None:
         growth = scaling.x_scale * reciprocal(start.x_scale)
-        calm_(module, flat.values, training, start.layers, growth, spec.objective, group)
+        shrink_large_units_(
+            module, flat.values, training, start.layers, growth, spec.objective, group
+        )
     run = Run(
         Monitor(spec, validation is not None),
         validation,

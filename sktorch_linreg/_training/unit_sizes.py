@@ -33,7 +33,7 @@ LARGE_LOG = 15.0
 
 
 @torch.no_grad()
-def calm_(
+def shrink_large_units_(
     module: MLPModule,
     values: Tensor,
     rows: TabularDataset,

@@ -1,4 +1,4 @@
-"""What all pictures need: axes to draw in, and the estimator that is meant."""
+"""What all pictures need: axes to draw in, and options of lines."""
 
 from __future__ import annotations
 

@@ -28,8 +28,8 @@ from .._runtime.sklearn_private import (
 )
 from .._runtime.torch_modes import own_torch_settings
 from .._spec import FitSpec
-from .._training.stacked_gradients import LaneParameters
 from .._training.stacked_loop import train_lanes
+from .._training.stacked_parameters import LaneParameters
 from .._training.stacked_result import Trained
 from .candidates import Candidate, Cell, Side
 from .scoring import LEAST_ROWS, Score, known_scores, score_all

@@ -18,7 +18,7 @@ from sklearn.model_selection import (
 )
 from sklearn.utils import get_tags, indexable
 
-from .._runtime.processes import refuse_sharing
+from .._runtime.processes import current_group
 from .._runtime.sklearn_private import (
     Interval,
     MultimetricScorer,
@@ -26,6 +26,17 @@ from .._runtime.sklearn_private import (
     nested_fit_context,
 )
 from .evaluation import Evaluation
+
+
+def refuse_sharing(name: str) -> None:
+    """Raise where something that works on its own rows is to be shared."""
+    if current_group().size > 1:
+        raise ValueError(
+            f"{name} does not go with data_parallel(): each process would choose by scores of its "
+            "own rows. Search outside of it, on several processes through n_jobs or dask, and fit "
+            "the best estimator inside."
+        )
+
 
 # bytes that a search may take
 MAX_MEMORY: dict[str, Any] = {"max_memory": [None, Interval(Integral, 1, None, closed="left")]}

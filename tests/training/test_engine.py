@@ -17,10 +17,10 @@ from sktorch_linreg._objective.penalty import Penalty
 from sktorch_linreg._optim.optimizers import OPTIMIZERS
 from sktorch_linreg._optim.update_rules import RULES
 from sktorch_linreg._optim.updates import RuleUpdates, has_rule
-from sktorch_linreg._training.batch_gradients import TrainingObjective
 from sktorch_linreg._training.batches import BatchIterator, TabularDataset
 from sktorch_linreg._training.flat_parameters import FlatParameters
 from sktorch_linreg._training.gradients import Backprop
+from sktorch_linreg._training.training_objective import TrainingObjective
 
 OPTIONS = {"huber": {"delta": 0.7}, "quantile": {"quantile": 0.3}}
 TIGHT = {"rtol": 1e-12, "atol": 1e-12}

@@ -12,7 +12,7 @@ from torch import Tensor
 from .._modules.activations import ACTIVATIONS
 from .._modules.network import MLPModule
 from .._objective.losses import Loss, blamed_on
-from .._objective.penalty import Penalty
+from .._objective.penalty import Penalty, PenaltySum, longer
 from .._runtime.devices import DEVICES
 from .._runtime.processes import ONE_PROCESS, ProcessGroup
 from .batches import Batch, BatchIterator, Block
@@ -21,8 +21,6 @@ from .gradients import Backprop
 
 # L-BFGS follows a loss with kinks from this width of its envelope down, tenfold at a time
 FIRST_WIDTH = 0.1
-# penalties that are added up in the compute dtype before they go into a longer sum
-SHORT_SUM = 256
 
 
 class TrainingObjective:
@@ -188,7 +186,7 @@ class TrainingObjective:
 
     def epoch(self, iterator: BatchIterator, update: Callable[[], None]) -> float:
         """Make one `update` per batch; returns the mean objective as it was seen on the way."""
-        mean, penalty = _Mean(self.loss), _Penalties(self)
+        mean, penalty = _Mean(self.loss), PenaltySum(self.penalty, self.flat.weights)
         for block in iterator.blocks():
             for batch in block.batches:
                 self.gradient_(batch)
@@ -212,11 +210,6 @@ class TrainingObjective:
                 self.outputs_(batch)
             mean.add(block)
         return mean.value(self.group)
-
-
-def longer(total: Any, part: Tensor) -> Any:
-    """A sum gone on with, in double precision on the CPU; other devices are not waited for."""
-    return total + (float(part) if part.device.type == "cpu" else part)
 
 
 class _Mean:
@@ -243,40 +236,6 @@ class _Mean:
     def value(self, group: ProcessGroup) -> float:
         total, n_entries = group.sum([float(self.total), float(self.n_entries)])
         return total / n_entries
-
-
-class _Penalties:
-    """The penalty summed over updates, each weighed by the rows of its batch."""
-
-    def __init__(self, objective: TrainingObjective) -> None:
-        self.l1, self.l2 = objective.penalty.l1, objective.penalty.l2
-        self.counts = bool(self.l1 or self.l2)
-        self.total: Any = 0.0
-        if not self.counts:
-            return
-        self.weights = objective.flat.weights
-        self.row = self.weights.view(1, -1)
-        self.sum = torch.zeros_like(self.weights[:1])
-        self.n_summed = 0
-
-    def add(self, n_rows: int) -> None:
-        if self.l2:
-            self.sum.addmv_(self.row, self.weights, alpha=0.5 * self.l2 * n_rows)
-        if self.l1:
-            self.sum.add_(self.weights.abs().sum(), alpha=self.l1 * n_rows)
-        self.n_summed += 1
-        if self.n_summed % SHORT_SUM == 0:
-            # many small numbers on top of a large one would round away
-            self._move()
-
-    def _move(self) -> None:
-        self.total = longer(self.total, self.sum.clone())
-        self.sum.zero_()
-
-    def value(self) -> float:
-        if self.counts:
-            self._move()
-        return float(self.total)
 
 
 def _has_hooks(module: torch.nn.Module) -> bool:

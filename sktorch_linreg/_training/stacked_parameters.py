@@ -1,0 +1,134 @@
+"""Parameters of many models of one shape as one vector."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from itertools import pairwise
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from .._runtime.aliases import Layers, Mask
+
+# where lanes are kept: group and place in it, both integer arrays
+Index = tuple[Tensor, Tensor]
+
+
+class LaneParameters:
+    """Parameters of ``n_groups * n_each`` models as one vector, layer by layer.
+
+    The intercepts of the first layer are the last column of its weights, whose rows all have one
+    more number for it.
+
+    Parameters
+    ----------
+    sizes : sequence of int
+        Units of each layer, the features first and the targets last.
+    bias : bool
+        Whether the layers have intercepts.
+    n_groups, n_each : int
+        Number of lanes.
+    dtype, device
+        Of the parameters.
+
+    Attributes
+    ----------
+    values, gradient : torch.Tensor of shape (n_lanes * n_parameters,)
+        Parameters and gradient.
+    views, gradients : list of torch.Tensor
+        Both in the shapes ``(n_groups, n_each, n_out, n_in)`` of weights and ``(n_groups, n_each,
+        n_out)`` of intercepts: the first weights, then weight and intercept of each other layer.
+    """
+
+    def __init__(
+        self,
+        sizes: Sequence[int],
+        bias: bool,
+        n_groups: int,
+        n_each: int,
+        dtype: torch.dtype,
+        device: Any,
+    ) -> None:
+        self.sizes, self.bias = tuple(sizes), bias
+        self.n_groups, self.n_each = n_groups, n_each
+        self._shapes: list[tuple[int, ...]] = []
+        for i, (n_in, n_out) in enumerate(pairwise(self.sizes)):
+            self._shapes.append((n_out, n_in + (bias and i == 0)))
+            if bias and i:
+                self._shapes.append((n_out,))
+        self.values = torch.zeros(n_groups * n_each * self.n_parameters, dtype=dtype, device=device)
+        self.gradient = torch.zeros_like(self.values)
+        self.views, self.gradients = self.split(self.values), self.split(self.gradient)
+
+    @property
+    def n_parameters(self) -> int:
+        """Number of parameters of one lane."""
+        return sum(int(np.prod(shape)) for shape in self._shapes)
+
+    def split(self, flat: Tensor) -> list[Tensor]:
+        """Views, in the shapes of `views`, of a vector as long as `values`."""
+        lanes = (self.n_groups, self.n_each)
+        sizes = [lanes[0] * lanes[1] * int(np.prod(shape)) for shape in self._shapes]
+        parts = flat.split_with_sizes(sizes)
+        return [part.view(*lanes, *shape) for part, shape in zip(parts, self._shapes, strict=True)]
+
+    def expand(self, per_lane: Tensor) -> Tensor:
+        """A number per lane, of shape (n_groups, n_each), as a vector as long as `values`."""
+        out = torch.empty_like(self.values)
+        for view in self.split(out):
+            view.copy_(per_lane.view(*per_lane.shape, *[1] * (view.ndim - 2)))
+        return out
+
+    def penalised(self, per_lane: Tensor) -> Tensor:
+        """As `expand`, and 0 at the intercepts."""
+        out = self.expand(per_lane)
+        for i, view in enumerate(self.split(out)):
+            if view.ndim == 3:
+                view.zero_()
+            elif i == 0 and self.bias:
+                view[..., -1] = 0.0
+        return out
+
+    def per_lane(self, flat: Tensor) -> Tensor:
+        """Sums over the numbers of each lane, of shape (n_groups, n_each)."""
+        parts = [view.flatten(2).sum(-1) for view in self.split(flat)]
+        return torch.stack(parts).sum(0)
+
+    def like(self, n_groups: int, n_each: int) -> LaneParameters:
+        """Room for other numbers of lanes."""
+        values = self.values
+        return LaneParameters(self.sizes, self.bias, n_groups, n_each, values.dtype, values.device)
+
+    def take(self, flat: Tensor, lanes: Index, into: LaneParameters) -> Tensor:
+        """The numbers of some lanes of `flat`, laid out as those of `into`."""
+        group, place = lanes
+        return torch.cat([view[group, place].reshape(-1) for view in self.split(flat)]).view_as(
+            into.values
+        )
+
+    def set_layers(self, lanes: Index, layers: Layers) -> None:
+        """Set the parameters of some lanes, all to the same."""
+        (weight, bias), *others = layers
+        first = weight if bias is None else np.concatenate([weight, bias[:, None]], axis=1)
+        arrays = [first]
+        for weight, bias in others:
+            arrays += [weight] if bias is None else [weight, bias]
+        for view, array in zip(self.views, arrays, strict=True):
+            view[lanes] = torch.from_numpy(np.array(array)).to(view)
+
+    def layers(self, group: int, place: int) -> Layers:
+        """Weights and intercepts of one lane."""
+        arrays = [view[group, place].cpu().numpy() for view in self.views]
+        if not self.bias:
+            return [(weight, None) for weight in arrays]
+        first, *others = arrays
+        pairs = zip(others[::2], others[1::2], strict=True)
+        return [(first[:, :-1].copy(), first[:, -1].copy()), *pairs]
+
+    def finite(self) -> Mask:
+        """Which lanes have finite parameters only, of shape (n_groups, n_each)."""
+        parts = [torch.isfinite(view.flatten(2)).all(-1) for view in self.views]
+        out: Mask = torch.stack(parts).all(0).cpu().numpy()
+        return out
