@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import math
 import os
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -30,10 +31,10 @@ OF_NO_EFFECT = {
     "callbacks", "checkpoint_dir", "checkpoint_every", "copy_X", "n_jobs", "random_state",
     "verbose", "warm_start",
 }  # fmt: skip
-MONITORED = (
-    "loss_curve", "validation_curve", "best_train", "best_validation", "reference", "minimised",
-    "no_improvement", "stopped", "settled", "lowest", "latest",
-)  # fmt: skip
+# what is kept of the parts of a run, under the names that files have had from the beginning
+CURVES = ("loss_curve", "validation_curve")
+OF_MONITOR = ("reference", "no_improvement", "stopped")
+OF_LBFGS = ("minimised", "settled", "lowest", "latest")
 
 
 def _fingerprint(data: TrainingData, start: Layers | None) -> str:
@@ -76,7 +77,7 @@ def _known_again(name: str, value: Any) -> list[str]:
 
 def _whole(training: Mapping[str, Any], max_epochs: int) -> Mapping[str, Any]:
     """The state of a run; raises where it cannot be one."""
-    curves = [training["monitor"][name] for name in MONITORED[:2]]
+    curves = [training["monitor"][name] for name in CURVES]
     rows = unpack_history(training["history"])
     if not all(type(loss) is float for curve in curves for loss in curve):
         raise ValueError("its losses are no numbers")
@@ -180,11 +181,11 @@ class Checkpoint:
             "updates": loop.stepper.updates.state(),
             "schedule": schedule_state(loop.stepper.schedule),
             "generators": [g and to_arrays(g.get_state()) for g in _generators(loop)],
-            "monitor": {name: getattr(monitor, name) for name in MONITORED},
+            "monitor": _kept(run),
             "best_values": to_arrays(monitor.best_values),
             "ended": ended,
             "minimised": run.minimised,
-            "n_without_gain": run.n_without_gain,
+            "n_without_gain": 0 if run.convergence is None else run.convergence.n_without_gain,
             "width": objective.width,
             "path": to_arrays(run.path),
             "history": pack_history(to_arrays(loop.plain_history())),
@@ -207,14 +208,13 @@ class Checkpoint:
         for generator, its in zip(_generators(loop), state["generators"], strict=True):
             if generator is not None:
                 generator.set_state(torch.from_numpy(its.copy()))
-        for name in MONITORED:
-            # files of earlier versions have fewer of them
-            setattr(monitor, name, state["monitor"].get(name, getattr(monitor, name)))
+        _load(run, state["monitor"])
         if state["best_values"] is not None:
             monitor.best_values = objective.flat.values.clone()
             monitor.best_values.copy_(torch.from_numpy(state["best_values"]))
         run.minimised = state["minimised"]
-        run.n_without_gain = state.get("n_without_gain", 0)
+        if run.convergence is not None:
+            run.convergence.n_without_gain = state.get("n_without_gain", 0)
         if state["width"] is not None:
             objective.smooth_at(state["width"])
         if run.path is not None:
@@ -223,9 +223,33 @@ class Checkpoint:
         loop.listener.history.extend(
             {**row, "batches": []} for row in unpack_history(state["history"])
         )
-        run.n_kept, run.ended = len(monitor.loss_curve), state["ended"]
+        run.n_kept, run.ended = len(run.loss_curve), state["ended"]
 
 
 def _generators(loop: Any) -> tuple[torch.Generator | None, torch.Generator | None]:
     """What draws the order of the rows, and the units that drop out."""
     return loop.run.order, loop.module.dropout.generator
+
+
+def _kept(run: Any) -> dict[str, Any]:
+    """Losses, and what stopping and convergence look at."""
+    monitor, convergence = run.monitor, run.convergence
+    validated = monitor.best if monitor.validates else math.inf
+    out = {name: getattr(run, name) for name in CURVES}
+    out |= {"best_train": run.best_train, "best_validation": validated}
+    out |= {name: getattr(monitor, name) for name in OF_MONITOR}
+    if convergence is not None:
+        out |= {name: getattr(convergence, name) for name in OF_LBFGS}
+    return out
+
+
+def _load(run: Any, kept: Mapping[str, Any]) -> None:
+    """Go on from what `_kept` gave; files of earlier versions have fewer names or more."""
+    parts: list[tuple[Any, tuple[str, ...]]] = [(run, CURVES), (run.monitor, OF_MONITOR)]
+    if run.convergence is not None:
+        parts.append((run.convergence, OF_LBFGS))
+    for part, names in parts:
+        for name in names:
+            setattr(part, name, kept.get(name, getattr(part, name)))
+    run.best_train = kept["best_train"]
+    run.monitor.best = kept["best_validation"] if run.monitor.validates else run.best_train

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import Tensor
 
@@ -84,9 +86,9 @@ class FlatParameters:
             if p.data_ptr() != view.data_ptr():
                 p.data = view.copy_(p.detach())
 
-    def keep(self, room: Tensor | None) -> Tensor:
-        """A copy of the parameters, in `room` if there is some."""
-        return self.values.clone() if room is None else room.copy_(self.values)
+    def keep(self, kept: Tensor | None, which: Any = True) -> Tensor:
+        """A copy of the parameters, in the place of `kept` if there is one."""
+        return self.values.clone() if kept is None else kept.copy_(self.values)
 
     def release(self) -> None:
         """Give the parameters memory of their own, and let go of the gradients."""

@@ -24,7 +24,14 @@ from .._optim.updates import RuleUpdates, TorchUpdates, rate_of
 from .._spec import FitResult, FitSpec, RunContext
 from .batches import BLOCK_ENTRIES, Batch, BatchIterator, Share, SharedBatchIterator, TabularDataset
 from .epoch_table import EpochTable
-from .lbfgs_convergence import forget, goes_on, keep_lowest, step_until_settled, why_not_converged
+from .lbfgs_convergence import (
+    LbfgsConvergence,
+    forget,
+    goes_on,
+    keep_lowest,
+    step_until_settled,
+    why_not_converged,
+)
 from .stopping import Monitor
 from .training_objective import TrainingObjective
 
@@ -80,6 +87,8 @@ class Run:
     """What belongs to one training run, and is let go of after it."""
 
     monitor: Monitor
+    # of L-BFGS alone
+    convergence: LbfgsConvergence | None
     validation: TabularDataset | None
     order: torch.Generator | None
     # parameters before the first epoch and after each, where they are asked for
@@ -99,12 +108,14 @@ class Run:
     n_earlier: int = 0
     # epochs whose parameters have been kept
     n_kept: int = 0
+    best_train: float = math.inf
     # the mean over the last epoch of what the optimizer minimises
     minimised: float = math.inf
     # whether it then ran until it gained nothing more; None where it makes a number of steps
     settled: bool | None = None
-    # iterations of L-BFGS since it last gained something
-    n_without_gain: int = 0
+    # losses of the epochs that are done
+    loss_curve: list[float] = field(default_factory=list)
+    validation_curve: list[float] = field(default_factory=list)
     warnings: list[tuple[str, type[Warning]]] = field(default_factory=list)
 
 
@@ -152,16 +163,15 @@ class TrainingLoop:
     def so_far(self) -> FitResult:
         """What the fit would be if it ended now."""
         run, flat, scaling = self.run, self.objective.flat, self.run.scaling
-        monitor = run.monitor
-        trained = flat.layers(monitor.best_weights(flat).clone())
+        trained = flat.layers(run.monitor.best_weights(flat).clone())
         return FitResult(
             layers=to_user_units(trained, scaling),
             scaling=scaling,
-            loss=monitor.loss_curve[-1] if monitor.loss_curve else math.nan,
-            loss_curve=list(monitor.loss_curve),
-            validation_loss_curve=list(monitor.validation_curve),
-            best_loss=monitor.best,
-            n_iter=len(monitor.loss_curve),
+            loss=run.loss_curve[-1] if run.loss_curve else math.nan,
+            loss_curve=list(run.loss_curve),
+            validation_loss_curve=list(run.validation_curve),
+            best_loss=run.monitor.best,
+            n_iter=len(run.loss_curve),
             optimizer=self.spec.training.optimizer,
             trained=trained,
             history=self.plain_history(),
@@ -210,7 +220,7 @@ class TrainingLoop:
                     go_on = "Call fit again to go on from the last checkpoint."
                 message = (
                     f"Training was interrupted; the estimator is fitted with the "
-                    f"{len(run.monitor.loss_curve)} epochs that were done. {go_on}"
+                    f"{len(run.loss_curve)} epochs that were done. {go_on}"
                 )
                 run.warnings.append((message, UserWarning))
         finally:
@@ -258,7 +268,7 @@ class TrainingLoop:
     def plain_history(self) -> list[dict[str, Any]]:
         """The rows of this run's epochs, without batches; an interrupt may have left one more."""
         first = self.run.n_earlier
-        rows = list(self.listener.history)[first : first + len(self.run.monitor.loss_curve)]
+        rows = list(self.listener.history)[first : first + len(self.run.loss_curve)]
         return [
             {k: v for k, v in {**row, "epoch": i + 1}.items() if k != "batches"}
             for i, row in enumerate(rows)
@@ -270,9 +280,12 @@ class TrainingLoop:
         if self.listener.hears_epochs or self.context.listener is not None:
             # one that fails or stops does so on all processes
             stop = any(self.context.group.gather(self._tell_of_epoch))
-        if monitor.stopped and monitor.is_lbfgs:
+        convergence = self.run.convergence
+        if convergence is None:
+            return stop or bool(monitor.stopped)
+        if monitor.stopped:
             self.run.warnings += why_not_converged(self)
-        return stop or monitor.stopped or (monitor.settled and not self._goes_on())
+        return stop or bool(monitor.stopped) or (convergence.settled and not self._goes_on())
 
     def _goes_on(self) -> bool:
         """Go on with L-BFGS where it gained nothing; False where it has converged."""
@@ -307,13 +320,14 @@ class TrainingLoop:
         """Go on with a sharper stand-in for a loss with kinks; False where there is none."""
         if not self.objective.sharpen():
             return False
-        self.run.monitor.minimised, self.run.monitor.settled = math.inf, False
+        if self.run.convergence is not None:
+            self.run.convergence.minimised, self.run.convergence.settled = math.inf, False
         forget(self.stepper.updates.optimizer)
         return True
 
     def _keep_finished_epochs(self, done: Tensor | None) -> None:
         """Undo an unfinished epoch; without a finished one, let the interrupt pass."""
-        finished = len(self.run.monitor.loss_curve)
+        finished = len(self.run.loss_curve)
         if finished == 0:
             raise KeyboardInterrupt
         # an epoch counts from the moment that its loss is in the curve
@@ -321,7 +335,8 @@ class TrainingLoop:
             self.objective.flat.values.copy_(done)
 
     def _warn_unfinished(self) -> None:
-        if not self.run.monitor.must_stop or self.context.incremental:
+        must_stop = self.spec.tol is not None or self.run.convergence is not None
+        if self.context.incremental or not must_stop:
             return
         message = f"Training stopped at max_epochs={self.listener.max_epochs} before "
         if self.spec.tol is None:
@@ -335,25 +350,29 @@ class TrainingLoop:
 
     def _end_epoch(self, seconds: float) -> None:
         """Take the epoch's losses in, refuse those that are not finite, and step the schedule."""
-        monitor, row, flat = self.run.monitor, self.row, self.objective.flat
+        run, row, flat = self.run, self.row, self.objective.flat
         # other processors may round differently
         self.objective.group.broadcast_(flat.values)
         loss, validation = row["train_loss"], row.get("valid_loss")
         lr = rate_of(self.stepper.updates.group)
         if not (math.isfinite(loss) and (validation is None or math.isfinite(validation))):
-            raise TrainingDivergedError(len(monitor.loss_curve) + 1, lr)
+            raise TrainingDivergedError(len(run.loss_curve) + 1, lr)
         # skorch's Checkpoint and PrintLog look for these
-        row["train_loss_best"] = loss < monitor.best_train
+        row["train_loss_best"] = loss < run.best_train
+        run.best_train = min(run.best_train, loss)
         if validation is not None:
-            row["valid_loss_best"] = validation < monitor.best_validation
+            row["valid_loss_best"] = validation < run.monitor.best
+            run.validation_curve.append(validation)
         row["lr"], row["dur"] = lr, seconds
-        monitor.update(loss, validation, self.run.minimised, flat, self.run.settled)
-        if not monitor.settled:
-            self.run.n_without_gain = 0
+        monitored = loss if validation is None else validation
+        # from here on the epoch counts
+        run.loss_curve.append(loss)
+        run.monitor.update(monitored, flat)
+        if run.convergence is not None:
+            run.convergence.update(run.minimised, run.settled)
         if self.run.path is not None:
             self.run.path.append(flat.values.cpu().clone())
         if self.stepper.schedule is not None:
-            monitored = loss if validation is None else validation
             found = step_schedule(
                 self.stepper.schedule, self.spec.training.schedule_options, monitored
             )

@@ -224,7 +224,7 @@ class RegressionNet(skorch.NeuralNet):  # type: ignore[misc]
         shown = loop.run.shown["dataset_train"]
         self.partial_fit(*((None, None) if shown is None else (shown.X, shown.y)))
         loop.objective.flat.take_parameters()
-        if not loop.run.monitor.loss_curve:
+        if not loop.run.loss_curve:
             # skorch swallows the interrupt, but without a finished epoch there is nothing to keep
             raise KeyboardInterrupt
 

@@ -35,7 +35,7 @@ from .stacked_batches import Order, PackedBatches, PackedRows
 from .stacked_gradients import BatchedBackprop
 from .stacked_parameters import LaneParameters
 from .stacked_result import Trained
-from .stopping import LaneMonitor
+from .stopping import Monitor
 
 # what is to be fitted: groups of lanes
 Specs = Sequence[Sequence[FitSpec]]
@@ -90,11 +90,7 @@ class BatchedTraining:
             # whose constructor sets the rate of the first epoch
             self.schedules = LaneSchedules(specs)
             self.schedules.apply(self.options)
-        self.monitor = LaneMonitor(specs, self.held_out is not None)
-        # whether nothing but divergence ends the training of a lane, and nobody reads on the way
-        self.plain = not (curves or self.monitor.validates or self.schedules) and bool(
-            np.isnan(self.monitor.tol).all()
-        )
+        self.monitor = Monitor.of_many(specs, self.held_out is not None)
         self._draw_start()
         self.alpha1 = np.array([[s.objective.l1 for s in row] for row in specs])
         self.alpha2 = np.array([[s.objective.l2 for s in row] for row in specs])
@@ -248,7 +244,7 @@ class BatchedTraining:
                 self._move_together()
             else:
                 self._finish(self.monitor.active, self._rates())
-                asked = ~np.isnan(self.monitor.tol) & self.monitor.active
+                asked = self.monitor.has_tol & self.monitor.active
                 out.unfinished[tuple(self.origin[:, asked])] = True
         finite = self.result.finite()
         for g, c in zip(*np.nonzero(~finite), strict=True):
@@ -303,11 +299,6 @@ class BatchedTraining:
         self, out: Trained, epoch: int, loss: FloatArray, validation: FloatArray | None
     ) -> None:
         monitor = self.monitor
-        if self.plain and monitor.active.all() and np.isfinite(loss).all():
-            monitor.best = np.fmin(monitor.best, loss)
-            out.n_iter.fill(epoch)
-            out.loss[:], out.best_loss[:] = loss, monitor.best
-            return
         rates = self._rates()
         monitored = loss if validation is None else validation
         failed = monitor.active & ~(np.isfinite(loss) & np.isfinite(monitored))
@@ -315,7 +306,7 @@ class BatchedTraining:
             at = int(self.origin[0][g, c]), int(self.origin[1][g, c])
             out.errors[at] = TrainingDivergedError(epoch, float(rates[g, c]))
         monitor.active = monitor.active & ~failed
-        improved, stopped = monitor.update(monitored)
+        monitor.update(monitored, self.lanes)
         at = tuple(self.origin[:, monitor.active])
         out.n_iter[at], out.loss[at] = epoch, loss[monitor.active]
         out.best_loss[at] = monitor.best[monitor.active]
@@ -327,15 +318,11 @@ class BatchedTraining:
                 if values is not None:
                     curves.append(np.full(out.loss.shape, np.nan))
                     curves[-1][at] = values[monitor.active]
-        if monitor.validates:
-            monitor.keep_best_weights(improved, self.lanes)
         schedules = self.schedules
         if schedules is not None and schedules.by_loss:
-            stopped = monitor.wait_for_rate(
-                stopped, *schedules.step_plateaus(monitored, monitor.active)
-            )
-        self._finish(stopped, rates)
-        monitor.active = monitor.active & ~stopped
+            monitor.wait_for_rate(*schedules.step_plateaus(monitored, monitor.active))
+        self._finish(monitor.stopped, rates)
+        monitor.active = monitor.active & ~monitor.stopped
         if schedules is not None and monitor.active.any():
             if not schedules.by_loss:
                 schedules.step()

@@ -108,6 +108,14 @@ class LaneParameters:
             into.values
         )
 
+    def keep(self, kept: Tensor | None, which: Any = True) -> Tensor:
+        """`kept` with the parameters of some lanes as they are now; None keeps all."""
+        which = np.asarray(which)
+        if kept is None or which.all():
+            return self.values.clone() if kept is None else kept.copy_(self.values)
+        mask = torch.from_numpy(which).to(self.values.device, torch.float64)
+        return torch.where(self.expand(mask) > 0, self.values, kept)
+
     def set_layers(self, lanes: Index, layers: Layers) -> None:
         """Set the parameters of some lanes, all to the same."""
         (weight, bias), *others = layers

@@ -25,6 +25,7 @@ from .._runtime.seeds import make_generator
 from .._runtime.threads import threads_for
 from .._spec import FitResult, FitSpec, RunContext, Start
 from .duality_gap import check_minimum
+from .lbfgs_convergence import LbfgsConvergence
 from .loop import Run, TrainingLoop
 from .prepare import Prepared, dropout_groups, prepare
 from .skorch_net import NetDataset, make_net
@@ -107,8 +108,10 @@ def train(
         shrink_large_units_(
             module, flat.values, training, start.layers, growth, spec.objective, group
         )
+    monitor = Monitor.of_one(spec, validation is not None)
     run = Run(
-        Monitor(spec, validation is not None),
+        monitor,
+        LbfgsConvergence(monitor.rounding) if spec.training.is_lbfgs else None,
         validation,
         order=order if spec.training.shuffle else None,
         path=[flat.values.cpu().clone()] if spec.training.record_path else None,
@@ -231,4 +234,4 @@ def _check_finite(loop: TrainingLoop) -> None:
     """The last update can diverge after the last loss was seen."""
     if not bool(torch.isfinite(loop.objective.flat.values).all()):
         lr = rate_of(loop.stepper.updates.group)
-        raise TrainingDivergedError(len(loop.run.monitor.loss_curve), lr)
+        raise TrainingDivergedError(len(loop.run.loss_curve), lr)

@@ -1,6 +1,5 @@
 """When training stops and which weights are best: never decided by the rounding of a sum."""
 
-import math
 import warnings
 
 import numpy as np
@@ -13,7 +12,8 @@ from sklearn.model_selection import GridSearchCV
 from sktorch_linreg import BatchedGridSearchCV, TorchLinearRegressor, TorchMLPRegressor
 from sktorch_linreg._objective.losses import Loss
 from sktorch_linreg._spec import FitSpec, ModelShape, Objective, TrainingOptions
-from sktorch_linreg._training.stopping import LaneMonitor, Monitor
+from sktorch_linreg._training.lbfgs_convergence import LbfgsConvergence
+from sktorch_linreg._training.stopping import Monitor
 
 
 def spec_of(tol, patience, dtype, optimizer_class=None):
@@ -29,7 +29,7 @@ class Weights:
 
     epoch = 0
 
-    def keep(self, room):
+    def keep(self, kept, which=True):
         return self.epoch
 
 
@@ -38,28 +38,24 @@ def run(losses, spec, validates, units=None):
 
     `units` of the precision, if given, are what counts as rounding.
     """
-    monitor, weights = Monitor(spec, validates), Weights()
+    return follow(Monitor.of_one(spec, validates), losses, spec, units)
+
+
+def run_many(losses, spec, validates, units=None):
+    """The same by the monitor of many models."""
+    return follow(Monitor.of_many([[spec]], validates), losses, spec, units)
+
+
+def follow(monitor, losses, spec, units):
+    weights = Weights()
     if units is not None:
         monitor.rounding = units * torch.finfo(spec.dtype).eps
     for epoch, loss in enumerate(losses, start=1):
         weights.epoch = epoch
-        monitor.update(loss, loss if validates else None, loss, weights)
+        monitor.update(loss, weights)
         if monitor.stopped:
             return epoch, monitor.best_values
     return None, monitor.best_values
-
-
-def run_lanes(losses, spec, validates, units=None):
-    """The same by the monitor of many models."""
-    monitor, kept = LaneMonitor([[spec]], validates), None
-    if units is not None:
-        monitor.rounding = units * torch.finfo(spec.dtype).eps
-    for epoch, loss in enumerate(losses, start=1):
-        improved, stopped = monitor.update(np.array([[loss]]))
-        kept = epoch if validates and improved.any() else kept
-        if stopped.any():
-            return epoch, kept
-    return None, kept
 
 
 def curves(rng):
@@ -74,7 +70,7 @@ def curves(rng):
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
 @pytest.mark.parametrize("tol", [None, 0.0, 1e-3])
 @pytest.mark.parametrize("validates", [True, False])
-@pytest.mark.parametrize("by", [run, run_lanes])
+@pytest.mark.parametrize("by", [run, run_many])
 def test_rounding_moves_no_stop(dtype, tol, validates, by):
     rng = np.random.default_rng(0)
     eps = torch.finfo(dtype).eps
@@ -102,10 +98,10 @@ def test_many_models_stop_where_one_does(dtype, tol, validates):
         losses, size = curves(rng)
         losses *= 1 + rng.normal(size=len(losses)) * rng.choice([0.0, 1e-16, 1e-7, 1e-2])
         spec = spec_of(None if tol is None else tol * size, int(rng.integers(1, 8)), dtype)
-        assert run_lanes(losses, spec, validates) == run(losses, spec, validates)
+        assert run_many(losses, spec, validates) == run(losses, spec, validates)
 
 
-@pytest.mark.parametrize("by", [run, run_lanes])
+@pytest.mark.parametrize("by", [run, run_many])
 def test_a_loss_that_stays_is_a_plateau(by):
     for tol in (0.0, 1e-12):
         spec = spec_of(tol, 3, torch.float64)
@@ -116,7 +112,7 @@ def test_a_loss_that_stays_is_a_plateau(by):
     assert by(zeros, spec_of(0.0, 3, torch.float64), False)[0] == 5
 
 
-@pytest.mark.parametrize("by", [run, run_lanes])
+@pytest.mark.parametrize("by", [run, run_many])
 def test_small_gains_add_up(by):
     # each is less than rounding, a hundred of them are not
     losses = 1.0 - 1e-15 * np.arange(400)
@@ -128,11 +124,12 @@ def test_small_gains_add_up(by):
 
 
 def test_a_rise_is_no_convergence():
-    monitor = Monitor(spec_of(None, 10, torch.float64, torch.optim.LBFGS), False)
+    convergence = LbfgsConvergence(16 * np.finfo(np.float64).eps)
     for loss, settled in ((3.0, False), (2.0, False), (2.0 + 1e-15, True), (1.0, False)):
-        monitor.update(loss, None, loss, Weights())
-        assert monitor.settled == settled
-    assert math.isfinite(monitor.best)
+        convergence.update(loss, None)
+        assert convergence.settled == settled
+    convergence.update(2.0, None)
+    assert not convergence.settled
 
 
 def rows():

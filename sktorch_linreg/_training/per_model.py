@@ -1,0 +1,37 @@
+"""Numbers per model: plain ones for one model, arrays for many, under the same names.
+
+What is decided at the end of an epoch is written once, for both. NumPy would take longer for the
+numbers of one small model than an epoch of it.
+"""
+
+from __future__ import annotations
+
+import math
+import operator
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+
+def _choose(condition: Any, a: Any, b: Any) -> Any:
+    return a if condition else b
+
+
+@dataclass(frozen=True)
+class Numbers:
+    """Functions of numbers per model; minimum and maximum leave out what is not a number."""
+
+    where: Callable[[Any, Any, Any], Any]
+    minimum: Callable[[Any, Any], Any]
+    maximum: Callable[[Any, Any], Any]
+    is_finite: Callable[[Any], Any]
+    is_infinite: Callable[[Any], Any]
+    invert: Callable[[Any], Any]
+    any: Callable[[Any], Any]
+    all: Callable[[Any], Any]
+
+
+ONE = Numbers(_choose, min, max, math.isfinite, math.isinf, operator.not_, bool, bool)
+MANY = Numbers(np.where, np.fmin, np.fmax, np.isfinite, np.isinf, np.logical_not, np.any, np.all)
