@@ -12,9 +12,9 @@ import torch
 from torch.optim import lr_scheduler
 
 from .._errors import came_from, check_options, unknown_name
-from .._runtime.aliases import Array, FloatArray, Mask
+from .._runtime.aliases import Array
 from .._runtime.identity import key_of
-from .._spec import FitSpec
+from .._spec import FitSpec, TrainingOptions
 from .construct import construct, is_torch_or_ours, signature_of
 from .optimizers import LaneOptions
 
@@ -114,14 +114,12 @@ def step_plateau(schedule: Any, monitored: float) -> tuple[bool, bool]:
     return any(a < b for a, b in zip(after, before, strict=True)), falls and waits
 
 
-def step_schedule(schedule: Any, options: Mapping[str, Any], monitored: float) -> tuple[bool, bool]:
-    """Step a schedule after an epoch; what `step_plateau` says of one that looks at losses."""
-    if isinstance(schedule, lr_scheduler.ReduceLROnPlateau):
-        return step_plateau(schedule, monitored)
+def _step(schedule: Any, options: Mapping[str, Any]) -> None:
+    """Step a schedule that does not look at losses."""
     if not is_torch_or_ours(type(schedule)) or any(map(callable, options.values())):
         with came_from("lr_schedule", schedule):
             schedule.step()
-        return False, False
+        return
     try:
         schedule.step()
     except (ArithmeticError, TypeError, ValueError) as error:
@@ -129,51 +127,79 @@ def step_schedule(schedule: Any, options: Mapping[str, Any], monitored: float) -
             f"The lr_schedule could not be stepped: {error}. If it has run through all of its "
             "epochs, raise max_epochs, which it is planned for; else check lr_schedule__*."
         ) from error
-    return False, False
 
 
-class LaneSchedules:
-    """Schedules of torch, stepped once per epoch, and what they do to the options of lanes."""
+class Schedules:
+    """Schedules of torch, stepped once per epoch, of one model or of many.
 
-    # what they change
+    Parameters
+    ----------
+    schedules : list of torch.optim.lr_scheduler.LRScheduler
+        All of one class.
+    options : Mapping
+        What the first of them was made with.
+    which : ndarray of int, shape (n_groups, n_each), optional
+        The schedule of each of many models; None is the one of one model.
+    """
+
+    # what schedules change in the options of an optimizer
     NAMES = ("lr", "momentum", "betas")
 
-    def __init__(self, specs: Sequence[Sequence[FitSpec]]) -> None:
-        cls: Any = specs[0][0].training.schedule_class
-        self.by_loss = issubclass(cls, lr_scheduler.ReduceLROnPlateau)
-        # a plateau is that of a lane, anything else is the same wherever options are
-        self.which = np.zeros((len(specs), len(specs[0])), dtype=np.intp)
-        self.optimizers: list[Any] = []
-        self.schedules: list[Any] = []
+    def __init__(
+        self, schedules: list[Any], options: Mapping[str, Any], which: Array | None = None
+    ) -> None:
+        self.schedules, self.options, self.which = schedules, options, which
+        self.by_loss = isinstance(schedules[0], lr_scheduler.ReduceLROnPlateau)
+
+    @classmethod
+    def of_one(cls, training: TrainingOptions, optimizer: Any) -> Schedules | None:
+        """The schedule of one model, which changes the rates of its optimizer."""
+        if training.schedule_class is None:
+            return None
+        options = training.schedule_options
+        return cls([construct("lr_schedule", training.schedule_class, optimizer, options)], options)
+
+    @classmethod
+    def of_many(cls, specs: Sequence[Sequence[FitSpec]]) -> Schedules | None:
+        """Schedules of groups of models, with optimizers that nothing else looks at."""
+        first = specs[0][0].training
+        if first.schedule_class is None:
+            return None
+        by_loss = issubclass(first.schedule_class, lr_scheduler.ReduceLROnPlateau)
+        # a plateau is that of a model, anything else is the same wherever options are
+        which = np.zeros((len(specs), len(specs[0])), dtype=np.intp)
+        schedules: list[Any] = []
         known: dict[Any, int] = {}
         for g, row in enumerate(specs):
             for c, spec in enumerate(row):
-                key = (g, c) if self.by_loss else _schedule_key(spec)
+                key = (g, c) if by_loss else _schedule_key(spec)
                 if key not in known:
-                    known[key] = len(self.schedules)
-                    self._make(spec)
-                self.which[g, c] = known[key]
+                    known[key] = len(schedules)
+                    schedules.append(_of_its_own(spec.training))
+                which[g, c] = known[key]
+        return cls(schedules, first.schedule_options, which)
 
-    def _make(self, spec: FitSpec) -> None:
-        cls: Any = spec.training.optimizer_class
-        cls_of_schedule: Any = spec.training.schedule_class
-        optimizer = construct("optimizer", cls, [torch.zeros(1)], spec.training.optimizer_options)
-        optimizer._opt_called = True
-        self.optimizers.append(optimizer)
-        self.schedules.append(
-            # a function may keep a state, which is that of one fit
-            construct(
-                "lr_schedule",
-                cls_of_schedule,
-                optimizer,
-                copy.deepcopy(spec.training.schedule_options),
-            )
-        )
+    def step(self, monitored: Any, active: Any) -> tuple[Any, Any]:
+        """After an epoch with these losses.
+
+        Returns for which models a plateau has lowered the rate, and for which it is about to.
+        """
+        if not self.by_loss:
+            for schedule in self.schedules:
+                _step(schedule, self.options)
+            return False, False
+        if self.which is None:
+            return step_plateau(self.schedules[0], monitored)
+        lowered, pending = np.zeros_like(active), np.zeros_like(active)
+        for g, c in zip(*np.nonzero(active), strict=True):
+            schedule = self.schedules[self.which[g, c]]
+            lowered[g, c], pending[g, c] = step_plateau(schedule, float(monitored[g, c]))
+        return lowered, pending
 
     def apply(self, options: LaneOptions) -> None:
-        """Put what the schedules say now in the place of the options."""
+        """Put what the schedules say now in the place of the options of many models."""
+        groups = [schedule.optimizer.param_groups[0] for schedule in self.schedules]
         for name in self.NAMES:
-            groups = [optimizer.param_groups[0] for optimizer in self.optimizers]
             if name not in groups[0]:
                 continue
             value = groups[0][name]
@@ -186,21 +212,19 @@ class LaneSchedules:
                 options.set(part, np.array(values, dtype=np.float64)[self.which])
 
     def select(self, group: Array, place: Array) -> None:
-        """Keep some lanes."""
-        self.which = self.which[group, place]
+        """Keep some of many models."""
+        if self.which is not None:
+            self.which = self.which[group, place]
 
-    def step(self) -> None:
-        """After an epoch, where its losses do not matter."""
-        for schedule in self.schedules:
-            schedule.step()
 
-    def step_plateaus(self, monitored: FloatArray, active: Mask) -> tuple[Mask, Mask]:
-        """After an epoch with these losses; which rates were lowered, and which are about to be."""
-        lowered, pending = np.zeros_like(active), np.zeros_like(active)
-        for g, c in zip(*np.nonzero(active), strict=True):
-            schedule = self.schedules[self.which[g, c]]
-            lowered[g, c], pending[g, c] = step_plateau(schedule, float(monitored[g, c]))
-        return lowered, pending
+def _of_its_own(training: TrainingOptions) -> Any:
+    """A schedule with an optimizer of its own."""
+    cls: Any = training.optimizer_class
+    optimizer = construct("optimizer", cls, [torch.zeros(1)], training.optimizer_options)
+    optimizer._opt_called = True
+    schedule: Any = training.schedule_class
+    # a function may keep a state, which is that of one fit
+    return construct("lr_schedule", schedule, optimizer, copy.deepcopy(training.schedule_options))
 
 
 def _schedule_key(spec: FitSpec) -> Hashable:

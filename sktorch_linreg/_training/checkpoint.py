@@ -173,17 +173,17 @@ class Checkpoint:
 
     # -- state of a run -------------------------------------------------------------------------
 
-    def save(self, loop: Any, ended: bool) -> None:
+    def save(self, loop: Any) -> None:
         """Write down where a loop stands, at the end of an epoch."""
-        run, monitor, objective = loop.run, loop.run.monitor, loop.objective
+        run, monitor, objective = loop.state, loop.monitor, loop.objective
         training = {
             "values": to_arrays(objective.flat.values),
             "updates": loop.stepper.updates.state(),
             "schedule": schedule_state(loop.stepper.schedule),
             "generators": [g and to_arrays(g.get_state()) for g in _generators(loop)],
-            "monitor": _kept(run),
+            "monitor": _kept(loop),
             "best_values": to_arrays(monitor.best_values),
-            "ended": ended,
+            "ended": not monitor.active,
             "minimised": run.minimised,
             "n_without_gain": 0 if run.convergence is None else run.convergence.n_without_gain,
             "width": objective.width,
@@ -200,15 +200,14 @@ class Checkpoint:
                 self._resume(loop, self.state)
 
     def _resume(self, loop: Any, state: Mapping[str, Any]) -> None:
-        run, objective = loop.run, loop.objective
-        monitor = run.monitor
+        run, objective, monitor = loop.state, loop.objective, loop.monitor
         objective.flat.values.copy_(torch.from_numpy(state["values"]))
         loop.stepper.load(state["updates"])
         load_schedule_state(loop.stepper.schedule, state["schedule"])
         for generator, its in zip(_generators(loop), state["generators"], strict=True):
             if generator is not None:
                 generator.set_state(torch.from_numpy(its.copy()))
-        _load(run, state["monitor"])
+        _load(loop, state["monitor"])
         if state["best_values"] is not None:
             monitor.best_values = objective.flat.values.clone()
             monitor.best_values.copy_(torch.from_numpy(state["best_values"]))
@@ -223,17 +222,17 @@ class Checkpoint:
         loop.listener.history.extend(
             {**row, "batches": []} for row in unpack_history(state["history"])
         )
-        run.n_kept, run.ended = len(run.loss_curve), state["ended"]
+        loop.n_epochs, monitor.active = len(run.loss_curve), not state["ended"]
 
 
 def _generators(loop: Any) -> tuple[torch.Generator | None, torch.Generator | None]:
     """What draws the order of the rows, and the units that drop out."""
-    return loop.run.order, loop.module.dropout.generator
+    return loop.state.order, loop.module.dropout.generator
 
 
-def _kept(run: Any) -> dict[str, Any]:
+def _kept(loop: Any) -> dict[str, Any]:
     """Losses, and what stopping and convergence look at."""
-    monitor, convergence = run.monitor, run.convergence
+    run, monitor, convergence = loop.state, loop.monitor, loop.state.convergence
     validated = monitor.best if monitor.validates else math.inf
     out = {name: getattr(run, name) for name in CURVES}
     out |= {"best_train": run.best_train, "best_validation": validated}
@@ -243,13 +242,14 @@ def _kept(run: Any) -> dict[str, Any]:
     return out
 
 
-def _load(run: Any, kept: Mapping[str, Any]) -> None:
+def _load(loop: Any, kept: Mapping[str, Any]) -> None:
     """Go on from what `_kept` gave; files of earlier versions have fewer names or more."""
-    parts: list[tuple[Any, tuple[str, ...]]] = [(run, CURVES), (run.monitor, OF_MONITOR)]
+    run, monitor = loop.state, loop.monitor
+    parts: list[tuple[Any, tuple[str, ...]]] = [(run, CURVES), (monitor, OF_MONITOR)]
     if run.convergence is not None:
         parts.append((run.convergence, OF_LBFGS))
     for part, names in parts:
         for name in names:
             setattr(part, name, kept.get(name, getattr(part, name)))
     run.best_train = kept["best_train"]
-    run.monitor.best = kept["best_validation"] if run.monitor.validates else run.best_train
+    monitor.best = kept["best_validation"] if monitor.validates else run.best_train

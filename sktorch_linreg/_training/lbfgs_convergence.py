@@ -70,7 +70,7 @@ def forget(optimizer: Any) -> None:
 
 def keep_lowest(loop: Any, batches: Any) -> None:
     """Look at the weights that L-BFGS has come to, which may be worse than earlier ones."""
-    convergence, monitor = loop.run.convergence, loop.run.monitor
+    convergence, monitor = loop.state.convergence, loop.monitor
     if convergence is None or monitor.validates:
         return
     if convergence.is_lowest(_objective_of(loop, batches)):
@@ -92,7 +92,7 @@ def goes_on(loop: Any) -> bool:
     Where an epoch has few iterations, a step along an old direction may have failed, so that the
     first such epoch makes it forget these.
     """
-    run, convergence = loop.run, loop.run.convergence
+    convergence = loop.state.convergence
     optimizer = loop.stepper.updates.optimizer
     known = getattr(optimizer, "max_iter", None)
     n_iterations = known or optimizer.param_groups[0]["max_iter"]
@@ -110,7 +110,7 @@ def goes_on(loop: Any) -> bool:
             "gradient: its line search runs out of evaluations. Raise optimizer__max_eval or "
             "optimizer__max_iter."
         )
-        run.warnings.append((message, ConvergenceWarning))
+        loop.state.warnings.append((message, ConvergenceWarning))
     return False
 
 
@@ -124,7 +124,7 @@ def _still_falls(loop: Any) -> bool:
             loop.objective.gradient_(*block.batches)
     start, gradient = flat.values.clone(), flat.gradient.clone()
     value = _objective_of(loop, batches)
-    least = max(loop.spec.tol or 0.0, loop.run.convergence.rounding * abs(value))
+    least = max(loop.spec.tol or 0.0, loop.state.convergence.rounding * abs(value))
     falls = False
     for k in range(HALVINGS):
         flat.values.copy_(start - 0.5**k * gradient)
@@ -137,7 +137,7 @@ def _still_falls(loop: Any) -> bool:
 
 def why_not_converged(loop: Any) -> list[tuple[str, type[Warning]]]:
     """What there is to say where L-BFGS stopped on a plateau without having converged."""
-    convergence, spec = loop.run.convergence, loop.spec
+    convergence, spec = loop.state.convergence, loop.spec
     if spec.shape.dropout:
         reason, remedy = "its dropout changes the objective from step to step", "dropout=0"
     elif convergence.latest > convergence.lowest + (spec.tol or 0.0):
@@ -145,7 +145,7 @@ def why_not_converged(loop: Any) -> list[tuple[str, type[Warning]]]:
         remedy = "optimizer__line_search_fn='strong_wolfe', a smaller lr"
     else:
         return []
-    n_epochs = len(loop.run.loss_curve)
+    n_epochs = len(loop.state.loss_curve)
     message = (
         f"L-BFGS stopped after {n_epochs} epochs without having converged, since {reason}. The "
         f"best weights are kept. Set {remedy}, or choose another optimizer, such as 'adam'."
@@ -156,11 +156,11 @@ def why_not_converged(loop: Any) -> list[tuple[str, type[Warning]]]:
 def step_until_settled(loop: Any, closure: Callable[[], Tensor]) -> None:
     """Make steps of L-BFGS until one gains next to nothing of the width of the envelope."""
     slack = SETTLED_WIDTH * (loop.objective.width or 0.0)
-    before, loop.run.settled = math.inf, False
+    before, loop.state.settled = math.inf, False
     for _ in range(ENVELOPE_STEPS):
         # the value before the step
         value = float(loop.stepper.updates.step(closure))
         if not math.isfinite(value) or abs(before - value) <= slack:
-            loop.run.settled = math.isfinite(value)
+            loop.state.settled = math.isfinite(value)
             return
         before = value

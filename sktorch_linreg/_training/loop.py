@@ -1,498 +1,104 @@
-"""The training loop: epochs and batches, stopping, and what it tells those who listen."""
+"""The training loop: epochs, divergence, stopping and schedules, for one model and for many."""
 
 from __future__ import annotations
 
-import math
-import time
-from collections.abc import Mapping
-from contextlib import nullcontext
-from dataclasses import dataclass, field
-from functools import partial
-from typing import Any, Protocol
+from abc import ABC, abstractmethod
+from typing import Any
 
-import torch
-from sklearn.exceptions import ConvergenceWarning
-from torch import Tensor
-
-from .._data.moments import Moments
-from .._data.scaling import Scaling, to_user_units
-from .._errors import TrainingDivergedError
-from .._modules.network import MLPModule
-from .._objective.penalty import longer
-from .._optim.schedules import step_schedule
-from .._optim.updates import RuleUpdates, TorchUpdates, rate_of
-from .._spec import FitResult, FitSpec, RunContext
-from .batches import BLOCK_ENTRIES, Batch, BatchIterator, Share, SharedBatchIterator, TabularDataset
-from .epoch_table import EpochTable
-from .lbfgs_convergence import (
-    LbfgsConvergence,
-    forget,
-    goes_on,
-    keep_lowest,
-    step_until_settled,
-    why_not_converged,
-)
+from .._optim.schedules import Schedules
 from .stopping import Monitor
-from .training_objective import TrainingObjective
-
-# rows of a pass that only looks at outputs
-OUTPUT_ROWS = 4096
 
 
-class StopTraining(Exception):
-    """A callback asked to stop; skorch's own way is a KeyboardInterrupt, which Ctrl-C is too."""
+class TrainingLoop(ABC):
+    """Epochs over the rows, until no model is trained any more.
 
+    What is trained, one model or many, is a subclass. Losses and learning rates are numbers per
+    model: plain ones, or arrays.
 
-@dataclass
-class Stepper:
-    """What makes the updates of a run, and the schedule of its learning rate."""
-
-    updates: Any
-    schedule: Any = None
-
-    def load(self, state: Mapping[str, Any]) -> None:
-        """Go on from an optimizer's state."""
-        if not self.updates.load(state):
-            self.use_torch()
-
-    def use_torch(self) -> None:
-        """Let torch's own optimizer make the updates from here on."""
-        self.updates = TorchUpdates(self.updates.optimizer)
-
-
-class Listener(Protocol):
-    """Who hears of a run, and keeps its history: the net with its callbacks."""
-
-    max_epochs: int
-    history: Any
-    # whether there are callbacks at all, and whether some look at batches or gradients
-    hears_epochs: bool
-    hears_batches: bool
-    hears_gradients: bool
-    # whether one of them prints the epochs
-    prints: bool
-
-    def notify(self, method_name: str, **kwargs: Any) -> None:
-        """Tell callbacks, by the names of skorch's methods."""
-
-    def add_epoch(self) -> dict[str, Any]:
-        """Begin the record of an epoch."""
-
-    def _set_training(self, training: bool) -> None:
-        """Set module and loss to training or evaluation."""
-
-
-@dataclass
-class Run:
-    """What belongs to one training run, and is let go of after it."""
-
-    monitor: Monitor
-    # of L-BFGS alone
-    convergence: LbfgsConvergence | None
-    validation: TabularDataset | None
-    order: torch.Generator | None
-    # parameters before the first epoch and after each, where they are asked for
-    path: list[Tensor] | None
-    # rows in the user's units, for callbacks
-    shown: Mapping[str, Any]
-    # scaled, or standing for others
-    rows: TabularDataset
-    # how the rows are spread over processes
-    share: Share
-    # the units that are trained in, and the moments that they come from
-    scaling: Scaling
-    moments: tuple[Moments, Moments] | None
-    # whether training had come to its end before it was cut off
-    ended: bool = False
-    # rows of the history from earlier runs that a callback has loaded
-    n_earlier: int = 0
-    # epochs whose parameters have been kept
-    n_kept: int = 0
-    best_train: float = math.inf
-    # the mean over the last epoch of what the optimizer minimises
-    minimised: float = math.inf
-    # whether it then ran until it gained nothing more; None where it makes a number of steps
-    settled: bool | None = None
-    # losses of the epochs that are done
-    loss_curve: list[float] = field(default_factory=list)
-    validation_curve: list[float] = field(default_factory=list)
-    warnings: list[tuple[str, type[Warning]]] = field(default_factory=list)
-
-
-class TrainingLoop:
-    """Epochs of updates, until a rule or a callback stops them.
-
-    Without callbacks that listen to batches, an epoch is one call of the objective. Losses per
-    batch are kept in the history only where a callback listens to batches; that is most of what
-    makes plain skorch slow on tabular data.
-
-    Parameters
+    Attributes
     ----------
-    spec : FitSpec
-        What is fitted.
-    context : RunContext
-        The call that it is fitted in.
-    module : MLPModule
-        What is trained.
-    objective : TrainingObjective
-        Its loss and penalty, and their gradients.
-    stepper : Stepper
-        What moves its parameters.
-    listener : Listener
-        Who hears of it.
-    run : Run
-        Rows, stopping rules and what changes on the way.
+    monitor : Monitor
+        Which models are still trained, and their best losses and weights.
+    schedules : Schedules or None
+        Those of the learning rates.
+    weights : Weights
+        The parameters of all models.
+    max_epochs : int
+        The most epochs that there will be.
+    n_epochs : int
+        Epochs that are done.
     """
 
-    def __init__(
-        self,
-        spec: FitSpec,
-        context: RunContext,
-        module: MLPModule,
-        objective: TrainingObjective,
-        stepper: Stepper,
-        listener: Listener,
-        run: Run,
-    ) -> None:
-        self.spec, self.context, self.module = spec, context, module
-        self.objective, self.stepper = objective, stepper
-        self.listener, self.run = listener, run
-        # the record of the epoch
-        self.row: dict[str, Any] = {}
+    monitor: Monitor
+    schedules: Schedules | None
+    weights: Any
+    n_epochs = 0
 
-    def so_far(self) -> FitResult:
-        """What the fit would be if it ended now."""
-        run, flat, scaling = self.run, self.objective.flat, self.run.scaling
-        trained = flat.layers(run.monitor.best_weights(flat).clone())
-        return FitResult(
-            layers=to_user_units(trained, scaling),
-            scaling=scaling,
-            loss=run.loss_curve[-1] if run.loss_curve else math.nan,
-            loss_curve=list(run.loss_curve),
-            validation_loss_curve=list(run.validation_curve),
-            best_loss=run.monitor.best,
-            n_iter=len(run.loss_curve),
-            optimizer=self.spec.training.optimizer,
-            trained=trained,
-            history=self.plain_history(),
-            path=[to_user_units(flat.layers(values), scaling) for values in run.path or []],
-            moments=run.moments,
-            warnings=run.warnings,
-        )
+    @property
+    @abstractmethod
+    def max_epochs(self) -> int:
+        """The most epochs that there will be."""
 
-    def train(self) -> None:
-        """Train for `max_epochs`, or until a rule or a callback stops it."""
-        run, checkpoint = self.run, self.context.checkpoint
-        run.n_earlier = len(self.listener.history)
-        if checkpoint is not None:
-            checkpoint.resume(self)
-        batches = self.training_batches()
-        checks = None
-        if run.validation is not None:
-            checks = self._iterate(run.validation, max(self.spec.training.batch_size, OUTPUT_ROWS))
-        heard = self.listener.hears_epochs or self.context.listener is not None
-        table = EpochTable(0 if self.listener.prints else self.context.verbose)
-        done: Tensor | None = self.objective.flat.keep(None) if run.n_kept else None
-        try:
-            with torch.inference_mode(self._needs_no_autograd() and not heard):
-                stop = run.ended
-                keep_lowest(self, batches)
-                while not stop and run.n_kept < self.listener.max_epochs:
-                    self._one_epoch(batches, checks)
-                    table.add(self.row)
-                    done = self.objective.flat.keep(done)
-                    run.n_kept += 1
-                    stop = self._hears_stop()
-                    self._write_down(stop)
-                if not stop:
-                    self._warn_unfinished()
-        except (StopTraining, KeyboardInterrupt) as error:
-            if run.share.group.size > 1:
-                raise RuntimeError(
-                    "Training that is shared by processes was interrupted in one of them, while "
-                    "others may have been an epoch ahead, so nothing of it is kept. Callbacks can "
-                    "stop it at the end of an epoch."
-                ) from error
-            self._keep_finished_epochs(done)
-            if isinstance(error, KeyboardInterrupt):
-                go_on = "Set warm_start=True and call fit again to go on from there."
-                if checkpoint is not None:
-                    go_on = "Call fit again to go on from the last checkpoint."
-                message = (
-                    f"Training was interrupted; the estimator is fitted with the "
-                    f"{len(run.loss_curve)} epochs that were done. {go_on}"
-                )
-                run.warnings.append((message, UserWarning))
-        finally:
-            table.close()
-        # before on_train_end, so that what callbacks load or save there is what remains
-        run.monitor.restore_best_weights(self.objective.flat)
+    @abstractmethod
+    def begin_epoch(self) -> None:
+        """Tell of an epoch that begins."""
 
-    def training_batches(self) -> BatchIterator:
-        """The batches of an epoch."""
-        run, size = self.run, self.spec.training.batch_size
-        if self.objective.group.size > 1:
-            return SharedBatchIterator(run.rows, size, run.order, run.share)
-        return self._iterate(run.rows, size, run.order)
+    @abstractmethod
+    def train_epoch(self) -> Any:
+        """Update over all batches; the mean losses as they were seen on the way."""
 
-    def _iterate(
-        self, rows: TabularDataset, size: int, order: torch.Generator | None = None
-    ) -> BatchIterator:
-        # a loss that only gives a mean is taken batch by batch
-        entries = 0 if self.spec.objective.loss.reduced else BLOCK_ENTRIES
-        return BatchIterator(rows, size, order, entries)
+    @abstractmethod
+    def validation_loss(self) -> Any:
+        """The mean losses over held-out rows, None where there are none."""
 
-    def _needs_no_autograd(self) -> bool:
-        """Inference mode costs least, but autograd cannot take what is made in it."""
-        by_rule = isinstance(self.stepper.updates, RuleUpdates)
-        written = self.spec.objective.loss.slope is not None
-        return by_rule and written and self.objective.backprop is not None
+    @abstractmethod
+    def learning_rate(self) -> Any:
+        """The learning rates of this epoch."""
 
-    def _one_epoch(self, batches: Any, checks: Any) -> None:
-        begin = time.perf_counter()
-        self._begin_epoch()
-        self._pass(batches, training=True)
-        keep_lowest(self, batches)
-        if checks is not None:
-            self._pass(checks, training=False)
-        self._end_epoch(time.perf_counter() - begin)
+    @abstractmethod
+    def refuse(self, diverged: Any, rate: Any) -> None:
+        """Raise, or note, a TrainingDivergedError for some models."""
 
-    def _write_down(self, stop: bool) -> None:
-        """Keep the state of training in a file, where it is asked for and time."""
-        checkpoint, n = self.context.checkpoint, self.run.n_kept
-        if checkpoint is None:
-            return
-        if stop or n == self.listener.max_epochs or n % checkpoint.every == 0:
-            checkpoint.save(self, stop)
+    @abstractmethod
+    def record(self, loss: Any, validation: Any, rate: Any) -> None:
+        """Keep what an epoch has given; from here on it counts."""
 
-    def plain_history(self) -> list[dict[str, Any]]:
-        """The rows of this run's epochs, without batches; an interrupt may have left one more."""
-        first = self.run.n_earlier
-        rows = list(self.listener.history)[first : first + len(self.run.loss_curve)]
-        return [
-            {k: v for k, v in {**row, "epoch": i + 1}.items() if k != "batches"}
-            for i, row in enumerate(rows)
-        ]
+    @abstractmethod
+    def finish(self, done: Any, rate: Any) -> None:
+        """Keep the weights of models that are done, where others are trained on."""
 
-    def _hears_stop(self) -> bool:
-        """Tell of an epoch that is done; whether a callback or the monitor wants no other."""
-        monitor, stop = self.run.monitor, False
-        if self.listener.hears_epochs or self.context.listener is not None:
-            # one that fails or stops does so on all processes
-            stop = any(self.context.group.gather(self._tell_of_epoch))
-        convergence = self.run.convergence
-        if convergence is None:
-            return stop or bool(monitor.stopped)
-        if monitor.stopped:
-            self.run.warnings += why_not_converged(self)
-        return stop or bool(monitor.stopped) or (convergence.settled and not self._goes_on())
+    @abstractmethod
+    def end_epoch(self) -> None:
+        """Tell of an epoch that is done, which may deactivate models."""
 
-    def _goes_on(self) -> bool:
-        """Go on with L-BFGS where it gained nothing; False where it has converged."""
-        return (self.run.settled is None and goes_on(self)) or self._sharpen()
+    def run(self) -> Any:
+        """Train until all models have stopped or `max_epochs` are done.
 
-    def _tell_of_epoch(self) -> bool:
-        """Tell callbacks of an epoch that is done; whether one of them wants no other."""
-        stop, listener = False, self.context.listener
-        if self.listener.hears_epochs:
-            self.stepper.updates.publish()
-            try:
-                self.listener.notify("on_epoch_end", **self.run.shown)
-            except StopTraining:
-                stop = True
-            self.objective.flat.take_parameters()
-        return bool(listener is not None and listener.end_epoch(self.so_far)) or stop
-
-    def _begin_epoch(self) -> None:
-        """Tell callbacks, and look at what they may have changed."""
-        if self.context.listener is not None:
-            self.context.listener.begin_epoch(self.so_far)
-        self.row = self.listener.add_epoch()
-        if not self.listener.hears_epochs:
-            return
-        self.listener.notify("on_epoch_begin", **self.run.shown)
-        whole = self.objective.configure()
-        if not (whole and self.stepper.updates.in_step()):
-            # a rule moves all parameters with one and the same history
-            self.stepper.use_torch()
-
-    def _sharpen(self) -> bool:
-        """Go on with a sharper stand-in for a loss with kinks; False where there is none."""
-        if not self.objective.sharpen():
-            return False
-        if self.run.convergence is not None:
-            self.run.convergence.minimised, self.run.convergence.settled = math.inf, False
-        forget(self.stepper.updates.optimizer)
-        return True
-
-    def _keep_finished_epochs(self, done: Tensor | None) -> None:
-        """Undo an unfinished epoch; without a finished one, let the interrupt pass."""
-        finished = len(self.run.loss_curve)
-        if finished == 0:
-            raise KeyboardInterrupt
-        # an epoch counts from the moment that its loss is in the curve
-        if done is not None and finished == self.run.n_kept:
-            self.objective.flat.values.copy_(done)
-
-    def _warn_unfinished(self) -> None:
-        must_stop = self.spec.tol is not None or self.run.convergence is not None
-        if self.context.incremental or not must_stop:
-            return
-        message = f"Training stopped at max_epochs={self.listener.max_epochs} before "
-        if self.spec.tol is None:
-            message += "L-BFGS had converged. Raise max_epochs."
-        else:
-            message += (
-                f"the loss settled within tol={self.spec.tol}. Raise max_epochs, lr or tol, or set "
-                "tol=None to run a fixed number of epochs."
-            )
-        self.run.warnings.append((message, ConvergenceWarning))
-
-    def _end_epoch(self, seconds: float) -> None:
-        """Take the epoch's losses in, refuse those that are not finite, and step the schedule."""
-        run, row, flat = self.run, self.row, self.objective.flat
-        # other processors may round differently
-        self.objective.group.broadcast_(flat.values)
-        loss, validation = row["train_loss"], row.get("valid_loss")
-        lr = rate_of(self.stepper.updates.group)
-        if not (math.isfinite(loss) and (validation is None or math.isfinite(validation))):
-            raise TrainingDivergedError(len(run.loss_curve) + 1, lr)
-        # skorch's Checkpoint and PrintLog look for these
-        row["train_loss_best"] = loss < run.best_train
-        run.best_train = min(run.best_train, loss)
-        if validation is not None:
-            row["valid_loss_best"] = validation < run.monitor.best
-            run.validation_curve.append(validation)
-        row["lr"], row["dur"] = lr, seconds
-        monitored = loss if validation is None else validation
-        # from here on the epoch counts
-        run.loss_curve.append(loss)
-        run.monitor.update(monitored, flat)
-        if run.convergence is not None:
-            run.convergence.update(run.minimised, run.settled)
-        if self.run.path is not None:
-            self.run.path.append(flat.values.cpu().clone())
-        if self.stepper.schedule is not None:
-            found = step_schedule(
-                self.stepper.schedule, self.spec.training.schedule_options, monitored
-            )
-            self.run.monitor.wait_for_rate(*found)
-
-    # -- batches --------------------------------------------------------------------------------
-
-    def _pass(self, iterator: BatchIterator, *, training: bool) -> None:
-        """Go over training rows with updates, or over held-out rows without."""
-        prefix = "train" if training else "valid"
-        if self.module.training != training:
-            self.listener._set_training(training)
-        row, updates = self.row, self.stepper.updates
-        by_torch = training and not isinstance(updates, RuleUpdates)
-        listener = self.listener
-        if listener.hears_batches or by_torch or (training and listener.hears_gradients):
-            mean = self._pass_by_batches(iterator, training, prefix)
-        else:
-            quiet = nullcontext() if torch.is_inference_mode_enabled() else torch.no_grad()
-            with quiet:
-                if training:
-                    mean = self.objective.epoch(iterator, updates.step)
-                    self.run.minimised = mean
-                else:
-                    mean = self.objective.loss_of(iterator)
-            # skorch's Checkpoint and PassthroughScoring look at batches
-            size = len(iterator.dataset)
-            row["batches"].append({f"{prefix}_loss": mean, f"{prefix}_batch_size": size})
-        row[f"{prefix}_loss"], row[f"{prefix}_batch_count"] = mean, len(iterator)
-
-    def _pass_by_batches(self, iterator: BatchIterator, training: bool, prefix: str) -> float:
-        """A pass in which callbacks hear of each batch, or the optimizer calls for gradients."""
-        listener, step_of = self.listener, self._step if training else self._validate
-        total: Any = 0.0
-        batches, names = self.row["batches"], (f"{prefix}_loss", f"{prefix}_batch_size")
-        for block in iterator.blocks():
-            for batch in block.batches:
-                if not listener.hears_batches:
-                    step = step_of(batch, self._shown(batch) if listener.hears_gradients else None)
-                    total = longer(total, step["loss"] * batch.n_all)
-                    continue
-                shown = self._shown(batch)
-                listener.notify("on_batch_begin", batch=shown, training=training)
-                step = step_of(batch, shown)
-                loss = float(step["loss"])
-                total += loss * batch.n_all
-                batches[-1].update(zip(names, (loss, batch.n_all), strict=True))
-                y_pred = self.module.to_predictions(step["y_pred"])
-                about = {"loss": step["loss"], "y_pred": y_pred, "training": training}
-                listener.notify("on_batch_end", batch=shown, **about)
-        if training:
-            # only L-BFGS looks at this, whose epochs are one batch
-            self.run.minimised = float(step["minimised"])
-        sums = [float(total), float(iterator.n_all)]
-        if not training:
-            # rows of validation are not counted over all processes before
-            sums = self.context.group.sum(sums)
-        mean = sums[0] / sums[1]
-        if not listener.hears_batches:
-            batches.append(dict(zip(names, (mean, len(iterator.dataset)), strict=True)))
-        return mean
-
-    def _shown(self, batch: Batch) -> tuple[Tensor, Tensor]:
-        """A batch in the user's units."""
-        return self.module.to_user_rows(batch.x), self.module.to_user_units(batch.y)
-
-    def _step(self, batch: Batch, shown: Any) -> dict[str, Any]:
-        """One update; the loss returned is the objective before it.
-
-        `shown` is the batch as callbacks are to see it.
+        Returns which models were still trained then.
         """
-        if not self.module.training:
-            self.listener._set_training(True)
-        objective, updates, listener = self.objective, self.stepper.updates, self.listener
-        first: dict[str, Any] = {}
+        numbers, monitor = self.monitor.numbers, self.monitor
+        while self.n_epochs < self.max_epochs and numbers.any(monitor.active):
+            self.begin_epoch()
+            loss = self.train_epoch()
+            self._take_in(loss, self.validation_loss())
+            self.end_epoch()
+        return monitor.active
 
-        def closure() -> Tensor:
-            with torch.no_grad():
-                # where an optimizer has replaced parameters or cleared gradients
-                objective.flat.take_parameters()
-                objective.flat.offer_gradients()
-                objective.gradient_(batch)
-                loss, minimised, smooth = objective.values(batch)
-            if not first:
-                # a line search evaluates more than once
-                y_pred = batch.out.clone() if listener.hears_batches else None
-                first.update(loss=loss, minimised=minimised, y_pred=y_pred)
-            if listener.hears_gradients:
-                parameters = list(self.module.named_parameters())
-                about = {"named_parameters": parameters, "training": True}
-                listener.notify("on_grad_computed", batch=shown, **about)
-                if isinstance(updates, RuleUpdates):
-                    objective.flat.take_gradients()
-            value: Tensor = smooth
-            return value
-
-        step = updates.step
-        # a convex loss with kinks takes numbers of steps that depend on the last bits of it
-        follows = (
-            self.spec.training.is_lbfgs
-            and objective.width is not None
-            and not self.spec.shape.hidden
-        )
-        if follows:
-            step = partial(step_until_settled, self)
-        if self.spec.training.is_lbfgs:
-            objective.group.lead(step, closure, objective.flat.values)
-            if follows:
-                self.run.settled = objective.group.broadcast(self.run.settled)
-        else:
-            step(closure)
-        with torch.no_grad():
-            objective.flat.take_parameters()
-            objective.project_()
-        return first
-
-    def _validate(self, batch: Batch, shown: Any) -> dict[str, Any]:
-        """Loss of held-out rows, without the penalty."""
-        self.listener._set_training(False)
-        with torch.no_grad():
-            self.objective.outputs_(batch)
-            loss = self.spec.objective.loss.mean(batch.out, batch.y, batch.row_weight)
-        return {"loss": loss, "y_pred": batch.out}
+    def _take_in(self, loss: Any, validation: Any) -> None:
+        """Refuse losses that are not finite, see which models stop, and step the schedules."""
+        monitor, numbers, rate = self.monitor, self.monitor.numbers, self.learning_rate()
+        monitored = loss if validation is None else validation
+        finite = numbers.is_finite(loss)
+        if validation is not None:
+            finite = finite & numbers.is_finite(validation)
+        if not numbers.all(finite):
+            diverged = monitor.active & numbers.invert(finite)
+            self.refuse(diverged, rate)
+            monitor.active = monitor.active & finite
+        self.record(loss, validation, rate)
+        monitor.update(monitored, self.weights)
+        if self.schedules is not None:
+            monitor.wait_for_rate(*self.schedules.step(monitored, monitor.active))
+        if numbers.any(monitor.stopped):
+            self.finish(monitor.stopped, rate)
+            monitor.active = monitor.active & numbers.invert(monitor.stopped)

@@ -16,11 +16,12 @@ from .._modules.network import MLPModule
 from .._objective.losses import Loss, OwnLoss
 from .._optim.construct import construct
 from .._optim.orthant_lbfgs import OrthantLBFGS
+from .._optim.schedules import Schedules
 from .._optim.state import load_schedule_state
 from .._optim.updates import RuleUpdates, TorchUpdates, has_rule
 from .._spec import FitSpec, RunContext
 from .batches import BatchIterator, TabularDataset
-from .loop import OUTPUT_ROWS, Stepper, StopTraining, TrainingLoop
+from .one_model import OUTPUT_ROWS, OneModel, Stepper, StopTraining
 from .training_objective import TrainingObjective
 
 __all__ = ["Callback", "NetDataset", "RegressionNet", "check_callbacks", "make_net", "wrap"]
@@ -66,7 +67,7 @@ class RegressionNet(skorch.NeuralNet):  # type: ignore[misc]
         super().__init__(*args, **kwargs)
         self.spec = spec
         self.start = start
-        self.loop: TrainingLoop | None = None
+        self.loop: OneModel | None = None
         self.hears_epochs = self.hears_batches = self.hears_gradients = self.prints = False
 
     # -- set-up ---------------------------------------------------------------------------------
@@ -108,8 +109,7 @@ class RegressionNet(skorch.NeuralNet):  # type: ignore[misc]
             cls = partial(OrthantLBFGS, penalty=penalty) if orthant_wise else cls
             self.optimizer_ = construct("optimizer", cls, parameters, options)
         if spec.training.schedule_class is not None:
-            schedule, options = spec.training.schedule_class, spec.training.schedule_options
-            self.stepper.schedule = construct("lr_schedule", schedule, self.optimizer_, options)
+            self.stepper.schedules = Schedules.of_one(spec.training, self.optimizer_)
         if self.start is not None:
             self._resume(self.stepper, self.start)
         return self
@@ -185,7 +185,7 @@ class RegressionNet(skorch.NeuralNet):  # type: ignore[misc]
                 raise
             raise StopTraining from error
         except KeyError as error:
-            if self.loop and self.loop.run.validation is None and "valid_loss" in str(error):
+            if self.loop and self.loop.state.validation is None and "valid_loss" in str(error):
                 raise ValueError(
                     "A callback asked for 'valid_loss', which is only recorded with "
                     "early_stopping=True. Set that, or let the callback monitor 'train_loss'."
@@ -209,7 +209,7 @@ class RegressionNet(skorch.NeuralNet):  # type: ignore[misc]
         # as history.new_batch would
         list.__getitem__(self.history, -1)["batches"].append({})
 
-    def train(self, loop: TrainingLoop) -> None:
+    def train(self, loop: OneModel) -> None:
         """Run a loop, as skorch's `fit` would, between `on_train_begin` and `on_train_end`."""
         self.loop = loop
         callbacks = [callback for _, callback in self.callbacks_]
@@ -221,10 +221,10 @@ class RegressionNet(skorch.NeuralNet):  # type: ignore[misc]
         if self.prints:
             # a PrintLog only prints where the net is verbose
             self.verbose = max(1, loop.context.verbose)
-        shown = loop.run.shown["dataset_train"]
+        shown = loop.state.shown["dataset_train"]
         self.partial_fit(*((None, None) if shown is None else (shown.X, shown.y)))
         loop.objective.flat.take_parameters()
-        if not loop.run.loss_curve:
+        if not loop.state.loss_curve:
             # skorch swallows the interrupt, but without a finished epoch there is nothing to keep
             raise KeyboardInterrupt
 

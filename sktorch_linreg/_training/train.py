@@ -26,7 +26,7 @@ from .._runtime.threads import threads_for
 from .._spec import FitResult, FitSpec, RunContext, Start
 from .duality_gap import check_minimum
 from .lbfgs_convergence import LbfgsConvergence
-from .loop import Run, TrainingLoop
+from .one_model import OneModel, RunState
 from .prepare import Prepared, dropout_groups, prepare
 from .skorch_net import NetDataset, make_net
 from .stopping import Monitor
@@ -109,8 +109,7 @@ def train(
             module, flat.values, training, start.layers, growth, spec.objective, group
         )
     monitor = Monitor.of_one(spec, validation is not None)
-    run = Run(
-        monitor,
+    run = RunState(
         LbfgsConvergence(monitor.rounding) if spec.training.is_lbfgs else None,
         validation,
         order=order if spec.training.shuffle else None,
@@ -127,7 +126,7 @@ def train(
         objective.group = group
     # line searches fail at kinks, so L-BFGS follows ever sharper smooth losses
     objective.smooth_at(FIRST_WIDTH if spec.training.is_lbfgs else None)
-    loop = TrainingLoop(spec, context, module, objective, net.stepper, net, run)
+    loop = OneModel(spec, context, module, objective, net.stepper, net, monitor, run)
     batch = _rows_per_step(prepared, spec)
     with threads_for(batch * sum(w.numel() for w in module.weights)):
         net.train(loop)
@@ -144,7 +143,7 @@ def train(
     return result
 
 
-def _state_of(loop: TrainingLoop, order: torch.Generator) -> dict[str, Any]:
+def _state_of(loop: OneModel, order: torch.Generator) -> dict[str, Any]:
     """What a later run needs to go on from this one."""
     masks = loop.module.dropout.generator
     return {
@@ -156,9 +155,9 @@ def _state_of(loop: TrainingLoop, order: torch.Generator) -> dict[str, Any]:
     }
 
 
-def _check_minimum(loop: TrainingLoop, trained: Layers) -> list[tuple[str, type[Warning]]]:
+def _check_minimum(loop: OneModel, trained: Layers) -> list[tuple[str, type[Warning]]]:
     """A warning where L-BFGS has not come near the minimum of a loss with kinks."""
-    spec, run, width = loop.spec, loop.run, loop.objective.width
+    spec, run, width = loop.spec, loop.state, loop.objective.width
     warned = any(category is ConvergenceWarning for _, category in run.warnings)
     has_kinks = spec.objective.loss.branches is not None
     convex = spec.training.is_lbfgs and not spec.shape.hidden and has_kinks
@@ -230,8 +229,8 @@ def _rows_to_show(prepared: Prepared, context: RunContext) -> dict[str, NetDatas
     }
 
 
-def _check_finite(loop: TrainingLoop) -> None:
+def _check_finite(loop: OneModel) -> None:
     """The last update can diverge after the last loss was seen."""
     if not bool(torch.isfinite(loop.objective.flat.values).all()):
         lr = rate_of(loop.stepper.updates.group)
-        raise TrainingDivergedError(len(loop.run.loss_curve), lr)
+        raise TrainingDivergedError(len(loop.state.loss_curve), lr)

@@ -27,7 +27,7 @@ from .._runtime.identity import identify, key_of
 from .._runtime.seeds import resolve_seed
 from .._runtime.sklearn_private import check_method_params, num_samples, safe_indexing, safe_split
 from .._spec import FitSpec, RunContext
-from .._training.stacked_loop import steps_per_epoch
+from .._training.many_models import steps_per_epoch
 from ..linear import TorchLinearRegressor
 from ..mlp import TorchMLPRegressor
 

@@ -28,7 +28,7 @@ from .._runtime.sklearn_private import (
 )
 from .._runtime.torch_modes import own_torch_settings
 from .._spec import FitSpec
-from .._training.stacked_loop import train_lanes
+from .._training.many_models import train_lanes
 from .._training.stacked_parameters import LaneParameters
 from .._training.stacked_result import Trained
 from .candidates import Candidate, Cell, Side

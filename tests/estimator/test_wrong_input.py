@@ -14,7 +14,7 @@ from skorch.callbacks import Callback, EarlyStopping
 
 from sktorch_linreg import TorchLinearRegressor, TorchMLPRegressor, TrainingDivergedError
 from sktorch_linreg._optim.updates import RuleUpdates
-from sktorch_linreg._training.loop import TrainingLoop
+from sktorch_linreg._training.one_model import OneModel
 
 RNG = np.random.default_rng(0)
 X = RNG.normal(size=(30, 3))
@@ -273,7 +273,7 @@ def test_ctrl_c_keeps_the_epochs_done(monkeypatch, batch_size, optimizer):
         three = TorchLinearRegressor(max_epochs=3, **settings).fit(X, y)
     owner, name = RuleUpdates, "step"
     if optimizer == "lbfgs":
-        owner, name = TrainingLoop, "_step"
+        owner, name = OneModel, "_step"
     original = getattr(owner, name)
     calls = []
 

@@ -13,7 +13,7 @@ from sktorch_linreg._data.validation import validate_rows
 from sktorch_linreg._errors import TrainingDivergedError
 from sktorch_linreg._runtime.torch_modes import own_torch_settings
 from sktorch_linreg._spec import RunContext
-from sktorch_linreg._training.stacked_loop import train_lanes
+from sktorch_linreg._training.many_models import train_lanes
 from sktorch_linreg._training.train import train
 
 

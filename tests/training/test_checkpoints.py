@@ -50,8 +50,8 @@ def cut_after(monkeypatch, n_saves):
     """Let training end right after a checkpoint was written."""
     save, left = checkpoint.Checkpoint.save, [n_saves]
 
-    def saved(self, net, ended):
-        save(self, net, ended)
+    def saved(self, loop):
+        save(self, loop)
         left[0] -= 1
         if not left[0]:
             raise Cut

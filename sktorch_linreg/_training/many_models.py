@@ -1,4 +1,4 @@
-"""Training many models of one shape as one program: epochs, stopping and what comes out.
+"""Many models of one shape, trained as one program.
 
 Each lane ends up with what `train.train` would give it alone, but for rounding: the same
 initial weights, order of rows, dropout masks, updates and stops.
@@ -22,7 +22,7 @@ from .._modules.initialize import clip_weights_, draw_weights_
 from .._modules.network import make_module
 from .._objective.penalty import LanePenalties, LaneProjection
 from .._optim.optimizers import LaneOptions, option_values
-from .._optim.schedules import LaneSchedules
+from .._optim.schedules import Schedules
 from .._optim.updates import RuleUpdates
 from .._runtime.aliases import FloatArray, Layers, Mask
 from .._runtime.seeds import make_generator
@@ -30,6 +30,7 @@ from .._runtime.threads import threads_for
 from .._runtime.torch_modes import own_torch_settings
 from .._spec import FitSpec, RunContext
 from .batches import TabularDataset
+from .loop import TrainingLoop
 from .prepare import Prepared, prepare
 from .stacked_batches import Order, PackedBatches, PackedRows
 from .stacked_gradients import BatchedBackprop
@@ -45,8 +46,8 @@ SPARSE = 0.75
 VALIDATION_ROWS = 4096
 
 
-class BatchedTraining:
-    """One run over a stack of lanes.
+class ManyModels(TrainingLoop):
+    """A stack of lanes that is trained.
 
     Parameters
     ----------
@@ -59,6 +60,8 @@ class BatchedTraining:
         options of the optimizer, share of dropout and tolerance; those of a group have one seed.
     curves : bool, default=False
         Whether to keep the losses of all epochs.
+    tell : callable, optional
+        Hears of each epoch that is done.
     """
 
     def __init__(
@@ -67,6 +70,7 @@ class BatchedTraining:
         owner: Sequence[int],
         specs: Specs,
         curves: bool = False,
+        tell: Callable[[int], None] | None = None,
     ) -> None:
         self.spec, self.specs, self.curves = specs[0][0], specs, curves
         self.owner = list(owner)
@@ -85,10 +89,9 @@ class BatchedTraining:
             sizes, spec.shape.fit_intercept, n_groups, n_each, spec.dtype, spec.device
         )
         self.options = LaneOptions(specs)
-        self.schedules: LaneSchedules | None = None
-        if spec.training.schedule_class is not None:
+        self.schedules = Schedules.of_many(specs)
+        if self.schedules is not None:
             # whose constructor sets the rate of the first epoch
-            self.schedules = LaneSchedules(specs)
             self.schedules.apply(self.options)
         self.monitor = Monitor.of_many(specs, self.held_out is not None)
         self._draw_start()
@@ -99,6 +102,16 @@ class BatchedTraining:
         self.origin = np.indices((n_groups, n_each))
         # the learning rate at which each lane ended
         self.last_rate = np.zeros((n_groups, n_each))
+        shape = n_groups, n_each
+        self.out = Trained(
+            self.result,
+            self.scalings,
+            np.zeros(shape, dtype=np.int64),
+            np.full(shape, np.nan),
+            np.full(shape, np.nan),
+            np.zeros(shape, dtype=bool),
+        )
+        self.tell = tell
         self._set_up()
 
     # -- set-up ---------------------------------------------------------------------------------
@@ -222,30 +235,24 @@ class BatchedTraining:
 
     # -- training -------------------------------------------------------------------------------
 
-    def run(self, tell: Callable[[int], None] | None = None) -> Trained:
-        """Train until all lanes have stopped; `tell` hears of each epoch that is done."""
-        spec, shape = self.spec, (len(self.specs), len(self.specs[0]))
-        out = Trained(
-            self.result,
-            self.scalings,
-            np.zeros(shape, dtype=np.int64),
-            np.full(shape, np.nan),
-            np.full(shape, np.nan),
-            np.zeros(shape, dtype=bool),
-        )
+    @property
+    def max_epochs(self) -> int:
+        """The most epochs."""
+        return self.spec.training.max_epochs
+
+    @property
+    def weights(self) -> LaneParameters:
+        """The parameters of the lanes that are still there."""
+        return self.lanes
+
+    def train(self) -> Trained:
+        """Train until all lanes have stopped."""
+        out = self.out
         with self._quietly():
-            for epoch in range(1, spec.training.max_epochs + 1):
-                loss, validation = self._one_epoch()
-                self._end_epoch(out, epoch, loss, validation)
-                if tell is not None:
-                    tell(epoch)
-                if not self.monitor.active.any():
-                    break
-                self._move_together()
-            else:
-                self._finish(self.monitor.active, self._rates())
-                asked = self.monitor.has_tol & self.monitor.active
-                out.unfinished[tuple(self.origin[:, asked])] = True
+            active = self.run()
+        if active.any():
+            self.finish(active, self.learning_rate())
+            out.unfinished[tuple(self.origin[:, self.monitor.has_tol & active])] = True
         finite = self.result.finite()
         for g, c in zip(*np.nonzero(~finite), strict=True):
             # the last update can diverge after the last loss was seen
@@ -254,11 +261,29 @@ class BatchedTraining:
                 out.errors[int(g), int(c)] = TrainingDivergedError(int(out.n_iter[g, c]), lr)
         return out
 
+    def begin_epoch(self) -> None:
+        """Nobody listens."""
+
+    def end_epoch(self) -> None:
+        """Count, and leave out lanes that are done where that saves work."""
+        self.n_epochs += 1
+        if self.tell is not None:
+            self.tell(self.n_epochs)
+        if not self.monitor.active.any():
+            return
+        if self.schedules is not None:
+            self.schedules.apply(self.options)
+            updates = self.updates
+            updates.group, updates.expand = self._group()
+            updates.set_count(updates.n_steps, updates.mu_product)
+        self._move_together()
+
     def _quietly(self) -> AbstractContextManager[Any]:
         rows = self.batches.batch_size * self.lanes.n_groups * self.lanes.n_each
         return threads_for(rows * self.lanes.n_parameters)
 
-    def _one_epoch(self) -> tuple[FloatArray, FloatArray | None]:
+    def train_epoch(self) -> FloatArray:
+        """Update over all batches; the mean objectives as they were seen on the way."""
         loss, batches, penalties = self.spec.objective.loss, self.batches, self.penalties
         counted = penalties.has_l1 or penalties.has_l2
         updates = self.updates
@@ -279,63 +304,52 @@ class BatchedTraining:
         mean = sums.cpu().numpy() / (counts * self.packed.n_targets)
         if counted:
             mean = mean + penalties.sums().double().cpu().numpy() / counts
+        out: FloatArray = mean
+        return out
+
+    def validation_loss(self) -> FloatArray | None:
+        """The mean losses over held-out rows."""
         if self.checks is None:
-            return mean, None
+            return None
+        loss = self.spec.objective.loss
         held: Any = 0.0
         for block in self.checks.blocks():
             for batch in block.batches:
                 self.backprop.outputs_(batch)
             held = held + block.loss_sums(loss).double()
         counts = np.array(self.checks.counts)[:, None]
-        return mean, held.cpu().numpy() / (counts * self.packed.n_targets)
+        out: FloatArray = held.cpu().numpy() / (counts * self.packed.n_targets)
+        return out
 
-    def _rates(self) -> FloatArray:
+    def learning_rate(self) -> FloatArray:
         """The learning rate of each lane."""
         shape = self.monitor.active.shape
         rate = self.options.varied.get("lr", self.options.same.get("lr", 0.0))
         return np.broadcast_to(np.asarray(rate, dtype=np.float64), shape)
 
-    def _end_epoch(
-        self, out: Trained, epoch: int, loss: FloatArray, validation: FloatArray | None
-    ) -> None:
-        monitor = self.monitor
-        rates = self._rates()
-        monitored = loss if validation is None else validation
-        failed = monitor.active & ~(np.isfinite(loss) & np.isfinite(monitored))
-        for g, c in zip(*np.nonzero(failed), strict=True):
+    def refuse(self, diverged: Mask, rate: FloatArray) -> None:
+        """Note why some lanes are no longer trained."""
+        for g, c in zip(*np.nonzero(diverged), strict=True):
             at = int(self.origin[0][g, c]), int(self.origin[1][g, c])
-            out.errors[at] = TrainingDivergedError(epoch, float(rates[g, c]))
-        monitor.active = monitor.active & ~failed
-        monitor.update(monitored, self.lanes)
-        at = tuple(self.origin[:, monitor.active])
-        out.n_iter[at], out.loss[at] = epoch, loss[monitor.active]
-        out.best_loss[at] = monitor.best[monitor.active]
-        if self.curves:
-            for curves, values in (
-                (out.loss_curves, loss),
-                (out.validation_curves, validation),
-            ):
-                if values is not None:
-                    curves.append(np.full(out.loss.shape, np.nan))
-                    curves[-1][at] = values[monitor.active]
-        schedules = self.schedules
-        if schedules is not None and schedules.by_loss:
-            monitor.wait_for_rate(*schedules.step_plateaus(monitored, monitor.active))
-        self._finish(monitor.stopped, rates)
-        monitor.active = monitor.active & ~monitor.stopped
-        if schedules is not None and monitor.active.any():
-            if not schedules.by_loss:
-                schedules.step()
-            schedules.apply(self.options)
-            updates = self.updates
-            updates.group, updates.expand = self._group()
-            updates.set_count(updates.n_steps, updates.mu_product)
+            self.out.errors[at] = TrainingDivergedError(self.n_epochs + 1, float(rate[g, c]))
 
-    def _finish(self, done: Mask, rates: FloatArray) -> None:
-        """Keep the parameters of lanes that are done."""
-        if not done.any():
+    def record(self, loss: FloatArray, validation: FloatArray | None, rate: FloatArray) -> None:
+        """Keep the losses of the lanes that are still trained."""
+        out, active = self.out, self.monitor.active
+        monitored = loss if validation is None else validation
+        at = tuple(self.origin[:, active])
+        out.n_iter[at], out.loss[at] = self.n_epochs + 1, loss[active]
+        out.best_loss[at] = np.fmin(out.best_loss[at], monitored[active])
+        if not self.curves:
             return
-        self.last_rate[tuple(self.origin[:, done])] = rates[done]
+        for curves, values in ((out.loss_curves, loss), (out.validation_curves, validation)):
+            if values is not None:
+                curves.append(np.full(out.loss.shape, np.nan))
+                curves[-1][at] = values[active]
+
+    def finish(self, done: Mask, rate: FloatArray) -> None:
+        """Keep the parameters of lanes that are done."""
+        self.last_rate[tuple(self.origin[:, done])] = rate[done]
         here = tuple(torch.from_numpy(i) for i in np.nonzero(done))
         at = tuple(torch.from_numpy(i) for i in self.origin[:, done])
         views = self.lanes.split(self.monitor.best_weights(self.lanes))
@@ -380,9 +394,9 @@ def train_lanes(
     curves: bool = False,
     tell: Callable[[int], None] | None = None,
 ) -> Trained:
-    """Train a stack of models; the parameters are those of `BatchedTraining`."""
+    """Train a stack of models; the parameters are those of `ManyModels`."""
     with own_torch_settings(specs[0][0].device), torch.inference_mode():
-        return BatchedTraining(data, owner, specs, curves).run(tell)
+        return ManyModels(data, owner, specs, curves, tell).train()
 
 
 def steps_per_epoch(n_rows: int, spec: FitSpec, *, held_out: bool = True) -> int:
