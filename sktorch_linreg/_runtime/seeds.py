@@ -22,3 +22,13 @@ def resolve_seed(random_state: Any) -> int:
 def make_generator(seed: int, stream: int = 0, device: Any = "cpu") -> torch.Generator:
     """A generator of its own; stream 0 draws what `torch.manual_seed(seed)` would give."""
     return torch.Generator(device).manual_seed(seed + (stream << 48))
+
+
+def order_generator(seed: int, rank: int = 0) -> torch.Generator:
+    """What draws initial weights and then the order of rows, in a process of this number."""
+    return make_generator(seed, stream=3 * rank)
+
+
+def dropout_generator(seed: int, device: Any, rank: int = 0) -> torch.Generator:
+    """What draws dropout masks."""
+    return make_generator(seed, stream=3 * rank + 2, device=device)

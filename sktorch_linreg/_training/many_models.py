@@ -18,14 +18,14 @@ from torch import Tensor
 from .._data.rows import TrainingData
 from .._errors import TrainingDivergedError
 from .._modules.dropout import DropoutMasks
-from .._modules.initialize import clip_weights_, draw_weights_
+from .._modules.initialize import start_weights_
 from .._modules.network import make_module
-from .._objective.penalty import LanePenalties, LaneProjection
+from .._objective.penalty import LanePenalties
 from .._optim.optimizers import LaneOptions, option_values
 from .._optim.schedules import Schedules
 from .._optim.updates import RuleUpdates
 from .._runtime.aliases import FloatArray, Layers, Mask
-from .._runtime.seeds import make_generator
+from .._runtime.seeds import dropout_generator, order_generator
 from .._runtime.threads import threads_for
 from .._runtime.torch_modes import own_torch_settings
 from .._spec import FitSpec, RunContext
@@ -162,14 +162,14 @@ class ManyModels(TrainingLoop):
                 mask = (seed, n_rows, lane.shape.dropout)
                 if mask not in masks:
                     masks[mask] = len(keep)
-                    generators.append(make_generator(seed, stream=2, device=spec.device))
+                    generators.append(dropout_generator(seed, spec.device))
                     keep.append(1.0 - lane.shape.dropout)
                 owner[g, c] = masks[mask]
         self.masks = (generators, keep, owner) if min(keep) < 1.0 else None
 
     def _initial(self, seed: int) -> tuple[Tensor, Layers]:
         """The state of the generator after the initial weights, and these."""
-        spec, generator = self.spec, make_generator(seed)
+        spec, generator = self.spec, order_generator(seed)
         module = make_module(
             self.lanes.sizes,
             spec.shape.activation,
@@ -179,9 +179,7 @@ class ManyModels(TrainingLoop):
             dtype=spec.dtype,
             device=torch.device("cpu"),
         )
-        draw_weights_(module, generator)
-        if spec.objective.positive:
-            clip_weights_(module)
+        start_weights_(module, generator, positive=spec.objective.positive)
         arrays = [p.detach().numpy() for p in module.parameters()]
         layers: Layers = [(w, None) for w in arrays]
         if spec.shape.fit_intercept:
@@ -206,10 +204,7 @@ class ManyModels(TrainingLoop):
             )
         self.backprop = BatchedBackprop(lanes, spec.shape.activation, masks)
         self.penalties = LanePenalties(lanes, self.alpha1, self.alpha2)
-        projects = self.penalties.has_l1 or spec.objective.positive
-        self.projection = (
-            LaneProjection(self.penalties, spec.objective.positive) if projects else None
-        )
+        self.projection = self.penalties.projection(spec.objective.positive)
         groups_left = self.origin[0][:, 0]
         owner_left = [self.owner[g] for g in groups_left]
         orders = [self.orders[g] for g in groups_left] if spec.training.shuffle else None

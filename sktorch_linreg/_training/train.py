@@ -13,7 +13,7 @@ from sklearn.exceptions import ConvergenceWarning
 from .._data.rows import TrainingData
 from .._data.scaling import Scaling, reciprocal, rewrite_layers
 from .._errors import TrainingDivergedError
-from .._modules.initialize import clip_weights_, draw_weights_, zero_weights_
+from .._modules.initialize import start_weights_
 from .._modules.network import MLPModule, make_module
 from .._objective.losses import untrained_parameters
 from .._optim.state import schedule_state
@@ -21,7 +21,7 @@ from .._optim.updates import rate_of
 from .._runtime.aliases import Layers
 from .._runtime.identity import fingerprint, identify
 from .._runtime.processes import ProcessGroup
-from .._runtime.seeds import make_generator
+from .._runtime.seeds import dropout_generator, order_generator
 from .._runtime.threads import threads_for
 from .._spec import FitResult, FitSpec, RunContext, Start
 from .duality_gap import check_minimum
@@ -90,7 +90,7 @@ def train(
     """
     prepared = prepare(data, spec, context, None if start is None else start.moments)
     rows, scaling, group = prepared.rows, prepared.scaling, context.group
-    generator = make_generator(spec.training.seed)
+    generator = order_generator(spec.training.seed)
     module = _start_module(rows, spec, scaling, generator, start)
     module.scale_input = sp.issparse(rows.X) and prepared.stats is None
     state = None if start is None else start.state
@@ -181,8 +181,8 @@ def _generators(
     Other processes have orders of their own, after the same initial weights.
     """
     rank, seed = group.rank, spec.training.seed
-    order = make_generator(seed, stream=3 * rank) if rank else first
-    masks = make_generator(seed, stream=3 * rank + 2, device=spec.device)
+    order = order_generator(seed, rank) if rank else first
+    masks = dropout_generator(seed, spec.device, rank)
     if state is not None and state.get("rank", 0) == rank:
         order.set_state(torch.from_numpy(np.asarray(state["generator"]).copy()))
         if state.get("dropout") is not None:
@@ -206,15 +206,12 @@ def _start_module(
         dtype=spec.dtype,
         device=spec.device,
     )
-    if start is None and spec.training.starts_at_zero:
-        zero_weights_(module)
-    elif start is None:
-        draw_weights_(module, generator)
-    else:
-        module.load_(rewrite_layers(start.layers, start.scaling, scaling))
+    layers = None
+    if start is not None:
+        layers = rewrite_layers(start.layers, start.scaling, scaling)
+    zero, positive = spec.training.starts_at_zero, spec.objective.positive
+    start_weights_(module, generator, layers, zero=zero, positive=positive)
     module.set_scaling_(scaling)
-    if spec.objective.positive:
-        clip_weights_(module)
     return module
 
 

@@ -12,7 +12,7 @@ from torch import Tensor
 from .._modules.activations import ACTIVATIONS
 from .._modules.network import MLPModule
 from .._objective.losses import Loss, blamed_on
-from .._objective.penalty import Penalty, PenaltySum, longer
+from .._objective.penalty import Penalty, PenaltySum, Projection, longer
 from .._runtime.devices import DEVICES
 from .._runtime.processes import ONE_PROCESS, ProcessGroup
 from .batches import Batch, BatchIterator, Block
@@ -84,7 +84,9 @@ class TrainingObjective:
         self.weights = [(flat.weights, flat.weights_gradient)]
         if not whole:
             self.weights = [(w.detach(), w.grad) for w in module.weights if w.grad is not None]
-        self._before = [torch.empty_like(w) for w, _ in self.weights] if self.projects else []
+        l1, positive = self.penalty.l1, self.penalty.positive
+        pairs = self.weights if self.projects else []
+        self.projections = [Projection(w, grad, l1, positive) for w, grad in pairs]
         return whole
 
     # -- stand-ins for losses with kinks --------------------------------------------------------
@@ -123,10 +125,8 @@ class TrainingObjective:
             # the penalty as well counts by rows, which add up to those of the batch
             self.flat.gradient.mul_(batch.n_rows / batch.n_all)
             self.group.sum_(self.flat.gradient)
-        if self.projects:
-            for (w, grad), before in zip(self.weights, self._before, strict=True):
-                before.copy_(w)
-                grad.copy_(self.penalty.pseudo_gradient(w, grad))
+        for projection in self.projections:
+            projection.pseudo_()
 
     def _by_autograd(self, batch: Batch) -> None:
         self.flat.gradient.zero_()
@@ -152,8 +152,8 @@ class TrainingObjective:
 
     def project_(self) -> None:
         """After an update: put projected weights back where they may be."""
-        for (w, grad), before in zip(self.weights, self._before, strict=False):
-            self.penalty.project_(w, grad, before)
+        for projection in self.projections:
+            projection.project_()
 
     # -- values ---------------------------------------------------------------------------------
 
@@ -193,7 +193,7 @@ class TrainingObjective:
                 if penalty.counts:
                     penalty.add(batch.n_all)
                 update()
-                if self.projects:
+                if self.projections:
                     self.project_()
             mean.add(block)
         return mean.value(self.group) + penalty.value() / iterator.n_all
