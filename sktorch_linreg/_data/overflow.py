@@ -1,7 +1,7 @@
 """What a dtype cannot hold, which is refused before or after a fit.
 
 Where float64 can take over, nothing is refused: `Scaling.fits_single` and
-`Trained.representable` say whether it has to.
+`StackResult.representable` say whether it has to.
 """
 
 from __future__ import annotations

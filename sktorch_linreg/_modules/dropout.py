@@ -59,8 +59,8 @@ class Dropout(nn.Module):
         return f"p={self.masks.p}"
 
 
-class DropoutMasks:
-    """Seeded masks: lanes with the same seed, rows and rate have the same ones.
+class StackedMasks:
+    """Seeded masks: models with the same seed, rows and rate have the same ones.
 
     Parameters
     ----------
@@ -69,9 +69,9 @@ class DropoutMasks:
     keep : list of float
         The share of units kept under each.
     groups : list of int
-        A group of lanes that has it, whose rows are counted.
-    owner : torch.Tensor of shape (n_lanes,)
-        The mask of each lane.
+        A group of models that has it, whose rows are counted.
+    owner : torch.Tensor of shape (n_models,)
+        The mask of each model.
     """
 
     def __init__(
@@ -86,10 +86,10 @@ class DropoutMasks:
         self._room: dict[tuple[int, int], Tensor] = {}
 
     def draw(self, layer: int, h: Tensor, counts: Sequence[int]) -> Tensor:
-        """Masks, divided by the share kept, for hidden units of shape (n_lanes, n_units, n_rows).
+        """Masks, divided by the share kept, for hidden units of shape (n_models, n_units, n_rows).
 
         `counts` are the rows that each group has.
-        They broadcast over the lanes where all of them have the same.
+        They broadcast over the models where all of them have the same.
         """
         n_units, n_rows = h.shape[1:]
         drawn = self._room.get((layer, n_rows))

@@ -111,38 +111,38 @@ class StackedWeights(Protocol):
     values: Tensor
     gradient: Tensor
 
-    def expand(self, per_lane: Tensor) -> Tensor:
+    def expand(self, per_model: Tensor) -> Tensor:
         """One number per model as a number per parameter."""
 
-    def penalised(self, per_lane: Tensor) -> Tensor:
+    def penalised(self, per_model: Tensor) -> Tensor:
         """As `expand`, and 0 at the intercepts."""
 
-    def per_lane(self, flat: Tensor) -> Tensor:
+    def per_model(self, flat: Tensor) -> Tensor:
         """Sums over the parameters of each model."""
 
 
-class LanePenalties:
-    """The penalty of each lane, summed over updates that are weighed by their rows."""
+class StackedPenalties:
+    """The penalty of each model, summed over updates that are weighed by their rows."""
 
-    def __init__(self, lanes: StackedWeights, l1: FloatArray, l2: FloatArray) -> None:
-        self.lanes = lanes
-        device = lanes.values.device
+    def __init__(self, weights: StackedWeights, l1: FloatArray, l2: FloatArray) -> None:
+        self.weights = weights
+        device = weights.values.device
         self.l1, self.l2 = (torch.from_numpy(a.copy()).to(device) for a in (l1, l2))
         self.has_l1, self.has_l2 = bool(l1.any()), bool(l2.any())
         if self.has_l1:
-            self.full_l1 = lanes.penalised(self.l1)
-            self.sizes = torch.zeros_like(lanes.values)
+            self.full_l1 = weights.penalised(self.l1)
+            self.sizes = torch.zeros_like(weights.values)
         if self.has_l2:
-            self.full_l2 = lanes.penalised(self.l2)
-            self.squares = torch.zeros_like(lanes.values)
+            self.full_l2 = weights.penalised(self.l2)
+            self.squares = torch.zeros_like(weights.values)
 
     def add(self, counts: Sequence[int]) -> None:
         """Count the penalty as it is before an update by so many rows of each group."""
-        values = self.lanes.values
+        values = self.weights.values
         n: Any = counts[0]
         if len(set(counts)) > 1:
             own = torch.tensor(counts, dtype=torch.float64, device=values.device)
-            n = self.lanes.expand(own[:, None].expand(-1, self.lanes.n_each))
+            n = self.weights.expand(own[:, None].expand(-1, self.weights.n_each))
         if self.has_l1:
             _accumulate_(self.sizes, values.abs(), n)
         if self.has_l2:
@@ -154,26 +154,26 @@ class LanePenalties:
     def add_gradient_(self) -> None:
         """Add the gradient of the L2 terms."""
         if self.has_l2:
-            self.lanes.gradient.addcmul_(self.lanes.values, self.full_l2)
+            self.weights.gradient.addcmul_(self.weights.values, self.full_l2)
 
     def projection(self, positive: bool) -> Projection | None:
         """What keeps L1 terms and sign constraints, None where there are none."""
         if not (self.has_l1 or positive):
             return None
-        lanes = self.lanes
-        ones = torch.ones(lanes.n_groups, lanes.n_each, device=lanes.values.device)
+        weights = self.weights
+        ones = torch.ones(weights.n_groups, weights.n_each, device=weights.values.device)
         l1: float | Tensor = self.full_l1 if self.has_l1 else 0.0
-        reached = lanes.penalised(ones) > 0
-        return Projection(lanes.values, lanes.gradient, l1, positive, reached)
+        reached = weights.penalised(ones) > 0
+        return Projection(weights.values, weights.gradient, l1, positive, reached)
 
     def sums(self) -> Any:
         """The sums since the last call, of shape (n_groups, n_each)."""
         total: Any = 0.0
         if self.has_l1:
-            total = total + self.lanes.per_lane(self.sizes.mul_(self.full_l1))
+            total = total + self.weights.per_model(self.sizes.mul_(self.full_l1))
             self.sizes.zero_()
         if self.has_l2:
-            total = total + self.lanes.per_lane(self.squares.mul_(self.full_l2)).mul_(0.5)
+            total = total + self.weights.per_model(self.squares.mul_(self.full_l2)).mul_(0.5)
             self.squares.zero_()
         return total
 

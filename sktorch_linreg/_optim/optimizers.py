@@ -79,8 +79,8 @@ def resolve_optimizer(
     return name, cls, resolved
 
 
-class LaneOptions:
-    """Options of an optimizer: one value for all lanes, or a number per lane."""
+class StackedOptions:
+    """Options of an optimizer: one value for all models, or a number per model."""
 
     def __init__(self, specs: Sequence[Sequence[FitSpec]]) -> None:
         cls: Any = specs[0][0].training.optimizer_class
@@ -100,7 +100,7 @@ class LaneOptions:
                 self.set(name, [[float(o[name]) for o in row] for row in every])
 
     def set(self, name: str, values: Any) -> None:
-        """Set an option to a number per lane."""
+        """Set an option to a number per model."""
         table = np.array(values)
         if (table == table[0, 0]).all():
             self.same[name] = float(table[0, 0])
@@ -122,7 +122,7 @@ class LaneOptions:
         return out
 
     def select(self, group: Array, place: Array) -> None:
-        """Keep some lanes."""
+        """Keep some models."""
         self.varied = {k: v[group, place] for k, v in self.varied.items()}
 
 

@@ -16,7 +16,7 @@ from .._runtime.aliases import Array
 from .._runtime.identity import key_of
 from .._spec import FitSpec, TrainingOptions
 from .construct import construct, is_torch_or_ours, signature_of
-from .optimizers import LaneOptions
+from .optimizers import StackedOptions
 
 # name: (class, options that it needs, from the number of epochs and the learning rate)
 Defaults = Callable[[int, float], dict[str, Any]]
@@ -196,7 +196,7 @@ class Schedules:
             lowered[g, c], pending[g, c] = step_plateau(schedule, float(monitored[g, c]))
         return lowered, pending
 
-    def apply(self, options: LaneOptions) -> None:
+    def apply(self, options: StackedOptions) -> None:
         """Put what the schedules say now in the place of the options of many models."""
         groups = [schedule.optimizer.param_groups[0] for schedule in self.schedules]
         for name in self.NAMES:

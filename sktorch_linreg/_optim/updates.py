@@ -126,7 +126,7 @@ class RuleUpdates:
 
     Parameters
     ----------
-    flat : FlatParameters or LaneParameters
+    flat : FlatParameters or StackedParameters
         Parameters and gradient.
     cls : type
         The class of `torch.optim` whose rule it is, a key of `RULES`.

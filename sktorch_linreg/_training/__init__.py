@@ -1,1 +1,1 @@
-"""Trained by gradients."""
+"""StackResult by gradients."""

@@ -1,6 +1,6 @@
 """Many models of one shape, trained as one program.
 
-Each lane ends up with what `train.train` would give it alone, but for rounding: the same
+Each model ends up with what `train.train` would give it alone, but for rounding: the same
 initial weights, order of rows, dropout masks, updates and stops.
 """
 
@@ -17,11 +17,11 @@ from torch import Tensor
 
 from .._data.rows import TrainingData
 from .._errors import TrainingDivergedError
-from .._modules.dropout import DropoutMasks
+from .._modules.dropout import StackedMasks
 from .._modules.initialize import start_weights_
 from .._modules.network import make_module
-from .._objective.penalty import LanePenalties
-from .._optim.optimizers import LaneOptions, option_values
+from .._objective.penalty import StackedPenalties
+from .._optim.optimizers import StackedOptions, option_values
 from .._optim.schedules import Schedules
 from .._optim.updates import RuleUpdates
 from .._runtime.aliases import FloatArray, Layers, Mask
@@ -32,31 +32,31 @@ from .._spec import FitSpec, RunContext
 from .batches import TabularDataset
 from .loop import TrainingLoop
 from .prepare import Prepared, prepare
-from .stacked_batches import Order, PackedBatches, PackedRows
-from .stacked_gradients import BatchedBackprop
-from .stacked_parameters import LaneParameters
-from .stacked_result import Trained
+from .stacked_batches import Order, StackedBatches, StackedRows
+from .stacked_gradients import StackedBackprop
+from .stacked_parameters import StackedParameters
+from .stacked_result import StackResult
 from .stopping import Monitor
 
-# what is to be fitted: groups of lanes
+# what is to be fitted: groups of models
 Specs = Sequence[Sequence[FitSpec]]
-# share of lanes that have to be done before the others move together
+# share of models that have to be done before the others move together
 SPARSE = 0.75
 # rows of a pass over held-out ones
 VALIDATION_ROWS = 4096
 
 
 class ManyModels(TrainingLoop):
-    """A stack of lanes that is trained.
+    """A stack of models that is trained.
 
     Parameters
     ----------
     data : sequence of TrainingData
         Dense data sets of the same columns.
     owner : sequence of int
-        The data set of each group of lanes.
+        The data set of each group of parameters.
     specs : sequence of sequences of FitSpec
-        What is to be fitted in each group. Lanes differ in numbers alone: learning rate, penalty,
+        What is to be fitted in each group. Models differ in numbers alone: learning rate, penalty,
         options of the optimizer, share of dropout and tolerance; those of a group have one seed.
     curves : bool, default=False
         Whether to keep the losses of all epochs.
@@ -85,10 +85,10 @@ class ManyModels(TrainingLoop):
         n_in, n_out = self.packed.n_features, self.packed.n_targets
         n_groups, n_each = len(specs), len(specs[0])
         sizes = (n_in, *spec.shape.hidden, n_out)
-        self.lanes = LaneParameters(
+        self.parameters = StackedParameters(
             sizes, spec.shape.fit_intercept, n_groups, n_each, spec.dtype, spec.device
         )
-        self.options = LaneOptions(specs)
+        self.options = StackedOptions(specs)
         self.schedules = Schedules.of_many(specs)
         if self.schedules is not None:
             # whose constructor sets the rate of the first epoch
@@ -97,13 +97,13 @@ class ManyModels(TrainingLoop):
         self._draw_start()
         self.alpha1 = np.array([[s.objective.l1 for s in row] for row in specs])
         self.alpha2 = np.array([[s.objective.l2 for s in row] for row in specs])
-        self.result = self.lanes.like(n_groups, n_each)
-        # where the lanes that are still there were in the beginning
+        self.result = self.parameters.like(n_groups, n_each)
+        # where the models that are still there were in the beginning
         self.origin = np.indices((n_groups, n_each))
-        # the learning rate at which each lane ended
+        # the learning rate at which each model ended
         self.last_rate = np.zeros((n_groups, n_each))
         shape = n_groups, n_each
-        self.out = Trained(
+        self.out = StackResult(
             self.result,
             self.scalings,
             np.zeros(shape, dtype=np.int64),
@@ -130,40 +130,40 @@ class ManyModels(TrainingLoop):
             self.owner[g] = known[key]
         return out
 
-    def _pack(self, prepared: list[Prepared]) -> tuple[PackedRows, PackedRows | None]:
+    def _pack(self, prepared: list[Prepared]) -> tuple[StackedRows, StackedRows | None]:
         pairs = [p.datasets(self.spec, RunContext(), TabularDataset) for p in prepared]
         bias = self.spec.shape.fit_intercept
-        training = PackedRows([rows for rows, _ in pairs], bias)
+        training = StackedRows([rows for rows, _ in pairs], bias)
         held_out = [rows for _, rows in pairs if rows is not None]
-        return training, PackedRows(held_out, bias) if held_out else None
+        return training, StackedRows(held_out, bias) if held_out else None
 
     def _draw_start(self) -> None:
         """Initial weights, orders of rows and dropout masks, all from the seeds."""
-        spec, lanes = self.spec, self.lanes
+        spec, parameters = self.spec, self.parameters
         self.orders: list[Order] = []
         started: dict[int, tuple[Tensor, Layers]] = {}
         orders: dict[tuple[int, int], Order] = {}
         masks: dict[tuple[int, int, float], int] = {}
         generators: list[torch.Generator] = []
         keep: list[float] = []
-        owner = np.zeros((lanes.n_groups, lanes.n_each), dtype=np.intp)
+        owner = np.zeros((parameters.n_groups, parameters.n_each), dtype=np.intp)
         for g, row in enumerate(self.specs):
             seed, n_rows = row[0].training.seed, self.packed.counts[self.owner[g]]
             if seed not in started:
                 started[seed] = self._initial(seed)
             state, layers = started[seed]
-            lanes.set_layers((torch.tensor(g), torch.arange(lanes.n_each)), layers)
+            parameters.set_layers((torch.tensor(g), torch.arange(parameters.n_each)), layers)
             if (seed, n_rows) not in orders:
                 generator = torch.Generator()
                 generator.set_state(state)
                 orders[seed, n_rows] = Order(generator, n_rows)
             self.orders.append(orders[seed, n_rows])
-            for c, lane in enumerate(row):
-                mask = (seed, n_rows, lane.shape.dropout)
+            for c, its in enumerate(row):
+                mask = (seed, n_rows, its.shape.dropout)
                 if mask not in masks:
                     masks[mask] = len(keep)
                     generators.append(dropout_generator(seed, spec.device))
-                    keep.append(1.0 - lane.shape.dropout)
+                    keep.append(1.0 - its.shape.dropout)
                 owner[g, c] = masks[mask]
         self.masks = (generators, keep, owner) if min(keep) < 1.0 else None
 
@@ -171,7 +171,7 @@ class ManyModels(TrainingLoop):
         """The state of the generator after the initial weights, and these."""
         spec, generator = self.spec, order_generator(seed)
         module = make_module(
-            self.lanes.sizes,
+            self.parameters.sizes,
             spec.shape.activation,
             0.0,
             bias=spec.shape.fit_intercept,
@@ -187,46 +187,46 @@ class ManyModels(TrainingLoop):
         return generator.get_state(), layers
 
     def _set_up(self) -> None:
-        """What is made anew whenever lanes have moved together."""
-        spec, lanes = self.spec, self.lanes
+        """What is made anew whenever models have moved together."""
+        spec, parameters = self.spec, self.parameters
         masks = None
         if self.masks is not None:
             generators, keep, owner = self.masks
-            # those that are left, and a group of lanes that has each
+            # those that are left, and a group of models that has each
             used, first, which = np.unique(
                 owner[tuple(self.origin)], return_index=True, return_inverse=True
             )
-            masks = DropoutMasks(
+            masks = StackedMasks(
                 [generators[i] for i in used],
                 [keep[i] for i in used],
-                [int(i) // lanes.n_each for i in first],
+                [int(i) // parameters.n_each for i in first],
                 torch.from_numpy(which.reshape(-1)),
             )
-        self.backprop = BatchedBackprop(lanes, spec.shape.activation, masks)
-        self.penalties = LanePenalties(lanes, self.alpha1, self.alpha2)
+        self.backprop = StackedBackprop(parameters, spec.shape.activation, masks)
+        self.penalties = StackedPenalties(parameters, self.alpha1, self.alpha2)
         self.projection = self.penalties.projection(spec.objective.positive)
         groups_left = self.origin[0][:, 0]
         owner_left = [self.owner[g] for g in groups_left]
         orders = [self.orders[g] for g in groups_left] if spec.training.shuffle else None
-        factor, n_each = spec.objective.loss.slope_factor, lanes.n_each
+        factor, n_each = spec.objective.loss.slope_factor, parameters.n_each
         counts = [self.packed.counts[i] for i in self.owner]
         whole = all(r[0].training.batch_size >= n for r, n in zip(self.specs, counts, strict=True))
         size = max(counts) if whole else spec.training.batch_size
-        self.batches = PackedBatches(self.packed, owner_left, n_each, size, orders, factor)
+        self.batches = StackedBatches(self.packed, owner_left, n_each, size, orders, factor)
         self.checks = None
         if self.held_out is not None:
-            self.checks = PackedBatches(self.held_out, owner_left, n_each, VALIDATION_ROWS)
+            self.checks = StackedBatches(self.held_out, owner_left, n_each, VALIDATION_ROWS)
         self.updates = self._make_updates()
 
     def _make_updates(self) -> RuleUpdates:
         group, expand = self._group()
-        return RuleUpdates(self.lanes, self.spec.training.optimizer_class, group, [], expand)
+        return RuleUpdates(self.parameters, self.spec.training.optimizer_class, group, [], expand)
 
     def _group(self) -> tuple[dict[str, Any], Callable[[Tensor], Tensor] | None]:
-        """The options as they are now, and what spreads those that differ between lanes."""
-        group = self.options.group(self.lanes.values.device)
+        """The options as they are now, and what spreads those that differ between parameters."""
+        group = self.options.group(self.parameters.values.device)
         varied = any(isinstance(v, Tensor) for v in option_values(group))
-        return group, self.lanes.expand if varied else None
+        return group, self.parameters.expand if varied else None
 
     # -- training -------------------------------------------------------------------------------
 
@@ -236,12 +236,12 @@ class ManyModels(TrainingLoop):
         return self.spec.training.max_epochs
 
     @property
-    def weights(self) -> LaneParameters:
-        """The parameters of the lanes that are still there."""
-        return self.lanes
+    def weights(self) -> StackedParameters:
+        """The parameters of the models that are still there."""
+        return self.parameters
 
-    def train(self) -> Trained:
-        """Train until all lanes have stopped."""
+    def train(self) -> StackResult:
+        """Train until all models have stopped."""
         out = self.out
         with self._quietly():
             active = self.run()
@@ -260,7 +260,7 @@ class ManyModels(TrainingLoop):
         """Nobody listens."""
 
     def end_epoch(self) -> None:
-        """Count, and leave out lanes that are done where that saves work."""
+        """Count, and leave out models that are done where that saves work."""
         self.n_epochs += 1
         if self.tell is not None:
             self.tell(self.n_epochs)
@@ -274,8 +274,8 @@ class ManyModels(TrainingLoop):
         self._move_together()
 
     def _quietly(self) -> AbstractContextManager[Any]:
-        rows = self.batches.batch_size * self.lanes.n_groups * self.lanes.n_each
-        return threads_for(rows * self.lanes.n_parameters)
+        rows = self.batches.batch_size * self.parameters.n_groups * self.parameters.n_each
+        return threads_for(rows * self.parameters.n_parameters)
 
     def train_epoch(self) -> FloatArray:
         """Update over all batches; the mean objectives as they were seen on the way."""
@@ -317,19 +317,19 @@ class ManyModels(TrainingLoop):
         return out
 
     def learning_rate(self) -> FloatArray:
-        """The learning rate of each lane."""
+        """The learning rate of each model."""
         shape = self.monitor.active.shape
         rate = self.options.varied.get("lr", self.options.same.get("lr", 0.0))
         return np.broadcast_to(np.asarray(rate, dtype=np.float64), shape)
 
     def refuse(self, diverged: Mask, rate: FloatArray) -> None:
-        """Note why some lanes are no longer trained."""
+        """Note why some models are no longer trained."""
         for g, c in zip(*np.nonzero(diverged), strict=True):
             at = int(self.origin[0][g, c]), int(self.origin[1][g, c])
             self.out.errors[at] = TrainingDivergedError(self.n_epochs + 1, float(rate[g, c]))
 
     def record(self, loss: FloatArray, validation: FloatArray | None, rate: FloatArray) -> None:
-        """Keep the losses of the lanes that are still trained."""
+        """Keep the losses of the models that are still trained."""
         out, active = self.out, self.monitor.active
         monitored = loss if validation is None else validation
         at = tuple(self.origin[:, active])
@@ -343,33 +343,33 @@ class ManyModels(TrainingLoop):
                 curves[-1][at] = values[active]
 
     def finish(self, done: Mask, rate: FloatArray) -> None:
-        """Keep the parameters of lanes that are done."""
+        """Keep the parameters of models that are done."""
         self.last_rate[tuple(self.origin[:, done])] = rate[done]
         here = tuple(torch.from_numpy(i) for i in np.nonzero(done))
         at = tuple(torch.from_numpy(i) for i in self.origin[:, done])
-        views = self.lanes.split(self.monitor.best_weights(self.lanes))
+        views = self.parameters.split(self.monitor.best_weights(self.parameters))
         for mine, its in zip(self.result.views, views, strict=True):
             mine[at] = its[here]
 
     def _move_together(self) -> None:
-        """Leave out lanes that are done where that saves work."""
+        """Leave out models that are done where that saves work."""
         active = self.monitor.active
         groups = np.flatnonzero(active.any(axis=1))
         n_each = int(active.sum(axis=1).max())
         if len(groups) * n_each > SPARSE * active.size:
             return
-        # lanes that are still trained come first in each group; others fill the rest
+        # models that are still trained come first in each group; others fill the rest
         place = np.argsort(~active[groups], axis=1, kind="stable")[:, :n_each]
         group = np.broadcast_to(groups[:, None], place.shape)
         at = torch.from_numpy(group.copy()), torch.from_numpy(place)
-        lanes, updates = self.lanes, self.updates
-        smaller = lanes.like(len(groups), n_each)
-        smaller.values.copy_(lanes.take(lanes.values, at, smaller))
-        slots = {k: lanes.take(v, at, smaller) for k, v in updates.slots.items()}
+        parameters, updates = self.parameters, self.updates
+        smaller = parameters.like(len(groups), n_each)
+        smaller.values.copy_(parameters.take(parameters.values, at, smaller))
+        slots = {k: parameters.take(v, at, smaller) for k, v in updates.slots.items()}
         if self.monitor.best_values is not None:
-            self.monitor.best_values = lanes.take(self.monitor.best_values, at, smaller)
+            self.monitor.best_values = parameters.take(self.monitor.best_values, at, smaller)
         n_steps, product = updates.n_steps, updates.mu_product
-        self.lanes = smaller
+        self.parameters = smaller
         self.origin = self.origin[:, group, place]
         for part in (self.options, self.monitor, self.schedules):
             if part is not None:
@@ -381,21 +381,21 @@ class ManyModels(TrainingLoop):
         new.set_count(n_steps, product[at] if isinstance(product, Tensor) else product)
 
 
-def train_lanes(
+def train_models(
     data: Sequence[TrainingData],
     owner: Sequence[int],
     specs: Specs,
     *,
     curves: bool = False,
     tell: Callable[[int], None] | None = None,
-) -> Trained:
+) -> StackResult:
     """Train a stack of models; the parameters are those of `ManyModels`."""
     with own_torch_settings(specs[0][0].device), torch.inference_mode():
         return ManyModels(data, owner, specs, curves, tell).train()
 
 
 def steps_per_epoch(n_rows: int, spec: FitSpec, *, held_out: bool = True) -> int:
-    """Updates of an epoch, which the lanes of a stack have to have in common.
+    """Updates of an epoch, which the models of a stack have to have in common.
 
     `n_rows` counts the rows that early stopping holds out if `held_out` is set.
     """

@@ -12,7 +12,7 @@ from .._objective.losses import Loss
 from .batches import BLOCK_ENTRIES, TabularDataset, draw_order
 
 
-class PackedRows:
+class StackedRows:
     """Data sets of the same columns in one tensor.
 
     Parameters
@@ -63,10 +63,10 @@ class Order:
         return torch.cat([order, order.new_full((length - self.n_rows,), pad)])
 
 
-class PackedBatch(NamedTuple):
-    """Rows of one update of all lanes, and where their outputs go.
+class StackedBatch(NamedTuple):
+    """Rows of one update of all models, and where their outputs go.
 
-    Groups of lanes that have fewer rows than others have rows of factor 0 at the end.
+    Groups of models that have fewer rows than others have rows of factor 0 at the end.
     """
 
     n_rows: int
@@ -76,11 +76,11 @@ class PackedBatch(NamedTuple):
     y: Tensor  # n_groups, 1, n_targets, n_rows
     factor: Any  # a number, or n_groups, 1, 1, n_rows
     out: Tensor  # n_groups, n_each, n_targets, n_rows
-    out_lanes: Tensor  # n_lanes, n_targets, n_rows
+    out_lanes: Tensor  # n_models, n_targets, n_rows
     out_groups: Tensor  # n_groups, n_each * n_targets, n_rows
 
 
-class PackedBlock(NamedTuple):
+class StackedBlock(NamedTuple):
     """Consecutive batches as views of one piece of memory.
 
     `together` has outputs, targets and weights of all batches of one size at once.
@@ -89,7 +89,7 @@ class PackedBlock(NamedTuple):
     rows: Tensor
     factors: Tensor | None
     scale: Tensor | None
-    batches: list[PackedBatch]
+    batches: list[StackedBatch]
     together: list[tuple[Tensor, Tensor, Tensor | None]]
 
     def loss_sums(self, loss: Loss) -> Tensor:
@@ -104,17 +104,17 @@ class PackedBlock(NamedTuple):
         return sums
 
 
-class PackedBatches:
-    """Batches for groups of lanes, gathered block by block.
+class StackedBatches:
+    """Batches for groups of models, gathered block by block.
 
     Parameters
     ----------
-    packed : PackedRows
+    packed : StackedRows
         The rows.
     owner : sequence of int
-        The part that each group of lanes sees.
+        The part that each group of models sees.
     n_each : int
-        Lanes of a group.
+        Models of a group.
     batch_size : int
         Rows per batch.
     orders : sequence of Order, optional
@@ -125,7 +125,7 @@ class PackedBatches:
 
     def __init__(
         self,
-        packed: PackedRows,
+        packed: StackedRows,
         owner: Sequence[int],
         n_each: int,
         batch_size: int,
@@ -143,14 +143,14 @@ class PackedBatches:
         width = max(n_groups * packed.n_columns, n_groups * n_each * packed.n_targets)
         together = BLOCK_ENTRIES // (self.batch_size * width)
         self.block_rows = min(self.n_rows, self.batch_size * max(1, together))
-        self._kept: dict[int, PackedBlock] = {}
+        self._kept: dict[int, StackedBlock] = {}
         device = packed.rows.device
         self._start: Tensor = (
             torch.tensor(self.owner, device=device)[:, None] * packed.rows.shape[1]
         )
         self._as_it_is = self.owner == list(range(len(packed.counts)))
 
-    def blocks(self) -> Iterator[PackedBlock]:
+    def blocks(self) -> Iterator[StackedBlock]:
         """The blocks of one epoch; the next may overwrite one."""
         packed, starts = self.packed, range(0, self.n_rows, self.block_rows)
         if self.orders is None and self._as_it_is:
@@ -190,11 +190,11 @@ class PackedBatches:
             return self._start + next(iter(drawn.values()))
         return self._start + torch.stack([drawn[id(order)] for order in self.orders])
 
-    def _weigh(self, block: PackedBlock) -> None:
+    def _weigh(self, block: StackedBlock) -> None:
         if block.factors is not None and block.scale is not None:
             torch.mul(block.rows[..., -1], block.scale, out=block.factors)
 
-    def _cut(self, rows: Tensor, start: int) -> PackedBlock:
+    def _cut(self, rows: Tensor, start: int) -> StackedBlock:
         """A block of batches that are views of `rows`, the first of which is row `start`."""
         packed, (n_groups, n_rows, _) = self.packed, rows.shape
         size, n_targets = self.batch_size, packed.n_targets
@@ -224,7 +224,7 @@ class PackedBatches:
                     scale[:, at : at + width] = (self.slope_factor / own)[:, None]
                     factor = factors[:, None, None, at : at + width]
                 batches.append(
-                    PackedBatch(
+                    StackedBatch(
                         width,
                         counts,
                         x[i],
@@ -236,4 +236,4 @@ class PackedBatches:
                         out.flatten(1, 2),
                     )
                 )
-        return PackedBlock(rows, factors, scale, batches, together)
+        return StackedBlock(rows, factors, scale, batches, together)

@@ -1,6 +1,6 @@
 """Many models of one shape: their parameters as one vector, their gradients as batched products.
 
-A lane is one model. Lanes come in `n_groups` groups of `n_each`: those of a group see the same rows
+Models come in `n_groups` groups of `n_each`: those of a group see the same rows
 in the same order, so that the first layers of all of them are one product.
 """
 
@@ -12,14 +12,14 @@ import torch
 from torch import Tensor
 
 from .._modules.activations import ACTIVATIONS
-from .._modules.dropout import DropoutMasks
+from .._modules.dropout import StackedMasks
 from .._objective.losses import Loss
-from .stacked_batches import PackedBatch
-from .stacked_parameters import LaneParameters
+from .stacked_batches import StackedBatch
+from .stacked_parameters import StackedParameters
 
 
 class _Hidden(NamedTuple):
-    """Work space of a hidden layer, of shape (n_lanes, n_units, n_rows) if not said otherwise."""
+    """Work space of a hidden layer, of shape (n_models, n_units, n_rows) if not said otherwise."""
 
     z: Tensor  # before the activation, and in its place after it where that is enough
     a: Tensor  # after the activation
@@ -27,7 +27,7 @@ class _Hidden(NamedTuple):
     d: Tensor  # derivative of the loss with respect to z
     first_z: Tensor  # n_groups, n_each * n_units, n_rows
     first_d: Tensor
-    weight_T: Tensor  # of the layer above: n_lanes, n_units, n_above
+    weight_T: Tensor  # of the layer above: n_models, n_units, n_above
     a_T: Tensor
 
 
@@ -36,33 +36,33 @@ class _Space(NamedTuple):
 
     hidden: list[_Hidden]
     d: Tensor  # n_groups, n_each, n_targets, n_rows
-    d_lanes: Tensor  # n_lanes, n_targets, n_rows
+    d_lanes: Tensor  # n_models, n_targets, n_rows
     d_groups: Tensor  # n_groups, n_each * n_targets, n_rows
 
 
-class BatchedBackprop:
-    """Outputs and gradients of all lanes on dense rows, written out.
+class StackedBackprop:
+    """Outputs and gradients of all models on dense rows, written out.
 
     Parameters
     ----------
-    lanes : LaneParameters
+    parameters : StackedParameters
         What is trained.
     activation : str
         A key of `ACTIVATIONS`.
-    masks : DropoutMasks, optional
+    masks : StackedMasks, optional
         Of hidden units, in training.
     """
 
     def __init__(
-        self, lanes: LaneParameters, activation: str, masks: DropoutMasks | None = None
+        self, parameters: StackedParameters, activation: str, masks: StackedMasks | None = None
     ) -> None:
-        self.lanes, self.masks = lanes, masks
+        self.parameters, self.masks = parameters, masks
         self.activation = ACTIVATIONS[activation]
-        n_groups, n = lanes.n_groups, lanes.n_groups * lanes.n_each
+        n_groups, n = parameters.n_groups, parameters.n_groups * parameters.n_each
 
-        def by_lane(views: list[Tensor]) -> list[tuple[Tensor, Tensor | None]]:
+        def by_model(views: list[Tensor]) -> list[tuple[Tensor, Tensor | None]]:
             flat = [view.view(n, *view.shape[2:]) for view in views]
-            if not lanes.bias:
+            if not parameters.bias:
                 return [(weight, None) for weight in flat]
             pairs = zip(flat[1::2], flat[2::2], strict=True)
             return [(flat[0], None), *pairs]
@@ -70,31 +70,34 @@ class BatchedBackprop:
         def by_group(view: Tensor) -> Tensor:
             return view.view(n_groups, -1, view.shape[-1])
 
-        self.layers, self.slopes = by_lane(lanes.views), by_lane(lanes.gradients)
-        self.first, self.first_slope = by_group(lanes.views[0]), by_group(lanes.gradients[0])
+        self.layers, self.slopes = by_model(parameters.views), by_model(parameters.gradients)
+        self.first, self.first_slope = (
+            by_group(parameters.views[0]),
+            by_group(parameters.gradients[0]),
+        )
         self._spaces: dict[int, _Space] = {}
         # of the batch that outputs were worked out for last, layer by layer
         self._drawn: list[Tensor] = []
 
     def _space(self, n_rows: int) -> _Space:
-        lanes, sizes = self.lanes, self.lanes.sizes
-        n, like = lanes.n_groups * lanes.n_each, lanes.values
+        parameters, sizes = self.parameters, self.parameters.sizes
+        n, like = parameters.n_groups * parameters.n_each, parameters.values
         hidden = []
         for i, units in enumerate(sizes[1:-1]):
             z, d = (like.new_empty(n, units, n_rows) for _ in range(2))
             a = torch.empty_like(z) if self.activation.needs_input else z
             h = torch.empty_like(z) if self.masks is not None else a
-            grouped = (lanes.n_groups, lanes.n_each * units, n_rows)
+            grouped = (parameters.n_groups, parameters.n_each * units, n_rows)
             weight_T = self.layers[i + 1][0].transpose(1, 2)
             hidden.append(
                 _Hidden(z, a, h, d, z.view(grouped), d.view(grouped), weight_T, h.transpose(1, 2))
             )
-        d = like.new_empty(lanes.n_groups, lanes.n_each, sizes[-1], n_rows)
+        d = like.new_empty(parameters.n_groups, parameters.n_each, sizes[-1], n_rows)
         space = _Space(hidden, d, d.view(n, sizes[-1], n_rows), d.flatten(1, 2))
         self._spaces[n_rows] = space
         return space
 
-    def outputs_(self, batch: PackedBatch, training: bool = False) -> _Space:
+    def outputs_(self, batch: StackedBatch, training: bool = False) -> _Space:
         """Write the outputs of the last layer into `batch.out`."""
         space = self._spaces.get(batch.n_rows) or self._space(batch.n_rows)
         if not space.hidden:
@@ -123,8 +126,8 @@ class BatchedBackprop:
         if bias is not None:
             out.add_(bias[:, :, None])
 
-    def gradient_(self, batch: PackedBatch, loss: Loss) -> None:
-        """Write outputs into `batch.out`, the gradient of the loss into the lanes' gradient."""
+    def gradient_(self, batch: StackedBatch, loss: Loss) -> None:
+        """Write outputs into `batch.out`, the gradient of the loss into `parameters.gradient`."""
         space = self.outputs_(batch, training=True)
         assert loss.slope is not None
         loss.slope(batch.out, batch.y, space.d)

@@ -12,11 +12,11 @@ from torch import Tensor
 
 from .._runtime.aliases import Layers, Mask
 
-# where lanes are kept: group and place in it, both integer arrays
+# where models are kept: group and place in it, both integer arrays
 Index = tuple[Tensor, Tensor]
 
 
-class LaneParameters:
+class StackedParameters:
     """Parameters of ``n_groups * n_each`` models as one vector, layer by layer.
 
     The intercepts of the first layer are the last column of its weights, whose rows all have one
@@ -29,13 +29,13 @@ class LaneParameters:
     bias : bool
         Whether the layers have intercepts.
     n_groups, n_each : int
-        Number of lanes.
+        Number of models.
     dtype, device
         Of the parameters.
 
     Attributes
     ----------
-    values, gradient : torch.Tensor of shape (n_lanes * n_parameters,)
+    values, gradient : torch.Tensor of shape (n_models * n_parameters,)
         Parameters and gradient.
     views, gradients : list of torch.Tensor
         Both in the shapes ``(n_groups, n_each, n_out, n_in)`` of weights and ``(n_groups, n_each,
@@ -64,26 +64,26 @@ class LaneParameters:
 
     @property
     def n_parameters(self) -> int:
-        """Number of parameters of one lane."""
+        """Number of parameters of one model."""
         return sum(int(np.prod(shape)) for shape in self._shapes)
 
     def split(self, flat: Tensor) -> list[Tensor]:
         """Views, in the shapes of `views`, of a vector as long as `values`."""
-        lanes = (self.n_groups, self.n_each)
-        sizes = [lanes[0] * lanes[1] * int(np.prod(shape)) for shape in self._shapes]
+        shape = (self.n_groups, self.n_each)
+        sizes = [shape[0] * shape[1] * int(np.prod(own)) for own in self._shapes]
         parts = flat.split_with_sizes(sizes)
-        return [part.view(*lanes, *shape) for part, shape in zip(parts, self._shapes, strict=True)]
+        return [part.view(*shape, *own) for part, own in zip(parts, self._shapes, strict=True)]
 
-    def expand(self, per_lane: Tensor) -> Tensor:
-        """A number per lane, of shape (n_groups, n_each), as a vector as long as `values`."""
+    def expand(self, per_model: Tensor) -> Tensor:
+        """A number per model, of shape (n_groups, n_each), as a vector as long as `values`."""
         out = torch.empty_like(self.values)
         for view in self.split(out):
-            view.copy_(per_lane.view(*per_lane.shape, *[1] * (view.ndim - 2)))
+            view.copy_(per_model.view(*per_model.shape, *[1] * (view.ndim - 2)))
         return out
 
-    def penalised(self, per_lane: Tensor) -> Tensor:
+    def penalised(self, per_model: Tensor) -> Tensor:
         """As `expand`, and 0 at the intercepts."""
-        out = self.expand(per_lane)
+        out = self.expand(per_model)
         for i, view in enumerate(self.split(out)):
             if view.ndim == 3:
                 view.zero_()
@@ -91,43 +91,45 @@ class LaneParameters:
                 view[..., -1] = 0.0
         return out
 
-    def per_lane(self, flat: Tensor) -> Tensor:
-        """Sums over the numbers of each lane, of shape (n_groups, n_each)."""
+    def per_model(self, flat: Tensor) -> Tensor:
+        """Sums over the numbers of each model, of shape (n_groups, n_each)."""
         parts = [view.flatten(2).sum(-1) for view in self.split(flat)]
         return torch.stack(parts).sum(0)
 
-    def like(self, n_groups: int, n_each: int) -> LaneParameters:
-        """Room for other numbers of lanes."""
+    def like(self, n_groups: int, n_each: int) -> StackedParameters:
+        """Room for other numbers of models."""
         values = self.values
-        return LaneParameters(self.sizes, self.bias, n_groups, n_each, values.dtype, values.device)
+        return StackedParameters(
+            self.sizes, self.bias, n_groups, n_each, values.dtype, values.device
+        )
 
-    def take(self, flat: Tensor, lanes: Index, into: LaneParameters) -> Tensor:
-        """The numbers of some lanes of `flat`, laid out as those of `into`."""
-        group, place = lanes
+    def take(self, flat: Tensor, models: Index, into: StackedParameters) -> Tensor:
+        """The numbers of some models of `flat`, laid out as those of `into`."""
+        group, place = models
         return torch.cat([view[group, place].reshape(-1) for view in self.split(flat)]).view_as(
             into.values
         )
 
     def keep(self, kept: Tensor | None, which: Any = True) -> Tensor:
-        """`kept` with the parameters of some lanes as they are now; None keeps all."""
+        """`kept` with the parameters of some models as they are now; None keeps all."""
         which = np.asarray(which)
         if kept is None or which.all():
             return self.values.clone() if kept is None else kept.copy_(self.values)
         mask = torch.from_numpy(which).to(self.values.device, torch.float64)
         return torch.where(self.expand(mask) > 0, self.values, kept)
 
-    def set_layers(self, lanes: Index, layers: Layers) -> None:
-        """Set the parameters of some lanes, all to the same."""
+    def set_layers(self, models: Index, layers: Layers) -> None:
+        """Set the parameters of some models, all to the same."""
         (weight, bias), *others = layers
         first = weight if bias is None else np.concatenate([weight, bias[:, None]], axis=1)
         arrays = [first]
         for weight, bias in others:
             arrays += [weight] if bias is None else [weight, bias]
         for view, array in zip(self.views, arrays, strict=True):
-            view[lanes] = torch.from_numpy(np.array(array)).to(view)
+            view[models] = torch.from_numpy(np.array(array)).to(view)
 
     def layers(self, group: int, place: int) -> Layers:
-        """Weights and intercepts of one lane."""
+        """Weights and intercepts of one model."""
         arrays = [view[group, place].cpu().numpy() for view in self.views]
         if not self.bias:
             return [(weight, None) for weight in arrays]
@@ -136,7 +138,7 @@ class LaneParameters:
         return [(first[:, :-1].copy(), first[:, -1].copy()), *pairs]
 
     def finite(self) -> Mask:
-        """Which lanes have finite parameters only, of shape (n_groups, n_each)."""
+        """Which models have finite parameters only, of shape (n_groups, n_each)."""
         parts = [torch.isfinite(view.flatten(2)).all(-1) for view in self.views]
         out: Mask = torch.stack(parts).all(0).cpu().numpy()
         return out

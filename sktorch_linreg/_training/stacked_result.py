@@ -15,22 +15,22 @@ from .._runtime.aliases import Array, FloatArray, Layers, Mask
 from .._runtime.torch_modes import own_torch_settings
 from .._spec import FitResult, FitSpec
 from .batches import TabularDataset
-from .stacked_batches import PackedBatches, PackedRows
-from .stacked_gradients import BatchedBackprop
-from .stacked_parameters import LaneParameters
+from .stacked_batches import StackedBatches, StackedRows
+from .stacked_gradients import StackedBackprop
+from .stacked_parameters import StackedParameters
 
 ALL = slice(None)
 
 
 @dataclass
-class Trained:
-    """What training gave each lane; arrays have the shape (n_groups, n_each).
+class StackResult:
+    """What training gave each model; arrays have the shape (n_groups, n_each).
 
-    `errors` holds one, such as a `TrainingDivergedError`, for each lane that has no parameters of
+    `errors` holds one, such as a `TrainingDivergedError`, for each model that has no parameters of
     use.
     """
 
-    lanes: LaneParameters
+    parameters: StackedParameters
     scalings: list[Scaling]
     n_iter: Array
     loss: FloatArray
@@ -42,19 +42,19 @@ class Trained:
 
     @property
     def n_unfinished(self) -> int:
-        """How many lanes had not settled within their tolerance."""
+        """How many models had not settled within their tolerance."""
         return int(self.unfinished.sum())
 
     def curve(self, which: list[FloatArray], group: int, place: int) -> list[float]:
-        """One of the curves of a lane."""
+        """One of the curves of a model."""
         return [float(epoch[group, place]) for epoch in which[: self.n_iter[group, place]]]
 
     def layers(self, group: int, place: int) -> Layers:
-        """Weights and intercepts of a lane, in the trained space."""
-        return self.lanes.layers(group, place)
+        """Weights and intercepts of a model, in the trained space."""
+        return self.parameters.layers(group, place)
 
     def fit_result(self, group: int, place: int, spec: FitSpec) -> FitResult:
-        """What training a lane alone would have returned, without a net; needs the curves."""
+        """What training a model alone would have returned, without a net; needs the curves."""
         loss = self.curve(self.loss_curves, group, place)
         validation = self.curve(self.validation_curves, group, place)
         history = [{"epoch": i + 1, "train_loss": value} for i, value in enumerate(loss)]
@@ -75,10 +75,10 @@ class Trained:
         )
 
     def representable(self, group: int, dtype: Any, places: slice = ALL) -> Mask:
-        """Which lanes of linear models have coefficients that X's precision holds."""
-        lanes, s = self.lanes, self.scalings[group]
-        weight = lanes.views[0][group, places, :, : len(s.x_offset)].cpu().numpy()
-        if len(lanes.sizes) > 2 or dtype != np.float32:
+        """Which models of linear models have coefficients that X's precision holds."""
+        parameters, s = self.parameters, self.scalings[group]
+        weight = parameters.views[0][group, places, :, : len(s.x_offset)].cpu().numpy()
+        if len(parameters.sizes) > 2 or dtype != np.float32:
             return np.ones(len(weight), dtype=bool)
         coef = np.abs(weight * s.x_factor * s.y_scale[:, None])
         single = np.finfo(np.float32)
@@ -88,7 +88,7 @@ class Trained:
         return out
 
     def predict(self, group: int, X: Array, spec: FitSpec, places: slice = ALL) -> Array:
-        """Predictions of lanes of a group, in the precision of X.
+        """Predictions of models of a group, in the precision of X.
 
         Parameters
         ----------
@@ -99,32 +99,32 @@ class Trained:
         spec : FitSpec
             What was fitted: the activation of the hidden layers, and the link of the loss.
         places : slice, default=all
-            Those of the lanes.
+            Those of the parameters.
 
         Returns
         -------
-        ndarray of shape (n_lanes, n_targets, n_rows)
+        ndarray of shape (n_models, n_targets, n_rows)
             Predictions in the user's units.
         """
         with own_torch_settings(torch.device("cpu")), torch.inference_mode():
             return self._predict(group, X, spec, places)
 
     def _predict(self, group: int, X: Array, spec: FitSpec, places: slice) -> Array:
-        s, lanes = self.scalings[group], self.lanes
-        n = len(range(*places.indices(lanes.n_each)))
+        s, parameters = self.scalings[group], self.parameters
+        n = len(range(*places.indices(parameters.n_each)))
         dtype = as_tensor(X).dtype
-        one = LaneParameters(lanes.sizes, lanes.bias, 1, n, dtype, torch.device("cpu"))
-        for mine, its in zip(one.views, lanes.views, strict=True):
+        one = StackedParameters(parameters.sizes, parameters.bias, 1, n, dtype, torch.device("cpu"))
+        for mine, its in zip(one.views, parameters.views, strict=True):
             mine.copy_(its[group : group + 1, places])
         rows = (X - s.x_offset.astype(X.dtype)) * s.x_factor.astype(X.dtype)
-        target = torch.empty(0, lanes.sizes[-1], dtype=one.values.dtype)
-        out = np.empty((n, lanes.sizes[-1], len(X)), dtype=X.dtype)
-        backprop = BatchedBackprop(one, spec.shape.activation)
-        widest = max(lanes.sizes) * n
+        target = torch.empty(0, parameters.sizes[-1], dtype=one.values.dtype)
+        out = np.empty((n, parameters.sizes[-1], len(X)), dtype=X.dtype)
+        backprop = StackedBackprop(one, spec.shape.activation)
+        widest = max(parameters.sizes) * n
         for part in chunks(len(X), widest):
             block = torch.from_numpy(np.ascontiguousarray(rows[part]))
-            given = TabularDataset(block, target.new_zeros(len(block), lanes.sizes[-1]))
-            batches = PackedBatches(PackedRows([given], lanes.bias), [0], n, len(block))
+            given = TabularDataset(block, target.new_zeros(len(block), parameters.sizes[-1]))
+            batches = StackedBatches(StackedRows([given], parameters.bias), [0], n, len(block))
             for b in batches.blocks():
                 for batch in b.batches:
                     backprop.outputs_(batch)

@@ -72,7 +72,7 @@ class Side:
 
 
 @dataclass(frozen=True)
-class Cell:
+class Fold:
     """The rows of a fold, as they come out of the steps before the last."""
 
     split: int
@@ -168,7 +168,7 @@ def copy_of_rows(rows: Any) -> Any:
     return None if rows is None else safe_indexing(rows, np.arange(num_samples(rows)))
 
 
-def make_cell(
+def make_fold(
     c: Candidate,
     split: int,
     rows: tuple[Any, Any],
@@ -177,7 +177,7 @@ def make_cell(
     score_params: Mapping[str, Any],
     *,
     with_train: bool,
-) -> Cell:
+) -> Fold:
     """The rows of a fold for candidates with the same steps before the last.
 
     Steps may change rows in place, so that each call of one has rows of its own. `with_train` asks
@@ -213,7 +213,7 @@ def make_cell(
     if data.verify is not None:
         data.verify()
     scored = tuple(check_method_params(X, params=score_params, indices=i) for i in (train, test))
-    return Cell(
+    return Fold(
         split,
         data,
         n_dim,
@@ -275,7 +275,7 @@ def _spec(c: Candidate, data: TrainingData, known_scorer: bool) -> FitSpec:
 
 
 def _shape(spec: FitSpec, data: TrainingData) -> Any:
-    """What the lanes of a stack have in common."""
+    """What the models of a stack have in common."""
     if spec.is_exact:
         return spec.shape.fit_intercept, spec.standardize, spec.tol, spec.dtype, str(spec.device)
     known = {**defaults_of(spec.training.optimizer_class), **spec.training.optimizer_options}  # type: ignore[arg-type]
@@ -283,7 +283,7 @@ def _shape(spec: FitSpec, data: TrainingData) -> Any:
     whole = spec.training.batch_size >= data.n_samples
     schedule = {k: v for k, v in spec.training.schedule_options.items() if k != "max_lr"}
     if spec.training.schedule_class is lr_scheduler.ReduceLROnPlateau:
-        # each lane has one of its own
+        # each model has one of its own
         schedule = {}
     pointwise: Any = spec.objective.loss.pointwise
     apart = "models that use it are not trained together"
@@ -310,7 +310,7 @@ def _shape(spec: FitSpec, data: TrainingData) -> Any:
 
 
 def _is_number(option: Any) -> bool:
-    """Whether lanes of one stack may differ in it."""
+    """Whether models of one stack may differ in it."""
     return isinstance(option, float | int | tuple) and not isinstance(option, bool)
 
 

@@ -19,7 +19,7 @@ from sklearn.utils.parallel import Parallel, delayed
 from .._errors import collect_convergence_warnings
 from .._runtime.sklearn_private import fit_and_score, insert_error_scores, tell_fit_failures
 from .._runtime.threads import in_threads
-from .._training.stacked_result import Trained
+from .._training.stacked_result import StackResult
 from .outcomes import Outcome, Scoring, fit_one_by_one, score_stack, train_stack
 from .scoring import known_scores
 from .stacks import Plan, Stack, make_plans
@@ -273,7 +273,7 @@ def _gains_by_threads(stacks: list[Stack]) -> bool:
 
 def _train_told(
     stack: Stack, known: bool, search: Any, context: Any
-) -> tuple[Trained | None, float]:
+) -> tuple[StackResult | None, float]:
     """Train a stack, and let callbacks hear of its epochs; also returns the seconds it took.
 
     None stands for what single fits have to do, or to refuse: rows to be rescaled, options that
@@ -308,7 +308,7 @@ def _run_stack(
 
 
 def _scored(
-    stack: Stack, trained: Trained | None, seconds: float, scoring: Scoring
+    stack: Stack, trained: StackResult | None, seconds: float, scoring: Scoring
 ) -> tuple[list[Outcome], int]:
     if trained is None:
         return fit_one_by_one(stack, scoring)

@@ -28,10 +28,10 @@ from .._runtime.sklearn_private import (
 )
 from .._runtime.torch_modes import own_torch_settings
 from .._spec import FitSpec
-from .._training.many_models import train_lanes
-from .._training.stacked_parameters import LaneParameters
-from .._training.stacked_result import Trained
-from .candidates import Candidate, Cell, Side
+from .._training.many_models import train_models
+from .._training.stacked_parameters import StackedParameters
+from .._training.stacked_result import StackResult
+from .candidates import Candidate, Fold, Side
 from .scoring import LEAST_ROWS, Score, known_scores, score_all
 from .stacks import Stack
 
@@ -66,60 +66,62 @@ def _failed(error: Exception, s: Scoring) -> Outcome:
     return out
 
 
-def solved(cell: Cell, specs: list[FitSpec]) -> Trained:
-    """Exact solutions for all penalties, as one group of lanes."""
-    data, n = cell.train, len(specs)
+def solved(fold: Fold, specs: list[FitSpec]) -> StackResult:
+    """Exact solutions for all penalties, as one group of models."""
+    data, n = fold.train, len(specs)
     sizes = data.n_features, data.n_targets
     bias = specs[0].shape.fit_intercept
-    lanes = LaneParameters(sizes, bias, 1, n, torch.float64, torch.device("cpu"))
+    parameters = StackedParameters(sizes, bias, 1, n, torch.float64, torch.device("cpu"))
     with own_torch_settings(specs[0].device, grad=False):
         for i, layers in enumerate(solve.fit_path(data, specs)):
-            lanes.set_layers((torch.tensor(0), torch.tensor(i)), layers)
+            parameters.set_layers((torch.tensor(0), torch.tensor(i)), layers)
     nothing = np.full((1, n), np.nan)
     ones, done = np.ones((1, n), dtype=np.int64), np.zeros((1, n), dtype=bool)
-    return Trained(lanes, [identity_scaling(*sizes)], ones, nothing, nothing, done)
+    return StackResult(parameters, [identity_scaling(*sizes)], ones, nothing, nothing, done)
 
 
-def fitted(c: Candidate, cell: Cell, trained: Trained, at: tuple[int, int], spec: Any) -> Any:
+def fitted(c: Candidate, fold: Fold, trained: StackResult, at: tuple[int, int], spec: Any) -> Any:
     """The estimator of a candidate, as it would be if it had been fitted alone."""
     last: BaseTorchRegressor = clone(c.last)
     if spec.is_exact:
         # what a scorer may ask of it is more than its coefficients
-        return _whole(c, cell, last.fit(cell.inner_train, cell.train_side.y, cell.weight))
+        return _whole(c, fold, last.fit(fold.inner_train, fold.train_side.y, fold.weight))
     for name in ("n_features_in_", "feature_names_in_"):
-        if name in vars(cell.template):
-            setattr(last, name, getattr(cell.template, name))
+        if name in vars(fold.template):
+            setattr(last, name, getattr(fold.template, name))
     result = trained.fit_result(*at, spec)
     # the linear model keeps statistics of exact fits only
     last._statistics = None
-    last._adopt(result, cell.train, spec, cell.n_dim)
+    last._adopt(result, fold.train, spec, fold.n_dim)
     last._incremental = False
-    return _whole(c, cell, last)
+    return _whole(c, fold, last)
 
 
-def _whole(c: Candidate, cell: Cell, last: BaseTorchRegressor) -> Any:
+def _whole(c: Candidate, fold: Fold, last: BaseTorchRegressor) -> Any:
     """The fitted estimator, with the steps before it if there are any."""
     if type(c.whole) is not Pipeline:
         return last
     whole = clone(c.whole)
-    steps = [] if cell.before is None else list(cell.before.steps)
+    steps = [] if fold.before is None else list(fold.before.steps)
     whole.steps = [*steps, (c.whole.steps[-1][0], last)]
     return whole
 
 
-def train_stack(stack: Stack, known: bool, tell: Callable[[int], None] | None = None) -> Trained:
+def train_stack(
+    stack: Stack, known: bool, tell: Callable[[int], None] | None = None
+) -> StackResult:
     """Train a stack; losses of all epochs are only kept where the scorer is not known."""
     if stack.exact:
-        return solved(stack.cells[0], stack.specs[0])
+        return solved(stack.folds[0], stack.specs[0])
     # groups that differ in their seed alone see the same rows
-    cells = list({id(cell): cell for cell in stack.cells}.values())
-    place = {id(cell): i for i, cell in enumerate(cells)}
-    owner = [place[id(cell)] for cell in stack.cells]
-    data = [cell.train for cell in cells]
-    return train_lanes(data, owner, stack.specs, curves=not known, tell=tell)
+    folds = list({id(fold): fold for fold in stack.folds}.values())
+    place = {id(fold): i for i, fold in enumerate(folds)}
+    owner = [place[id(fold)] for fold in stack.folds]
+    data = [fold.train for fold in folds]
+    return train_models(data, owner, stack.specs, curves=not known, tell=tell)
 
 
-def score_stack(stack: Stack, trained: Trained, seconds: float, s: Scoring) -> list[Outcome]:
+def score_stack(stack: Stack, trained: StackResult, seconds: float, s: Scoring) -> list[Outcome]:
     """Outcomes of all fits of a stack, group by group.
 
     Raises
@@ -129,7 +131,7 @@ def score_stack(stack: Stack, trained: Trained, seconds: float, s: Scoring) -> l
     """
     known = known_scores(s.scorer)
     out: list[Outcome] = []
-    for g in range(len(stack.cells)):
+    for g in range(len(stack.folds)):
         out += _score_group(stack, g, trained, s, known)
     for outcome in out:
         outcome["fit_time"] = seconds / stack.n_fits
@@ -143,34 +145,34 @@ def fit_one_by_one(stack: Stack, s: Scoring) -> tuple[list[Outcome], int]:
     """
     out: list[Outcome] = []
     n_unfinished = 0
-    for cell, row in zip(stack.cells, stack.lanes, strict=True):
+    for fold, row in zip(stack.folds, stack.candidates, strict=True):
         for c in row:
             begin = time.perf_counter()
             try:
                 last = clone(c.last).set_params(random_state=c.seed)
                 with collect_convergence_warnings() as messages:
-                    last.fit(cell.inner_train, cell.train_side.y, cell.weight)
+                    last.fit(fold.inner_train, fold.train_side.y, fold.weight)
                 n_unfinished += bool(messages)
             except Exception as error:
                 outcome = _failed(error, s)
                 outcome["score_time"], scored = 0.0, time.perf_counter()
             else:
-                model, scored = _whole(c, cell, last), time.perf_counter()
-                outcome = {"fit_error": None, "test_scores": _asked(model, cell.test_side, s)}
+                model, scored = _whole(c, fold, last), time.perf_counter()
+                outcome = {"fit_error": None, "test_scores": _asked(model, fold.test_side, s)}
                 if s.return_train_score:
-                    outcome["train_scores"] = _asked(model, cell.train_side, s)
+                    outcome["train_scores"] = _asked(model, fold.train_side, s)
                 outcome["score_time"] = time.perf_counter() - scored
             outcome["fit_time"] = scored - begin
-            outcome["n_test_samples"] = num_samples(cell.test_side.y)
+            outcome["n_test_samples"] = num_samples(fold.test_side.y)
             out.append(outcome)
     return out, n_unfinished
 
 
 def _score_group(
-    stack: Stack, g: int, trained: Trained, s: Scoring, known: dict[str, Score] | None
+    stack: Stack, g: int, trained: StackResult, s: Scoring, known: dict[str, Score] | None
 ) -> list[Outcome]:
-    """Scores of the lanes of a group, all at once where the scorer is known."""
-    cell, row = stack.cells[g], stack.lanes[g]
+    """Scores of the models of a group, all at once where the scorer is known."""
+    fold, row = stack.folds[g], stack.candidates[g]
     begin = time.perf_counter()
     test = _scores(stack, g, trained, s, known, train=False)
     score_time = (time.perf_counter() - begin) / len(row)
@@ -184,7 +186,7 @@ def _score_group(
             outcome = {"fit_error": None, "test_scores": test[c]}
             if s.return_train_score:
                 outcome["train_scores"] = train[c]
-        outcome["n_test_samples"] = num_samples(cell.test_side.y)
+        outcome["n_test_samples"] = num_samples(fold.test_side.y)
         outcome["score_time"] = 0.0 if error is not None else score_time
         out.append(outcome)
     return out
@@ -197,15 +199,15 @@ def _routing() -> bool:
 def _scores(
     stack: Stack,
     g: int,
-    trained: Trained,
+    trained: StackResult,
     s: Scoring,
     known: dict[str, Score] | None,
     *,
     train: bool,
 ) -> list[Any]:
-    """The scores of each lane of a group on one side of its split."""
-    cell, row = stack.cells[g], stack.lanes[g]
-    side = cell.train_side if train else cell.test_side
+    """The scores of each model of a group on one side of its split."""
+    fold, row = stack.folds[g], stack.candidates[g]
+    side = fold.train_side if train else fold.test_side
     params = side.params
     table: dict[str, Any] = {}
     good = np.zeros(len(row), dtype=bool)
@@ -225,7 +227,7 @@ def _scores(
             out.append(scores if multiple else scores["score"])
         else:
             try:
-                model = fitted(row[c], cell, trained, (g, c), stack.specs[g][c])
+                model = fitted(row[c], fold, trained, (g, c), stack.specs[g][c])
             except Exception as error:
                 trained.errors[g, c] = error
                 out.append(None)
@@ -240,10 +242,10 @@ def _asked(model: Any, side: Side, s: Scoring) -> Any:
     return score_estimator(model, X, y, s.scorer, params, s.error_score)
 
 
-def _scored_rows(cell: Cell, side: Side) -> tuple[Array, FloatArray, FloatArray | None] | None:
+def _scored_rows(fold: Fold, side: Side) -> tuple[Array, FloatArray, FloatArray | None] | None:
     """Rows, targets and weights as numbers; None where scikit-learn has to look at them."""
     try:
-        rows, verify = cell.template._validate_predict_rows(side.inner)
+        rows, verify = fold.template._validate_predict_rows(side.inner)
         if verify is not None:
             verify()
         y = np.asarray(to_host(side.y))
@@ -262,10 +264,10 @@ def _scored_rows(cell: Cell, side: Side) -> tuple[Array, FloatArray, FloatArray 
 
 
 def _all_at_once(
-    stack: Stack, g: int, trained: Trained, known: dict[str, Score], side: Side
+    stack: Stack, g: int, trained: StackResult, known: dict[str, Score], side: Side
 ) -> tuple[dict[str, Any], Array] | None:
-    """Scores of all lanes, and which of them hold; None where scikit-learn has to be asked."""
-    found = _scored_rows(stack.cells[g], side)
+    """Scores of all models, and which of them hold; None where scikit-learn has to be asked."""
+    found = _scored_rows(stack.folds[g], side)
     if found is None:
         return None
     rows, y, weight = found
@@ -273,7 +275,7 @@ def _all_at_once(
     tables, good = [], []
     at_once = max(1, SCORED_ENTRIES // y.size)
     with np.errstate(all="ignore"):
-        for first in range(0, len(stack.lanes[g]), at_once):
+        for first in range(0, len(stack.candidates[g]), at_once):
             places = slice(first, first + at_once)
             predicted = trained.predict(g, rows, stack.specs[g][0], places)
             tables.append(score_all(known, y, predicted, weight))

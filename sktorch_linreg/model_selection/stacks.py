@@ -18,9 +18,9 @@ from .._spec import FitSpec
 from .candidates import (
     COPIES,
     Candidate,
-    Cell,
+    Fold,
     make_candidate,
-    make_cell,
+    make_fold,
     n_bytes_of,
     spec_and_shape,
     tried,
@@ -34,10 +34,10 @@ VECTORS = 8
 
 @dataclass
 class Stack:
-    """Fits of one shape; `lanes[g]` are candidates that see the rows of `cells[g]`."""
+    """Fits of one shape; `candidates[g]` are candidates that see the rows of `folds[g]`."""
 
-    cells: list[Cell]
-    lanes: list[list[Candidate]]
+    folds: list[Fold]
+    candidates: list[list[Candidate]]
     specs: list[list[FitSpec]]
     # whether they are solved from one decomposition instead of trained
     exact: bool = False
@@ -45,17 +45,17 @@ class Stack:
     @property
     def n_fits(self) -> int:
         """Fits that are trained together."""
-        return sum(len(row) for row in self.lanes)
+        return sum(len(row) for row in self.candidates)
 
     def fits(self) -> Iterator[tuple[int, int]]:
         """The candidate and split of each fit, group by group."""
-        for cell, row in zip(self.cells, self.lanes, strict=True):
-            yield from ((c.index, cell.split) for c in row)
+        for fold, row in zip(self.folds, self.candidates, strict=True):
+            yield from ((c.index, fold.split) for c in row)
 
     @property
     def work_per_step(self) -> int:
         """Multiplications of the forward pass of one batch, or of a decomposition."""
-        spec, data = self.specs[0][0], self.cells[0].train
+        spec, data = self.specs[0][0], self.folds[0].train
         if self.exact:
             return data.n_samples * data.n_features**2
         return (
@@ -86,7 +86,7 @@ def _n_parameters(spec: FitSpec, data: TrainingData) -> int:
 
 
 def _entries(spec: FitSpec, data: TrainingData) -> int:
-    """Numbers that a step of one lane works on."""
+    """Numbers that a step of one model works on."""
     batch = min(spec.training.batch_size, data.n_samples)
     n_units = sum(spec.shape.hidden) + data.n_targets
     return VECTORS * _n_parameters(spec, data) + 2 * batch * n_units
@@ -94,8 +94,8 @@ def _entries(spec: FitSpec, data: TrainingData) -> int:
 
 def _one_group(stack: Stack) -> list[Stack]:
     """The groups of a stack, each as a stack of its own."""
-    parts = zip(stack.cells, stack.lanes, stack.specs, strict=True)
-    return [replace(stack, cells=[c], lanes=[row], specs=[specs]) for c, row, specs in parts]
+    parts = zip(stack.folds, stack.candidates, stack.specs, strict=True)
+    return [replace(stack, folds=[c], candidates=[row], specs=[specs]) for c, row, specs in parts]
 
 
 def _cut(stack: Stack, n_bytes: float) -> list[Stack]:
@@ -104,13 +104,13 @@ def _cut(stack: Stack, n_bytes: float) -> list[Stack]:
     limit = n_bytes / spec.dtype.itemsize
     if spec.device.type == "cpu":
         limit = min(limit, STACK_ENTRIES)
-    each = max(_entries(spec, cell.train) for cell in stack.cells)
-    n_groups, n_each = len(stack.lanes), len(stack.lanes[0])
+    each = max(_entries(spec, fold.train) for fold in stack.folds)
+    n_groups, n_each = len(stack.candidates), len(stack.candidates[0])
     most = max(1, int(limit // each))
     groups = min(n_groups, most)
     if spec.training.validation_fraction is not None:
         # each seed holds out rows of its own
-        copies = COPIES * max(n_bytes_of(cell.train.X) for cell in stack.cells)
+        copies = COPIES * max(n_bytes_of(fold.train.X) for fold in stack.folds)
         groups = max(1, min(groups, int(n_bytes // copies)))
     pieces = -(-n_each * groups // most)
     out = []
@@ -118,10 +118,10 @@ def _cut(stack: Stack, n_bytes: float) -> list[Stack]:
         at = slice(first, first + groups)
         for i in range(pieces):
             part = slice(n_each * i // pieces, n_each * (i + 1) // pieces)
-            lanes = [row[part] for row in stack.lanes[at]]
-            if lanes[0]:
+            candidates = [row[part] for row in stack.candidates[at]]
+            if candidates[0]:
                 specs = [row[part] for row in stack.specs[at]]
-                out.append(Stack(stack.cells[at], lanes, specs))
+                out.append(Stack(stack.folds[at], candidates, specs))
     return out
 
 
@@ -137,16 +137,16 @@ class _Sorter:
         self.n_bytes = 0
         self.alone: list[tuple[int, int]] = []
         self.reasons: Counter[str] = Counter()
-        self.groups: dict[Any, dict[Any, tuple[Cell, list[Any]]]] = defaultdict(dict)
+        self.groups: dict[Any, dict[Any, tuple[Fold, list[Any]]]] = defaultdict(dict)
 
     def leave(self, c: int, split: int, reason: str) -> None:
         """One that is run alone."""
         self.alone.append((c, split))
         self.reasons[reason] += 1
 
-    def add(self, c: Candidate, cell: Cell, known: dict[Any, Any]) -> None:
+    def add(self, c: Candidate, fold: Fold, known: dict[Any, Any]) -> None:
         """A fit; `known` keeps what is the same in all folds of a candidate that look alike."""
-        data = cell.train
+        data = fold.train
         looks = data.n_samples, data.n_features, data.X.dtype
         if looks not in known:
             known[looks] = tried(spec_and_shape, c, data, self.known_scorer)
@@ -155,24 +155,24 @@ class _Sorter:
             # the targets of each fold are its own
             found = tried(check_targets, data, found[0]) or found
         if isinstance(found, str):
-            self.leave(c.index, cell.split, found)
+            self.leave(c.index, fold.split, found)
             return
         spec, shape = found
-        group = self.groups[shape].setdefault((id(cell), c.seed), (cell, []))
+        group = self.groups[shape].setdefault((id(fold), c.seed), (fold, []))
         group[1].append((c, spec))
 
     def plan(self, n_bytes: float, last: bool) -> Plan:
         """Stacks of the fits so far, each of which works on at most so many bytes."""
         stacks = []
         for groups in self.groups.values():
-            by_length: dict[int, list[tuple[Cell, list[Any]]]] = defaultdict(list)
-            for cell, lanes in groups.values():
-                by_length[len(lanes)].append((cell, lanes))
+            by_length: dict[int, list[tuple[Fold, list[Any]]]] = defaultdict(list)
+            for fold, members in groups.values():
+                by_length[len(members)].append((fold, members))
             for same in by_length.values():
                 stack = Stack(
-                    [cell for cell, _ in same],
-                    [[c for c, _ in lanes] for _, lanes in same],
-                    [[spec for _, spec in lanes] for _, lanes in same],
+                    [fold for fold, _ in same],
+                    [[c for c, _ in members] for _, members in same],
+                    [[spec for _, spec in members] for _, members in same],
                 )
                 if stack.specs[0][0].is_exact:
                     # each fold is decomposed on its own
@@ -216,15 +216,15 @@ def make_plans(
     for group in by_key.values():
         known: list[dict[Any, Any]] = [{} for _ in group]
         for split, parts in enumerate(splits):
-            cell = tried(make_cell, group[0], split, rows, parts, *params, with_train=with_train)
-            if not isinstance(cell, Cell):
+            fold = tried(make_fold, group[0], split, rows, parts, *params, with_train=with_train)
+            if not isinstance(fold, Fold):
                 for c in group:
-                    sorter.leave(c.index, split, cell)
+                    sorter.leave(c.index, split, fold)
                 continue
-            if sorter.n_bytes and sorter.n_bytes + cell.n_bytes > most:
+            if sorter.n_bytes and sorter.n_bytes + fold.n_bytes > most:
                 yield sorter.plan(most, last=False)
                 sorter.start_anew()
-            sorter.n_bytes += cell.n_bytes
+            sorter.n_bytes += fold.n_bytes
             for c, its in zip(group, known, strict=True):
-                sorter.add(c, cell, its)
+                sorter.add(c, fold, its)
     yield sorter.plan(most, last=True)

@@ -1,4 +1,4 @@
-"""The stacked engine against its oracle: every lane trained alone."""
+"""The stacked engine against its oracle: every model trained alone."""
 
 import itertools
 from dataclasses import replace
@@ -13,7 +13,7 @@ from sktorch_linreg._data.validation import validate_rows
 from sktorch_linreg._errors import TrainingDivergedError
 from sktorch_linreg._runtime.torch_modes import own_torch_settings
 from sktorch_linreg._spec import RunContext
-from sktorch_linreg._training.many_models import train_lanes
+from sktorch_linreg._training.many_models import train_models
 from sktorch_linreg._training.train import train
 
 
@@ -35,7 +35,7 @@ def compare(base, grid, sets, tolerance=1e-9):
     candidates = [clone(base).set_params(**params) for params in grid]
     data = [validate_rows(clone(base), *parts, reset=True)[0] for parts in sets]
     specs = [[c._make_spec(d, RunContext()) for c in candidates] for d in data]
-    out = train_lanes(data, range(len(data)), specs, curves=True)
+    out = train_models(data, range(len(data)), specs, curves=True)
     for g, c in np.ndindex(len(data), len(candidates)):
         found = out.errors.get((g, c))
         if found is not None:
@@ -228,7 +228,7 @@ def test_seeds_per_group():
         [replace(spec, objective=o).with_training(seed=seed) for o in objectives]
         for seed in (0, 1, 1)
     ]
-    out = train_lanes(data, [0, 0, 2], specs)
+    out = train_models(data, [0, 0, 2], specs)
     for g, c in np.ndindex(3, 2):
         alone = alone_fit(data[g], specs[g][c])
         for mine, its in zip(out.layers(g, c), alone.trained, strict=True):
