@@ -90,7 +90,7 @@ def unknown_name(kind: str, name: Any, known: Iterable[str], or_else: str = "") 
     known = list(known)
     listed = ", ".join(repr(k) for k in known)
     error: ValueError = InvalidParameterError(
-        f"The {kind} {name!r} is not known. Known are {listed}{' ' if or_else else ''}{or_else}."
+        f"Unknown {kind} {name!r}. Supported: {listed}{' ' if or_else else ''}{or_else}."
         f"{nearest(name, known)}"
     )
     return error

@@ -198,7 +198,7 @@ def _rounded(values: Any, dtype: Any) -> Array:
         out = np.asarray(values, dtype)
     if not np.isfinite(out).all():
         raise ValueError(
-            "No float32 holds the numbers of this model. Convert it with dtype='float64', or scale "
+            "The numbers of this model overflow float32. Convert it with dtype='float64', or scale "
             "its features and targets by powers of ten and fit again."
         )
     return out

@@ -461,7 +461,8 @@ class TorchLinearRegressor(BaseTorchRegressor):
         stats = self._exact_statistics("singular_")
         if "rank_" not in vars(self):
             raise AttributeError(
-                f"singular_ goes with least squares, not with {self.optimizer_!r}."
+                "singular_ is only available after a least-squares fit, not after "
+                f"{self.optimizer_!r}."
             )
         out: Array = singular_values(stats).astype(self.coef_.dtype)
         return out
@@ -502,7 +503,7 @@ class TorchLinearRegressor(BaseTorchRegressor):
             return Statistics(**state)
         solver = vars(self).get("optimizer_")
         if solver is None:
-            reason = "coef_ was set by hand. Call fit."
+            reason = "coef_ was set manually; call fit."
         elif solver != "lstsq":
             reason = (
                 f"the model was trained by {solver!r}. Set optimizer='lstsq', which needs "
@@ -515,17 +516,17 @@ class TorchLinearRegressor(BaseTorchRegressor):
                 "fewer columns, a dense X or other units."
             )
         raise AttributeError(
-            f"{name} comes from the statistics of an exact fit, and these are not here: {reason}"
+            f"{name} requires an exact fit, and its statistics are unavailable: {reason}"
         )
 
     def _standard_errors(self, name: str) -> StandardErrors:
         stats = self._exact_statistics(name)
         if self._penalised or self.optimizer_ != "lstsq":
-            reason = "penalties and signs bias the coefficients. Set alpha=0 and positive=False"
-            raise AttributeError(f"{name} is not defined here: {reason}, and fit again.")
+            reason = "not available with a penalty or positive=True. Set alpha=0, positive=False"
+            raise AttributeError(f"{name} is {reason} and fit again.")
         undefined = why_undefined(stats, self.rank_)
         if undefined is not None:
-            raise AttributeError(f"{name} is not defined here: {undefined}, and fit again.")
+            raise AttributeError(f"{name} is undefined: {undefined}, and fit again.")
         return StandardErrors.of(stats)
 
     # -- steps of a fit -------------------------------------------------------------------------
@@ -549,9 +550,10 @@ class TorchLinearRegressor(BaseTorchRegressor):
         state = vars(self).get("_statistics")
         if state is None or state["intercept"] != spec.shape.fit_intercept:
             raise ValueError(
-                "The sufficient statistics of the rows seen so far are gone: they are not kept by "
-                "another optimizer, with another fit_intercept, or in a pickle of a plain fit. "
-                "Begin with partial_fit, or set warm_start=True before fit."
+                "partial_fit cannot continue: the previous fit's statistics were not kept. They "
+                "are "
+                "dropped by another optimizer or fit_intercept, and in a pickle of a plain fit. "
+                "Start with partial_fit, or set warm_start=True before fit."
             )
         return Statistics(**state)
 

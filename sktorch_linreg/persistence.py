@@ -131,7 +131,7 @@ def save_model(estimator: TorchLinearRegressor | TorchMLPRegressor, path: Any) -
         _restore(copy.deepcopy(content))
     except Exception as error:
         raise ValueError(
-            f"The {name} is not one that load_model could read again: {error}. Nothing was written."
+            f"The {name} could not be read back by load_model: {error}. Nothing was written."
         ) from error
     try:
         files.write(path, KIND, content)
@@ -182,7 +182,7 @@ def load_model(path: Any) -> TorchLinearRegressor | TorchMLPRegressor:
         return _restore(content)
     except Exception as error:
         raise ValueError(
-            f"{os.fspath(path)!r} cannot be loaded: what it holds is no fitted model of this "
+            f"{os.fspath(path)!r} cannot be loaded: it does not contain a fitted model of this "
             f"package ({error})."
         ) from error
 
@@ -249,18 +249,18 @@ def _check_attributes(fitted: Mapping[str, Any], n_features: int, n_outputs: int
     """Raise where attributes do not go with the layers."""
     names = fitted.get("feature_names_in_")
     if names is not None and names.shape != (n_features,):
-        raise ValueError("feature_names_in_ does not go with n_features_in_")
+        raise ValueError("feature_names_in_ does not match n_features_in_")
     if (fitted.get("_squeeze") and n_outputs > 1) or fitted.get(
         "n_outputs_", n_outputs
     ) != n_outputs:
-        raise ValueError(f"{n_outputs} outputs do not go with the targets it was fitted to")
+        raise ValueError(f"{n_outputs} outputs do not match the targets it was fitted to")
     link = "exp" if fitted.get("_log_link") else "identity"
     if fitted.get("out_activation_", link) != link:
         raise ValueError("out_activation_ contradicts the link of its loss")
     if fitted.get("_fitted_activation", "identity") not in ACTIVATIONS:
-        raise ValueError("its activation is not known")
+        raise ValueError("its activation is unknown")
     if fitted.get("_trained_dtype", "float64") not in DTYPES:
-        raise ValueError("its precision is not known")
+        raise ValueError("its precision is unknown")
     if not 0 <= fitted.get("rank_", 0) <= n_features:
         raise ValueError("its rank is larger than the number of features")
     stats = fitted.get("_statistics")
@@ -269,15 +269,15 @@ def _check_attributes(fitted: Mapping[str, Any], n_features: int, n_outputs: int
         shapes = s.factor.shape[1:], s.rest.shape, s.shift.shape, s.offset.shape
         both = n_features + n_outputs
         if shapes != ((both,), (n_outputs,), (both,), (both,)) or s.n_features != n_features:
-            raise ValueError("its statistics do not go with its coefficients")
+            raise ValueError("its statistics do not match its coefficients")
     moments = fitted.get("_moments")
     if moments is not None:
         for m, size in zip(moments, (n_features, n_outputs), strict=True):
             if Moments(**m).mean.shape != (size,) or Moments(**m).deviation.shape != (size,):
-                raise ValueError("its moments do not go with its layers")
+                raise ValueError("its moments do not match its layers")
     state = fitted.get("_training_state")
     if state is not None and not state.keys() >= TRAINING_STATE:
-        raise ValueError("its training state is not whole")
+        raise ValueError("its training state is incomplete")
 
 
 def _check_scaling(fitted: Mapping[str, Any], n_features: int, n_outputs: int) -> None:
@@ -285,10 +285,10 @@ def _check_scaling(fitted: Mapping[str, Any], n_features: int, n_outputs: int) -
     s = Scaling.from_state(fitted["_scaling"])
     shapes = [a.shape for a in (s.x_offset, s.x_scale, s.y_offset, s.y_scale)]
     if shapes != [(n_features,)] * 2 + [(n_outputs,)] * 2:
-        raise ValueError("its units do not go with its layers")
+        raise ValueError("its scaling parameters do not match its layers")
     arrays = np.concatenate([s.x_offset, s.x_scale, s.y_offset, s.y_scale])
     if not np.isfinite(arrays).all() or (s.x_scale < 0).any() or (s.y_scale < 0).any():
-        raise ValueError("its units are no numbers")
+        raise ValueError("its scaling parameters are not finite")
 
 
 def _check_layers(layers: Any, n_in: int) -> None:
@@ -298,7 +298,9 @@ def _check_layers(layers: Any, n_in: int) -> None:
         if any(a.dtype not in (np.float32, np.float64) for a in arrays):
             raise ValueError("a layer does not hold floats")
         if weight.ndim != 2 or weight.shape[1] != n_in or not len(weight):
-            raise ValueError(f"a layer of shape {weight.shape} follows on {n_in} units")
+            raise ValueError(
+                f"a layer of shape {weight.shape} cannot follow a layer of {n_in} units"
+            )
         n_in = len(weight)
         if bias is not None and bias.shape != (n_in,):
             raise ValueError(f"intercepts of shape {bias.shape} belong to {n_in} units")

@@ -33,9 +33,9 @@ def check_target_range(data: TrainingData) -> None:
     if large.size or small.size:
         beyond = large if large.size else small
         raise ValueError(
-            f"Targets of up to {beyond[0]:.3g} are beyond what a float32 holds "
+            f"Targets of up to {beyond[0]:.3g} are out of range for float32 "
             f"({single.tiny:.3g} to {single.max:.3g}), and predictions are float32 because X "
-            "is. Pass X in float64, or multiply y by a power of ten."
+            "is. Pass X as float64, or multiply y by a power of ten."
         )
 
 
@@ -44,8 +44,9 @@ def check_penalty(alpha: float, dtype: torch.dtype) -> None:
     largest = torch.finfo(dtype).max
     if alpha > largest:
         raise ValueError(
-            f"alpha={alpha:g} is more than a {str(dtype).removeprefix('torch.')} holds, "
-            f"which is {largest:.3g}. Choose a smaller alpha, or dtype='float64'."
+            f"alpha={alpha:g} overflows {str(dtype).removeprefix('torch.')}, whose largest "
+            "number is "
+            f"{largest:.3g}. Choose a smaller alpha, or dtype='float64'."
         )
 
 
@@ -59,6 +60,6 @@ def check_coefficients(coef: Array, intercept: Any, exact: FloatArray, data: Tra
         gone = bool((lost & (np.abs(exact) * size > counts)).any())
     if gone or not (np.isfinite(coef).all() and np.isfinite(intercept).all()):
         raise ValueError(
-            "No float32 holds the coefficients. Pass X in float64, or multiply its columns by "
-            "a power of ten."
+            "The coefficients overflow or underflow float32. Pass X as float64, or multiply its "
+            "columns by a power of ten."
         )

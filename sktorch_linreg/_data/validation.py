@@ -43,7 +43,7 @@ def patient_validation(**given: Any) -> Iterator[None]:
         if "could not convert string" not in str(error):
             raise
         raise ValueError(
-            f"{error}. Columns of strings have to be made numbers first, for example by "
+            f"{error}. Encode string columns first, for example with "
             "sklearn.preprocessing.OneHotEncoder in a ColumnTransformer."
         ) from error
 

@@ -72,7 +72,7 @@ def _facts(
         "the dtype of the computation": str(spec.dtype),
         "whether X is sparse": bool(sp.issparse(data.X)),
         "whether there are callbacks of scikit-learn": listens,
-        "the checksum of the model gone on with": digest,
+        "the checksum of the model being resumed": digest,
         **{k: _comparable(k, v) for k, v in estimator.get_params().items() if k not in FREE},
     }
 
@@ -98,7 +98,8 @@ def agree(
     def work() -> dict[str, Any]:
         if estimator.checkpoint_dir is not None:
             raise ValueError(
-                "checkpoint_dir does not go with data_parallel(). Set checkpoint_dir=None, and "
+                "checkpoint_dir cannot be combined with data_parallel(). Set "
+                "checkpoint_dir=None, and "
                 "save the model of the first process between calls of fit with warm_start=True."
             )
         local = prepare()
@@ -130,7 +131,7 @@ def _compare(facts: list[dict[str, Any]]) -> None:
             # NaN is not equal to itself
             if mine != theirs and not (mine != mine and theirs != theirs):
                 raise ValueError(
-                    f"The processes of data_parallel() do not fit the same model: {name} is "
+                    f"The processes of data_parallel() are fitting different models: {name} is "
                     f"{mine!r} on process 0 and {theirs!r} on process {rank}. Give all of them an "
                     "estimator with the same parameters, and rows with the same columns."
                 )

@@ -24,8 +24,8 @@ def check_targets(data: TrainingData, spec: FitSpec) -> None:
         )
     if loss.reduced and data.weight is not None:
         raise ValueError(
-            f"The loss {loss.name} gives one mean and cannot weigh rows. Leave "
-            "sample_weight out, or give the class a 'reduction' parameter that takes 'none'."
+            f"The loss {loss.name} returns a single mean, so sample_weight cannot be applied. Omit "
+            "sample_weight, or give the class a 'reduction' parameter that takes 'none'."
         )
 
 
@@ -50,7 +50,8 @@ def check_start(layers: Layers, log_link: bool, data: TrainingData, spec: FitSpe
     if log_link != spec.objective.loss.log_link:
         raise ValueError(
             f"The model was fitted with {'a' if log_link else 'no'} log link, which "
-            f"loss={spec.objective.loss.name!r} does not go on from. Set warm_start=False and call "
+            f"is incompatible with loss={spec.objective.loss.name!r}. Set warm_start=False and "
+            "call "
             "fit, or clone the estimator."
         )
 
@@ -59,14 +60,15 @@ def can_partial_fit(estimator: Any) -> bool:
     """Whether the estimator learns from single batches; raises AttributeError saying why not."""
     if estimator.early_stopping:
         raise AttributeError(
-            "partial_fit does not go with early_stopping=True: it sees one batch at a time and has "
+            "partial_fit cannot be combined with early_stopping=True: it sees one batch at a "
+            "time and has "
             "no rows to hold out. Set early_stopping=False, or call fit."
         )
     optimizer = estimator.optimizer
     optimizer = OPTIMIZERS.get(optimizer) if isinstance(optimizer, str) else optimizer
     if isinstance(optimizer, type) and issubclass(optimizer, torch.optim.LBFGS):
         raise AttributeError(
-            "partial_fit does not go with L-BFGS, which needs all rows at once. Choose an "
+            "partial_fit is not supported with L-BFGS, which needs all rows at once. Choose an "
             "optimizer that learns from batches, such as optimizer='adam'."
         )
     return True

@@ -94,8 +94,8 @@ class Units:
         arrays = [terms, *(a for layer in layers for a in layer if a is not None)]
         if not all(np.isfinite(a).all() for a in arrays) or self._vanish(result.layers, layers):
             raise ValueError(
-                "The magnitudes of X and y are so far apart that no float64 holds the "
-                "coefficients. Multiply the columns of X, or y, by a power of ten."
+                "The magnitudes of X and y are so far apart that the coefficients overflow or "
+                "underflow float64. Multiply the columns of X, or y, by a power of ten."
             )
         out = replace(result, layers=layers, path=path, scaling=scaling)
         # what goes on from a fit, and its net, do not know of the units
@@ -121,10 +121,10 @@ def fit_rescaled(
     choose their units.
     """
     refusal = ValueError(
-        "X or y has magnitudes beyond 1e-140 or 1e145, whose squares a float64 does not hold. "
-        "Only fit can rescale them, in one process, without a warm start, and with "
-        "standardize=True where there is an optimizer or a penalty. Multiply such columns by a "
-        "power of ten."
+        "X or y has magnitudes beyond 1e-140 or 1e145, whose squares underflow or overflow "
+        "float64. Only a plain, single-process fit can rescale such columns, without a warm start, "
+        "and with standardize=True if there is an optimizer or a penalty. Multiply them by a power "
+        "of ten."
     )
     free = spec.is_exact and not spec.objective.alpha
     if not allowed or not (spec.standardize or free):

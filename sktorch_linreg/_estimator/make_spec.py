@@ -95,11 +95,11 @@ def _of_linear(
             estimator, optimizer, context, names, starts_at_zero=starts_at_zero
         )
     if not can_be_exact:
-        reason = f"solves squared error alone, not loss={objective.loss.name!r}"
+        reason = f"only solves squared error, not loss={objective.loss.name!r}"
         if objective.loss.name == "squared_error":
             reason = (
-                f"takes {data.n_features} columns only in fit, without an L1 penalty and, "
-                "where X is sparse, without positive=True, and not within data_parallel()"
+                f"supports {data.n_features} columns only in fit, and not with an L1 penalty, "
+                "with positive=True and sparse X, or within data_parallel()"
             )
         raise ValueError(
             f"optimizer='lstsq' {reason}. Choose optimizer='auto', 'lbfgs' or, in partial_fit, "

@@ -28,7 +28,7 @@ def as_linear_regression(estimator: Any) -> Any:
     """A fitted LinearRegression with the coefficients; raises ValueError under a log link."""
     if estimator._has_log_link:
         raise ValueError(
-            "LinearRegression predicts no counts: under loss='poisson' predictions are the "
+            "to_sklearn does not support loss='poisson', whose predictions are the "
             "exponential of a linear function. Keep the model with save_model, or export it with "
             "to_onnx."
         )

@@ -29,12 +29,12 @@ def why_undefined(stats: Statistics, rank: int) -> str | None:
     if rank < stats.n_features:
         return (
             f"the columns of X are dependent or constant (rank {rank} of {stats.n_features}). "
-            "Leave out those that others explain"
+            "Drop redundant columns"
         )
     if stats.n_samples <= n_parameters:
         return (
-            f"{stats.n_samples} rows of non-zero weight leave no degree of freedom for "
-            f"{n_parameters} parameters. Give more rows"
+            "there are no residual degrees of freedom "
+            f"({stats.n_samples} rows of non-zero weight, {n_parameters} parameters). Use more rows"
         )
     return None
 

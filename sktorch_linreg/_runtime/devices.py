@@ -31,8 +31,8 @@ def resolve_device(device: Any) -> torch.device:
         resolved = None
     if resolved is None or (resolved.type != "cpu" and str(resolved) not in known):
         raise ValueError(
-            f"The device {str(device)!r} is not there. Available here: {', '.join(known)}. "
-            "device='auto' takes the first of cuda, mps and cpu that is there."
+            f"device={str(device)!r} is not available. Available devices: {', '.join(known)}. "
+            "device='auto' picks the first available of cuda, mps and cpu."
         )
     return resolved
 
@@ -45,7 +45,9 @@ def resolve_dtype(dtype: Any, X: Any, device: torch.device) -> torch.dtype:
     if resolved not in (torch.float32, torch.float64):
         raise ValueError(f"dtype must be torch.float32 or torch.float64; got {dtype}.")
     if device.type == "mps" and resolved == torch.float64:
-        raise ValueError("The device 'mps' has no float64. Set dtype='float32', or device='cpu'.")
+        raise ValueError(
+            "device='mps' does not support float64. Set dtype='float32' or device='cpu'."
+        )
     return resolved
 
 

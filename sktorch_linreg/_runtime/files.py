@@ -233,7 +233,7 @@ def read(path: str | os.PathLike[str], kind: str) -> Any:
             raise ValueError("its contents do not agree with their checksum")
         content = unflatten(json.loads(header["tree"]), arrays)
         if arrays:
-            raise ValueError("it holds arrays that belong to nothing")
+            raise ValueError("it holds unreferenced arrays")
     except DAMAGE as error:
         raise ValueError(
             f"{str(path)!r} cannot be read as a {kind} of sktorch_linreg: {error}. Nothing was "

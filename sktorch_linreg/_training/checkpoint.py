@@ -80,7 +80,7 @@ def _whole(training: Mapping[str, Any], max_epochs: int) -> Mapping[str, Any]:
     curves = [training["monitor"][name] for name in CURVES]
     rows = unpack_history(training["history"])
     if not all(type(loss) is float for curve in curves for loss in curve):
-        raise ValueError("its losses are no numbers")
+        raise ValueError("its losses are not numeric")
     if not len(rows) == len(curves[0]) <= max_epochs or len(training["generators"]) != 2:
         raise ValueError("its history is not as long as its losses")
     return training
@@ -145,17 +145,17 @@ class Checkpoint:
         # what a person reads of two objects can be the same
         differ = {k: (a[0], b[0]) for k, (a, b) in sorted(pairs.items()) if a[1] != b[1]}
         if differ:
-            what = "of other parameters: " + ", ".join(
-                f"{k} is {a} there and {b if a != b else 'another of that name'} here"
+            what = "; ".join(
+                f"{k} was {a}, now {b if a != b else 'a different object of that name'}"
                 for k, (a, b) in differ.items()
             )
         elif found["data"] != self.about["data"]:
-            what = "of other rows, weights or starting coefficients"
+            what = "the rows, weights or starting coefficients differ"
         else:
             return
         raise _OtherFit(
-            f"{str(self.path)!r} is the checkpoint of another fit, {what}. Nothing was "
-            "overwritten. Give checkpoint_dir another folder, or delete that file to begin anew."
+            f"{str(self.path)!r} is a checkpoint of a different fit: {what}. Nothing was "
+            "overwritten. Pass another checkpoint_dir, or delete that file to start over."
         )
 
     @contextmanager
@@ -167,8 +167,9 @@ class Checkpoint:
             raise
         except (*files.DAMAGE, RuntimeError) as error:
             raise ValueError(
-                f"{str(self.path)!r} is no whole checkpoint ({error!r}). Nothing was overwritten. "
-                "Give checkpoint_dir another folder, or delete that file to begin anew."
+                f"{str(self.path)!r} is incomplete or damaged ({error!r}). Nothing was "
+                "overwritten. "
+                "Pass another checkpoint_dir, or delete that file to start over."
             ) from error
 
     # -- state of a run -------------------------------------------------------------------------

@@ -80,7 +80,7 @@ class ManyModels(TrainingLoop):
         counts = [self.packed.counts[i] for i in self.owner]
         pairs = zip(counts, specs, strict=True)
         if len({steps_per_epoch(n, row[0], held_out=False) for n, row in pairs}) > 1:
-            raise ValueError("Models that are trained together need as many updates per epoch.")
+            raise ValueError("Models of a stack must have the same number of updates per epoch.")
         self.scalings = [prepared[i].scaling for i in self.owner]
         n_in, n_out = self.packed.n_features, self.packed.n_targets
         n_groups, n_each = len(specs), len(specs[0])

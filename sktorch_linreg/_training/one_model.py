@@ -218,18 +218,19 @@ class OneModel(TrainingLoop):
         except (StopTraining, KeyboardInterrupt) as error:
             if state.share.group.size > 1:
                 raise RuntimeError(
-                    "Training that is shared by processes was interrupted in one of them, while "
-                    "others may have been an epoch ahead, so nothing of it is kept. Callbacks can "
-                    "stop it at the end of an epoch."
+                    "Distributed training was interrupted in one process, while others may have "
+                    "been "
+                    "an epoch ahead; the result was discarded. To stop early, stop from a callback "
+                    "at the end of an epoch."
                 ) from error
             self._keep_finished_epochs()
             if isinstance(error, KeyboardInterrupt):
-                go_on = "Set warm_start=True and call fit again to go on from there."
+                go_on = "Set warm_start=True and call fit again to continue."
                 if context.checkpoint is not None:
-                    go_on = "Call fit again to go on from the last checkpoint."
+                    go_on = "Call fit again to resume from the last checkpoint."
                 message = (
-                    f"Training was interrupted; the estimator is fitted with the "
-                    f"{len(state.loss_curve)} epochs that were done. {go_on}"
+                    f"Training was interrupted; the estimator keeps the "
+                    f"{len(state.loss_curve)} completed epochs. {go_on}"
                 )
                 state.warnings.append((message, UserWarning))
         finally:

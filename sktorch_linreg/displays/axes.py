@@ -12,7 +12,7 @@ def new_axes(ax: Any, **kwargs: Any) -> Any:
         import matplotlib.pyplot as plt
     except ImportError as error:
         raise ImportError(
-            "Pictures need matplotlib, which is not installed. Install the extra that brings it: "
+            "Plotting requires matplotlib, which is not installed. Install it with "
             "pip install 'sktorch_linreg[plot]'."
         ) from error
     return plt.subplots(layout="constrained", **kwargs)[1] if ax is None else ax

@@ -94,7 +94,7 @@ class LearningRateDisplay:
             raise ValueError(f"The search had no parameter lr; it tried {', '.join(tried)}.")
         rates = np.ma.filled(results[names[0]].astype(float), np.nan)
         if not np.isfinite(rates).any():
-            raise ValueError("The search tried no learning rate but None, the optimizer's own.")
+            raise ValueError("The search only used lr=None, the optimizer's own learning rate.")
         known = [k.removeprefix("mean_test_") for k in results if k.startswith("mean_test_")]
         if metric not in known:
             raise ValueError(f"The search has no score {metric!r}; it has {', '.join(known)}.")

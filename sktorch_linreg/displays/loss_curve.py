@@ -106,12 +106,12 @@ class LossCurveDisplay:
             names = list(names or _names(many))
             if len(names) != len(many) or len(set(names)) < len(names):
                 raise ValueError(
-                    f"{len(many)} estimator(s) need as many names, all different; got {names!r}."
+                    f"{len(many)} estimator(s) need one distinct name each; got {names!r}."
                 )
             named = dict(zip(names, many, strict=True))
         models = {key: fitted_step(value) for key, value in named.items()}
         if not models:
-            raise ValueError("There is no estimator to draw the loss of.")
+            raise ValueError("No estimators given.")
         for model in models.values():
             check_is_fitted(model)
             if not hasattr(model, "loss_curve_"):

@@ -136,11 +136,12 @@ class LossSurfaceDisplay:
         model = fitted_step(estimator)
         if not isinstance(model, TorchLinearRegressor):
             raise TypeError(
-                f"A loss surface is that of a TorchLinearRegressor; got {type(model).__name__}."
+                "LossSurfaceDisplay only supports TorchLinearRegressor; got "
+                f"{type(model).__name__}."
             )
         check_is_fitted(model)
         if len(params) != 2:
-            raise ValueError(f"A surface has two parameters; got {params!r}.")
+            raise ValueError(f"params must contain exactly two parameters; got {params!r}.")
         X = before_last_step(estimator, X)
         surface = _Surface(model, X, y, sample_weight, [_place(model, p) for p in params])
         path = surface.path()

@@ -160,8 +160,7 @@ def lr_range_test(
     model.set_params(**settings)
     if not hasattr(model, "partial_fit") or optimizer == "lstsq":
         raise ValueError(
-            f"optimizer={optimizer!r} does not train by batches at a learning rate. Try "
-            "optimizer='adam' or 'sgd'."
+            f"optimizer={optimizer!r} does not use a learning rate. Try optimizer='adam' or 'sgd'."
         )
     with suppress(_Over, TrainingDivergedError):
         model.fit(X, y, sample_weight=sample_weight)
@@ -173,7 +172,7 @@ def _found(sweep: _Sweep) -> LRRangeTestDisplay:
     losses = np.array(sweep.losses)
     if not np.isfinite(losses[:1]).all():
         raise ValueError(
-            f"The loss is {losses[0]} before any update, so that no rate is better than another. "
+            f"The loss is {losses[0]} before any update, so no rate can be suggested. "
             "Set standardize=True, or scale X and y."
         )
     found = LRRangeTestDisplay(sweep.rates[: len(losses)], losses)

@@ -114,11 +114,11 @@ def make_candidate(base: Any, index: int, params: Mapping[str, Any], seed: int) 
     if type(last) not in OURS:
         raise CannotStack(f"{type(last).__name__} is not an estimator of this package")
     if last.callbacks or getattr(last, "_skl_callbacks", None):
-        raise CannotStack("callbacks want to see each fit")
+        raise CannotStack("callbacks must observe each fit")
     if last.checkpoint_dir is not None:
         raise CannotStack("a checkpoint belongs to one fit")
     if getattr(last, "record_path", False):
-        raise CannotStack("record_path=True keeps what stacks do not")
+        raise CannotStack("record_path=True is not available in stacked fits")
     last._validate_params()
     if last.random_state is not None:
         seed = resolve_seed(last.random_state)
@@ -258,17 +258,21 @@ def _spec(c: Candidate, data: TrainingData, known_scorer: bool) -> FitSpec:
     cls: Any = spec.training.optimizer_class
     if cls is None:
         if not known_scorer:
-            raise CannotStack("it is solved exactly, and the scorer wants to see each estimator")
+            raise CannotStack("it is solved exactly, and the scorer needs each fitted estimator")
         return spec
     if not has_rule(cls, spec.training.optimizer_options, spec.device):
-        raise CannotStack(f"the optimizer {spec.training.optimizer!r} is torch's own")
+        raise CannotStack(f"optimizer={spec.training.optimizer!r} has no stacked version")
     if spec.objective.loss.slope is None:
-        raise CannotStack(f"the loss {spec.objective.loss.name!r} is left to autograd")
+        raise CannotStack(f"loss={spec.objective.loss.name!r} has no written-out gradient")
     if spec.device.type not in DEVICES or not ACTIVATIONS[spec.shape.activation].by_hand:
-        raise CannotStack(f"{spec.shape.activation!r} on {spec.device} is left to autograd")
+        raise CannotStack(
+            f"activation={spec.shape.activation!r} has no written-out gradient on {spec.device}"
+        )
     known = {schedule for schedule, _ in SCHEDULES.values()}
     if spec.training.schedule_class is not None and spec.training.schedule_class not in known:
-        raise CannotStack(f"the schedule {spec.training.schedule_class.__name__} is torch's own")
+        raise CannotStack(
+            f"lr_schedule={spec.training.schedule_class.__name__} has no stacked version"
+        )
     if spec.training.optimizer_options.keys() > {"lr"}:
         construct("optimizer", cls, [torch.zeros(1)], spec.training.optimizer_options)
     return spec

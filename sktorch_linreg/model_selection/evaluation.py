@@ -33,11 +33,11 @@ def describe(plan: Plan) -> str:
     together = plan.n_fits - len(plan.alone)
     n = len(plan.stacks)
     stacks = f"{n} stack{'' if n == 1 else 's'}"
-    text = f"{together} of {plan.n_fits} fits are trained together in {stacks}"
+    text = f"{together} of {plan.n_fits} fits run in {stacks}"
     if not plan.alone:
         return f"{text}."
-    listed = "; ".join(f"{n} because {reason}" for reason, n in plan.reasons.most_common())
-    return f"{text}, {len(plan.alone)} one by one: {listed}."
+    listed = "; ".join(f"{n}: {reason}" for reason, n in plan.reasons.most_common())
+    return f"{text}; {len(plan.alone)} run individually ({listed})."
 
 
 class _NoContext:
@@ -87,7 +87,7 @@ class Evaluation:
         if len(splits) != n_splits:
             raise ValueError(
                 f"The splitter announced {n_splits} splits in get_n_splits, but split gave "
-                f"{len(splits)}. Both have to agree."
+                f"{len(splits)}. They must match."
             )
         out = self._run(candidates, splits, callback_ctx)
         if not out:

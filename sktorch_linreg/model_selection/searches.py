@@ -32,7 +32,7 @@ def refuse_sharing(name: str) -> None:
     """Raise where something that works on its own rows is to be shared."""
     if current_group().size > 1:
         raise ValueError(
-            f"{name} does not go with data_parallel(): each process would choose by scores of its "
+            f"{name} cannot be combined with data_parallel(): each process would score only its "
             "own rows. Search outside of it, on several processes through n_jobs or dask, and fit "
             "the best estimator inside."
         )

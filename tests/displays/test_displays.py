@@ -157,7 +157,7 @@ def test_surfaces_without_a_path_and_with_limits():
         ((("coef", 10), ("intercept", 0)), "features below 10"),
         ((("coef", 0), ("slope", 0)), "no parameter"),
         ((("coef", 0), ("intercept", 1)), "targets below 1"),
-        ((("coef", 0),), "two parameters"),
+        ((("coef", 0),), "exactly two"),
     ],
 )
 def test_parameters_that_are_not_there(params, match):
@@ -377,9 +377,9 @@ def test_a_range_test_of_infinite_losses():
 def test_names_and_models_that_cannot_be_drawn():
     model = clone(LINEAR).fit(X, y)
     for names in (["A", "A"], ["A"]):
-        with pytest.raises(ValueError, match="as many names, all different"):
+        with pytest.raises(ValueError, match="one distinct name each"):
             LossCurveDisplay.from_estimator([model, model], name=names)
-    with pytest.raises(ValueError, match="no estimator"):
+    with pytest.raises(ValueError, match="No estimators"):
         LossCurveDisplay.from_estimator([])
     with pytest.raises(ValueError, match="LinearRegression has no loss_curve_"):
         LossCurveDisplay.from_estimator(LinearRegression().fit(X, y))
@@ -422,7 +422,7 @@ def test_scores_and_rates_that_a_search_does_not_have():
         LearningRateDisplay.from_search(search)
     assert LearningRateDisplay.from_search(search, metric="r2").score_name == "r2"
     search = GridSearchCV(clone(LINEAR), {"lr": [None]}, cv=2).fit(X, y)
-    with pytest.raises(ValueError, match="no learning rate but None"):
+    with pytest.raises(ValueError, match="only used lr=None"):
         LearningRateDisplay.from_search(search)
 
 

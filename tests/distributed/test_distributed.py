@@ -95,11 +95,11 @@ REFUSALS = {
     "other rates": ("lr is 0.1 on process 0 and 0.2 on process 1",) * 2,
     "other columns": ("the number of columns of X is 4 on process 0 and 5 on process 1",) * 2,
     "no rows": ("Found array with 0 sample", "On process 0 of 2: ValueError: Found array with 0"),
-    "no device": ("The device 'cuda:9' is not", "On process 0 of 2: ValueError: The device"),
+    "no device": ("device='cuda:9' is not", "On process 0 of 2: ValueError: device="),
     "extreme": ("X or y has magnitudes beyond",) * 2,
     "extreme, training": ("X or y has magnitudes beyond",) * 2,
-    "checkpoints": ("checkpoint_dir does not go with data_parallel",) * 2,
-    "search": ("BatchedGridSearchCV does not go with data_parallel",) * 2,
+    "checkpoints": ("checkpoint_dir cannot be combined with data_parallel",) * 2,
+    "search": ("BatchedGridSearchCV cannot be combined with data_parallel",) * 2,
     "tiny weights": ("The largest sample_weight is 1e-120",) * 2,
     "wrong rate on one": (
         "On process 1 of 2: InvalidParameterError: The 'lr'",
@@ -111,7 +111,7 @@ REFUSALS = {
     "callback fails": ("On process 1 of 2: OSError: the disk is full", "OSError: the disk is full"),
     "diverges": ("TrainingDivergedError: The training loss stopped being finite in epoch",) * 2,
     "other kind": ("the kind of estimator is 'TorchLinearRegressor' on process 0",) * 2,
-    "stops amid an epoch": ("was interrupted in one of them",) * 2,
+    "stops amid an epoch": ("was interrupted in one process",) * 2,
 }
 
 

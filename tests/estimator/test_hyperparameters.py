@@ -141,5 +141,5 @@ def test_values_from_elsewhere_are_translated(params, match):
 
 
 def test_what_lstsq_does_not_solve_is_named():
-    with pytest.raises(ValueError, match="squared error alone, not loss='huber'"):
+    with pytest.raises(ValueError, match="only solves squared error, not loss='huber'"):
         TorchLinearRegressor(optimizer="lstsq", loss="huber").fit([[0.0], [1.0]], [0.0, 1.0])

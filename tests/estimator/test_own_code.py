@@ -332,7 +332,9 @@ def test_losses_that_only_give_a_mean(loss):
     named = models(**settings)
     for own, squared in zip(models(loss=loss, **settings), named, strict=True):
         assert_allclose(own.fit(X, y).predict(X), squared.fit(X, y).predict(X), rtol=1e-9)
-        with pytest.raises(ValueError, match="gives one mean and cannot weigh rows"):
+        with pytest.raises(
+            ValueError, match="returns a single mean, so sample_weight cannot be applied"
+        ):
             own.fit(X, y, sample_weight=np.arange(1.0, 121))
 
 
@@ -602,7 +604,9 @@ def test_weights_are_taken_where_a_loss_goes_row_by_row(loss, weighed):
         loss=loss, optimizer="adam", lr=0.05, max_epochs=50, random_state=0
     )
     if not weighed:
-        with pytest.raises(ValueError, match=f"{loss.__name__} gives one mean and cannot weigh"):
+        with pytest.raises(
+            ValueError, match=f"{loss.__name__} returns a single mean, so sample_weight"
+        ):
             model.fit(X, np.abs(y), weight)
         return
     model.fit(X, np.abs(y), weight)

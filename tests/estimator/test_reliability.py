@@ -353,7 +353,7 @@ def test_ctrl_c_keeps_whole_epochs():
     assert int(n_iter) >= 20
     assert set(lengths) == {n_iter}
     assert same == "True"
-    assert f"the {n_iter} epochs" in message
+    assert f"the {n_iter} completed epochs" in message
 
 
 # -- nothing grows --------------------------------------------------------------------------------

@@ -68,9 +68,9 @@ BAD_DATA = [
     ((X, sp.csr_array(y[:, None])), "toarray"),
 ]
 BAD_PARAMETERS = [
-    ({"optimizer": "adamm"}, r"Known are.*'sgd'.*Did you mean 'adam'\?"),
-    ({"optimizer": 3}, "Known are.*torch.optim.Optimizer subclass"),
-    ({"loss": "squared_eror"}, r"Known are.*'huber'.*Did you mean 'squared_error'\?"),
+    ({"optimizer": "adamm"}, r"Supported:.*'sgd'.*Did you mean 'adam'\?"),
+    ({"optimizer": 3}, "Supported:.*torch.optim.Optimizer subclass"),
+    ({"loss": "squared_eror"}, r"Supported:.*'huber'.*Did you mean 'squared_error'\?"),
     ({"loss": torch.nn.MSELoss()}, "torch.nn.Module loss class"),
     ({"loss": torch.nn.Linear}, "loss__"),
     ({"loss": torch.nn.GaussianNLLLoss}, "predictions and targets"),
@@ -79,7 +79,7 @@ BAD_PARAMETERS = [
     ({"loss": "quantile", "loss__quantile": 1.5}, "between 0 and 1"),
     ({"optimizer": "sgd", "optimizer__momentun": 0.9}, r"optimizer__momentum.*Did you mean"),
     ({"optimizer": "sgd", "optimizer__momentum": -1.0}, "Change optimizer__"),
-    ({"optimizer": "sgd", "lr_schedule": "cosin"}, r"Known are.*Did you mean 'cosine'\?"),
+    ({"optimizer": "sgd", "lr_schedule": "cosin"}, r"Supported:.*Did you mean 'cosine'\?"),
     ({"optimizer": "sgd", "lr_schedule": 7}, "torch.optim.lr_scheduler"),
     ({"optimizer": "sgd", "lr_schedule": "step", "lr_schedule__gama": 1}, "lr_schedule__gamma"),
     ({"optimizer": "sgd", "lr_schedule__gamma": 1.0}, "lr_schedule is None"),
@@ -101,8 +101,8 @@ BAD_PARAMETERS = [
     ({"standardize": "yes"}, "standardize"),
     ({"dtype": "float16"}, "dtype"),
     ({"dtype": torch.int32}, "float32 or torch.float64"),
-    ({"device": "cuda:99"}, "Available here: cpu"),
-    ({"device": "tpu"}, "Available here: cpu"),
+    ({"device": "cuda:99"}, "Available devices: cpu"),
+    ({"device": "tpu"}, "Available devices: cpu"),
     ({"random_state": "seed"}, "random_state"),
     ({"callbacks": [3]}, "skorch.callbacks"),
     ({"callbacks": "cb"}, "callbacks"),
@@ -111,11 +111,11 @@ BAD_PARAMETERS = [
     ({"early_stopping": True, "validation_fraction": 0.99}, "leaves no row"),
 ]
 OF_ONE_MODEL = [
-    ("mlp", {"activation": "rely"}, r"Known are.*Did you mean 'relu'\?"),
+    ("mlp", {"activation": "rely"}, r"Supported:.*Did you mean 'relu'\?"),
     ("mlp", {"hidden_layer_sizes": (3, 0)}, r"such as \(100,\)"),
     ("mlp", {"hidden_layer_sizes": (2.5,)}, r"such as \(100,\)"),
     ("mlp", {"dropout": 1.0}, "dropout"),
-    ("mlp", {"optimizer": "lstsq"}, "Known are 'lbfgs'"),
+    ("mlp", {"optimizer": "lstsq"}, "Supported: 'lbfgs'"),
     ("exact", {"positive": "no"}, "positive"),
     ("exact", {"optimizer": "lstsq", "loss": "huber"}, "Choose optimizer='auto'"),
     ("exact", {"optimizer": "lstsq", "optimizer__momentum": 0.9}, "none"),
@@ -285,7 +285,7 @@ def test_ctrl_c_keeps_the_epochs_done(monkeypatch, batch_size, optimizer):
         return step
 
     monkeypatch.setattr(owner, name, interrupted)
-    with pytest.warns(UserWarning, match="3 epochs.*warm_start=True"):
+    with pytest.warns(UserWarning, match="3 completed epochs.*warm_start=True"):
         model = TorchLinearRegressor(max_epochs=50, **settings).fit(X, y)
     assert model.n_iter_ == len(model.loss_curve_) == len(model.history_) == 3
     assert model.loss_curve_ == three.loss_curve_
@@ -338,13 +338,13 @@ def test_lost_statistics_are_an_error_and_not_a_silent_restart():
     wide = TorchLinearRegressor().fit(X.T, X[0])
     model = pickle.loads(pickle.dumps(wide))
     np.testing.assert_allclose(model.singular_, wide.singular_)
-    with pytest.raises(ValueError, match=r"Begin with partial_fit, or set warm_start=True"):
+    with pytest.raises(ValueError, match=r"Start with partial_fit, or set warm_start=True"):
         model.partial_fit(X.T, X[0])
     # those of many rows are small, and go with the pickle
     model = pickle.loads(pickle.dumps(fitted("exact"))).partial_fit(X, y)
     np.testing.assert_array_equal(model.coef_, fitted("exact").partial_fit(X, y).coef_)
     model = fitted("exact").set_params(fit_intercept=False)
-    with pytest.raises(ValueError, match="another fit_intercept"):
+    with pytest.raises(ValueError, match="another optimizer or fit_intercept"):
         model.partial_fit(X, y)
 
 

@@ -291,7 +291,7 @@ def test_checkpoints_of_another_object_are_refused(name, tmp_path):
     np.testing.assert_array_equal(
         clone(model).set_params(**again).fit(X, y).predict(X), fitted.predict(X)
     )
-    with pytest.raises(ValueError, match=r"of another fit, of other parameters: \w+ is .* there"):
+    with pytest.raises(ValueError, match=r"of a different fit: \w+ was .*, now"):
         clone(model).set_params(**second).fit(X, y)
 
 

@@ -114,13 +114,13 @@ def test_the_layout_of_the_same_numbers_does_not_matter(layout, tmp_path):
 @pytest.mark.parametrize(
     ("params", "rows", "match"),
     [
-        ({"optimizer__momentum": 0.5}, (X, y), "optimizer__momentum is not set there and 0.5 here"),
-        ({"lr": 0.02, "alpha": 0.1}, (X, y), r"alpha is 0\.0 there and 0\.1 here, lr is None"),
-        ({"random_state": 4}, (X, y), "random_state is 3 there and 4 here"),
-        ({"max_epochs": 10}, (X, y), "max_epochs is 20 there and 10 here"),
-        ({}, (X[::-1], y), "other rows"),
-        ({}, (X, y + 1), "other rows"),
-        ({}, (X[:, :2], y), "other rows"),
+        ({"optimizer__momentum": 0.5}, (X, y), "optimizer__momentum was not set, now 0.5"),
+        ({"lr": 0.02, "alpha": 0.1}, (X, y), r"alpha was 0\.0, now 0\.1; lr was None"),
+        ({"random_state": 4}, (X, y), "random_state was 3, now 4"),
+        ({"max_epochs": 10}, (X, y), "max_epochs was 20, now 10"),
+        ({}, (X[::-1], y), "the rows, weights"),
+        ({}, (X, y + 1), "the rows, weights"),
+        ({}, (X[:, :2], y), "the rows, weights"),
         ({}, (X, y, np.linspace(1, 2, 150)), "weights"),
     ],
 )
@@ -170,7 +170,7 @@ def test_a_run_that_diverges_keeps_its_last_checkpoint(tmp_path):
         model.fit(X, y)
     with pytest.raises(TrainingDivergedError):
         model.fit(X, y)
-    with pytest.raises(ValueError, match=r"lr is 1e\+20 there"):
+    with pytest.raises(ValueError, match=r"lr was 1e\+20"):
         model.set_params(lr=0.1).fit(X, y)
 
 
@@ -242,7 +242,7 @@ def test_random_states_tell_fits_apart(tmp_path):
     coef = clone(model).set_params(random_state=np.random.RandomState(1)).fit(X, y).coef_
     again = clone(model).set_params(random_state=np.random.RandomState(1)).fit(X, y).coef_
     np.testing.assert_array_equal(again, coef)
-    with pytest.raises(ValueError, match="random_state is one that drew the seed"):
+    with pytest.raises(ValueError, match="random_state was one that drew the seed"):
         clone(model).set_params(random_state=np.random.RandomState(2)).fit(X, y)
 
 
