@@ -1,8 +1,8 @@
 """
-Four pictures on the way to a network
-=====================================
+Tuning a network
+================
 
-How long progression of diabetes can be told from ten measurements: a range test finds where to
+How well diabetes progression can be predicted from ten measurements: a range test finds where to
 search, a search finds the learning rate, loss curves tell when to stop, and predictions against
 measurements show what it is worth.
 """

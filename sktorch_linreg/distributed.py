@@ -62,7 +62,7 @@ def _own_gpu() -> Any:
 
 @contextmanager
 def data_parallel(group: Any = None) -> Iterator[ProcessInfo]:
-    """Share each `fit` and `partial_fit` inside with the other processes, which have other rows.
+    """Distribute every `fit` and `partial_fit` in the block over the processes, each with its rows.
 
     Start a script on several processes with ``torchrun --nproc-per-node 2 script.py``. Each process
     passes rows of its own, and all of them end with one and the same model. Started by ``python``

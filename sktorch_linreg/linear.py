@@ -37,9 +37,9 @@ SMALL_SINGLE = 1e-30
 class TorchLinearRegressor(BaseTorchRegressor):
     """Linear regression in PyTorch, a drop-in for scikit-learn's ``LinearRegression``.
 
-    Used as it comes it gives the exact least-squares solution. With a learning rate, a batch size,
-    another optimizer or another loss it trains by gradient descent, by default on data that are
-    standardised inside, with coefficients reported in the units of `X` and `y`.
+    With default settings it gives the exact least-squares solution. With a learning rate, a batch
+    size, another optimizer or another loss it trains by gradient descent, by default on data that
+    are standardised internally, with coefficients reported in the units of `X` and `y`.
 
     The objective is the weighted mean of the loss over the rows plus
     ``alpha * (l1_ratio * |W|_1 + (1 - l1_ratio) / 2 * |W|_2^2)``. The loss of a row is the mean
@@ -77,7 +77,7 @@ class TorchLinearRegressor(BaseTorchRegressor):
         ``"cosine"``, ``"cosine_restarts"``, ``"one_cycle"``, ``"plateau"`` or a class of
         `torch.optim.lr_scheduler`, stepped once per epoch.
     max_epochs : int, default=1000
-        Number of passes over the data, at the most.
+        Maximum number of epochs.
     batch_size : int, "auto" or None, default=None
         Rows per update: None is all of them, ``"auto"`` is ``min(200, n_samples)``. L-BFGS always
         takes all of them.
@@ -89,7 +89,7 @@ class TorchLinearRegressor(BaseTorchRegressor):
         singular-value cut-off of the column-scaled `X`; None is machine epsilon times
         ``max(X.shape)``, and at most 1e-6.
     n_iter_no_change : int or numpy.inf, default=10
-        Epochs without improvement that are waited for; `numpy.inf` waits for ever.
+        Epochs without improvement to wait before stopping; `numpy.inf` never stops.
     early_stopping : bool, default=False
         Whether to hold rows out, stop on their loss and restore the best weights.
     validation_fraction : float, default=0.1
@@ -109,15 +109,16 @@ class TorchLinearRegressor(BaseTorchRegressor):
         state is never changed.
     verbose : bool or int, default=0
         Whether to print a table of epochs, a line a second at most (2: every epoch), or how the
-        exact solver went about it.
+        exact solver worked.
     record_path : bool, default=False
         Whether to keep the coefficients of every epoch.
     callbacks : list or None, default=None
         skorch callbacks for the inner net.
     checkpoint_dir : str or path-like, default=None
         Folder in which the state of training is kept, so that `fit` on the same data and with the
-        same parameters goes on where it was cut off, to the same bits. One folder belongs to one
-        fit; `partial_fit` and exact solvers make no use of it. Needs the extra ``persist``.
+        same parameters resumes where it was interrupted, with bit-identical results. One folder
+        belongs to one fit; `partial_fit` and exact solvers do not use it. Needs the extra
+        ``persist``.
     checkpoint_every : int, default=10
         Epochs from one checkpoint to the next; the last epoch always has one.
     **optimizer__options : dict
@@ -137,10 +138,10 @@ class TorchLinearRegressor(BaseTorchRegressor):
         Singular values of the weighted `X`, centred if there is an intercept; worked out when asked
         for. Only where `rank_` is.
     solver_path_ : str
-        How the exact solver went about it, such as ``"cholesky"``, ``"cholesky, refined"`` or
+        Method used by the exact solver, such as ``"cholesky"``, ``"cholesky, refined"`` or
         ``"svd"``.
     coef_std_err_ : ndarray of shape (n_features,) or (n_targets, n_features)
-        Standard errors of `coef_`. Least squares without a penalty alone, where `X` has full rank
+        Standard errors of `coef_`. Only for unpenalised least squares, where `X` has full rank
         and more rows than parameters; weights count as precisions.
     intercept_std_err_ : float or ndarray of shape (n_targets,)
         Standard error of `intercept_`, likewise.
@@ -288,7 +289,7 @@ class TorchLinearRegressor(BaseTorchRegressor):
         Raises
         ------
         ValueError
-            If input or parameters are wrong; the estimator then is as it was before.
+            If input or parameters are wrong; the estimator is left unchanged.
         TrainingDivergedError
             If the training loss is not finite.
 
@@ -427,7 +428,7 @@ class TorchLinearRegressor(BaseTorchRegressor):
         Raises
         ------
         NotFittedError
-            If `fit` was not called yet.
+            If the estimator is not fitted.
         ValueError
             Under ``loss="poisson"``, whose predictions are no linear function.
 
@@ -471,8 +472,8 @@ class TorchLinearRegressor(BaseTorchRegressor):
     def coef_std_err_(self) -> Array:
         """Standard errors of the fitted coefficients, in the shape of `coef_`.
 
-        Least squares without a penalty alone, where X has full rank and more rows than parameters;
-        weights count as precisions.
+        Only for unpenalised least squares, where X has full rank and more rows than parameters;
+        weights are inverse variances.
         """
         errors = self._standard_errors("coef_std_err_")
         out: Array = errors.of_coefficients().astype(self.coef_.dtype)

@@ -29,7 +29,7 @@ from ._spec import FitResult, FitSpec, ModelShape, RunContext
 class TorchMLPRegressor(BaseTorchRegressor):
     """Neural-network regression in PyTorch, for what scikit-learn's ``MLPRegressor`` is for.
 
-    Features and target are standardised inside, so that raw data just work; `coefs_`,
+    Features and target are standardised internally, so no scaler is needed; `coefs_`,
     `intercepts_` and predictions are in the units of `X` and `y`.
 
     The objective is the weighted mean of the loss over the rows plus
@@ -45,7 +45,7 @@ class TorchMLPRegressor(BaseTorchRegressor):
         ``"relu"``, ``"tanh"``, ``"logistic"``, ``"identity"``, ``"gelu"``, ``"silu"``,
         ``"leaky_relu"`` or ``"elu"``.
     dropout : float, default=0.0
-        Share of the hidden units that are left out in each update.
+        Dropout probability of the hidden units.
     loss : str or class, default="squared_error"
         ``"squared_error"``, ``"absolute_error"``, ``"huber"`` (option ``loss__delta``, in
         standardised units unless ``standardize=False``), ``"quantile"`` (option
@@ -65,7 +65,7 @@ class TorchMLPRegressor(BaseTorchRegressor):
         ``"cosine"``, ``"cosine_restarts"``, ``"one_cycle"``, ``"plateau"`` or a class of
         `torch.optim.lr_scheduler`, stepped once per epoch.
     max_epochs : int, default=200
-        Number of passes over the data, at the most.
+        Maximum number of epochs.
     batch_size : int, "auto" or None, default="auto"
         Rows per update: None is all of them, ``"auto"`` is ``min(200, n_samples)``. L-BFGS always
         takes all of them.
@@ -75,20 +75,20 @@ class TorchMLPRegressor(BaseTorchRegressor):
         Stop when the monitored loss has not improved by more than `tol` for more than
         `n_iter_no_change` epochs; None runs every epoch.
     n_iter_no_change : int or numpy.inf, default=10
-        Epochs without improvement that are waited for; `numpy.inf` waits for ever.
+        Epochs without improvement to wait before stopping; `numpy.inf` never stops.
     early_stopping : bool, default=False
         Whether to hold rows out, stop on their loss and restore the best weights.
     validation_fraction : float, default=0.1
         Share of the rows held out under `early_stopping`.
     standardize : bool, default=True
-        Whether to centre and scale features and target inside.
+        Whether to centre and scale features and target internally.
     device : str or torch.device, default="cpu"
         ``"cpu"``, ``"cuda"``, ``"cuda:1"``, ``"mps"``, or ``"auto"`` for the first
         of cuda, mps and the CPU that is there.
     dtype : {"auto", "float32", "float64"} or torch.dtype, default="float32"
         Compute type in training; predictions are made in the precision of `X`.
     warm_start : bool, default=False
-        Whether `fit` goes on from the weights there are.
+        Whether `fit` continues from the current weights.
     random_state : int, RandomState instance or None, default=None
         Seed of initial weights, batch order, dropout and held-out rows. torch's and numpy's global
         random state is never changed.
@@ -98,8 +98,9 @@ class TorchMLPRegressor(BaseTorchRegressor):
         skorch callbacks for the inner net.
     checkpoint_dir : str or path-like, default=None
         Folder in which the state of training is kept, so that `fit` on the same data and with the
-        same parameters goes on where it was cut off, to the same bits. One folder belongs to one
-        fit; `partial_fit` and exact solvers make no use of it. Needs the extra ``persist``.
+        same parameters resumes where it was interrupted, with bit-identical results. One folder
+        belongs to one fit; `partial_fit` and exact solvers do not use it. Needs the extra
+        ``persist``.
     checkpoint_every : int, default=10
         Epochs from one checkpoint to the next; the last epoch always has one.
     **optimizer__options : dict
@@ -244,7 +245,7 @@ class TorchMLPRegressor(BaseTorchRegressor):
         Raises
         ------
         ValueError
-            If input or parameters are wrong; the estimator then is as it was before.
+            If input or parameters are wrong; the estimator is left unchanged.
         TrainingDivergedError
             If the training loss is not finite.
 
@@ -314,7 +315,7 @@ class TorchMLPRegressor(BaseTorchRegressor):
         Raises
         ------
         NotFittedError
-            If `fit` was not called yet.
+            If the estimator is not fitted.
 
         Examples
         --------
@@ -361,7 +362,7 @@ class TorchMLPRegressor(BaseTorchRegressor):
         Raises
         ------
         NotFittedError
-            If `fit` was not called yet.
+            If the estimator is not fitted.
         ValueError
             For activations that `MLPRegressor` does not have.
 

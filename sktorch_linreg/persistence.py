@@ -65,8 +65,8 @@ def save_model(estimator: TorchLinearRegressor | TorchMLPRegressor, path: Any) -
     """Write a fitted estimator to a file.
 
     The file is in the safetensors format, with parameters, attributes and the versions of packages
-    in its header and a checksum over everything. It is written beside its place, synced to the
-    disk and renamed, so that at every moment there is the old file or the whole new one.
+    in its header and a checksum over everything. It is written atomically: to a temporary file,
+    which is synced to the disk and renamed.
 
     Parameters
     ----------

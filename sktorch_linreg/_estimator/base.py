@@ -246,7 +246,7 @@ class BaseTorchRegressor(
         X : {array-like, sparse matrix} of shape (n_samples, n_features)
             Features.
         y : array-like of shape (n_samples,) or (n_samples, n_targets)
-            Targets; of several the scores are averaged.
+            Targets; scores of several targets are averaged.
         sample_weight : array-like of shape (n_samples,), default=None
             Weights of the rows.
 

@@ -187,7 +187,7 @@ class LossSurfaceDisplay:
         cmap : str, default="viridis"
             Colours of the loss.
         colorbar : bool, default=True
-            Whether a bar tells what the colours mean.
+            Whether to draw a colour bar.
         path_kw : dict, default=None
             Handed to matplotlib for the path.
 

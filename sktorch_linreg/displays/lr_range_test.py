@@ -84,7 +84,7 @@ def lr_range_test(
 ) -> LRRangeTestDisplay:
     """Train for one batch after the other, at learning rates that grow from one to the next.
 
-    The loss first stays, then falls, and at last rises or is no number any more (Smith, 2017,
+    The loss first stays, then falls, and at last rises or becomes NaN (Smith, 2017,
     "Cyclical learning rates for training neural networks"). A tenth of the rate at which it was
     lowest trains well. The estimator is left as it is.
 
@@ -113,7 +113,7 @@ def lr_range_test(
     ------
     ValueError
         If the rates are not in ascending order, the optimizer does not train by batches, or the
-        loss is no number from the beginning.
+        loss is NaN from the beginning.
 
     Warns
     -----
@@ -200,7 +200,7 @@ class LRRangeTestDisplay:
     Attributes
     ----------
     smoothed_loss : ndarray of shape (n_steps,)
-        Mean of the losses so far, later ones counting more.
+        Exponential moving average of the losses.
     suggested_lr : float
         A tenth of the rate at which the smoothed loss was lowest.
     ax_ : matplotlib Axes

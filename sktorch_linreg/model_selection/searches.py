@@ -185,7 +185,7 @@ class BatchedGridSearchCV(_BatchedSearch, GridSearchCV):  # type: ignore[misc]
     Parameters
     ----------
     estimator : estimator object
-        What is fitted.
+        Estimator to fit.
     param_grid : dict or list of dict
         Names of parameters, each with the values to try, or several such grids.
     scoring : str, callable, list, tuple or dict, default=None
@@ -305,7 +305,7 @@ class BatchedRandomizedSearchCV(_BatchedSearch, RandomizedSearchCV):  # type: ig
     Parameters
     ----------
     estimator : estimator object
-        What is fitted.
+        Estimator to fit.
     param_distributions : dict or list of dict
         Names of parameters, each with a distribution or a list of values.
     n_iter : int, default=10
