@@ -501,7 +501,7 @@ class TorchLinearRegressor(BaseTorchRegressor):
         check_is_fitted(self)
         state = vars(self).get("_statistics")
         if state is not None:
-            return Statistics(**state)
+            return Statistics.from_state(state)
         solver = vars(self).get("optimizer_")
         if solver is None:
             reason = "coef_ was set manually; call fit."
@@ -556,7 +556,7 @@ class TorchLinearRegressor(BaseTorchRegressor):
                 "dropped by another optimizer or fit_intercept, and in a pickle of a plain fit. "
                 "Start with partial_fit, or set warm_start=True before fit."
             )
-        return Statistics(**state)
+        return Statistics.from_state(state)
 
     def _adopt(self, result: FitResult, data: TrainingData, spec: FitSpec, n_dim: int) -> None:
         super()._adopt(result, data, spec, n_dim)

@@ -265,8 +265,8 @@ def _check_attributes(fitted: Mapping[str, Any], n_features: int, n_outputs: int
         raise ValueError("its rank is larger than the number of features")
     stats = fitted.get("_statistics")
     if stats is not None:
-        s = Statistics(**(Statistics.unpack(stats) if "triangle" in stats else stats))
-        shapes = s.factor.shape[1:], s.rest.shape, s.shift.shape, s.offset.shape
+        s = Statistics.from_state(Statistics.unpack(stats) if "triangle" in stats else stats)
+        shapes = s.factor.shape[1:], s.residual_ss.shape, s.shift.shape, s.offset.shape
         both = n_features + n_outputs
         if shapes != ((both,), (n_outputs,), (both,), (both,)) or s.n_features != n_features:
             raise ValueError("its statistics do not match its coefficients")

@@ -146,7 +146,7 @@ def _gram(data: TrainingData, shift: FloatArray, device: torch.device) -> _Sums:
 def _statistics(
     data: TrainingData,
     factor: FloatArray,
-    rest: FloatArray,
+    residual_ss: FloatArray,
     shift: FloatArray,
     offset: FloatArray,
     weight: float,
@@ -154,7 +154,8 @@ def _statistics(
 ) -> Statistics:
     eps = float(np.finfo(data.X.dtype).eps)
     shape = data.n_samples, data.n_features
-    return Statistics(factor, rest, shift, offset, *shape, weight, intercept, eps, data.exponent)
+    about = *shape, weight, intercept, eps, data.exponent
+    return Statistics(factor, residual_ss, shift, offset, *about)
 
 
 @dataclass(frozen=True)
@@ -184,21 +185,21 @@ def _centre(s: _Sums, shift: FloatArray, intercept: bool) -> _Centred:
         squares, cancellation = np.maximum(squares, 0.0), np.inf
     if cancellation > LARGE_CANCELLATION:
         # what is rounding about a constant column's value is not looked at
-        told = np.sqrt(raw / weight) > 4 * EPS * np.abs(shift)
-        told &= raw > 0
-        lost = raw[told] / np.maximum(squares[told], EPS**2 * raw[told])
+        significant = np.sqrt(raw / weight) > 4 * EPS * np.abs(shift)
+        significant &= raw > 0
+        lost = raw[significant] / np.maximum(squares[significant], EPS**2 * raw[significant])
         cancellation = float(lost.max(initial=1.0))
     return _Centred(squares, products, offset, weight, cancellation)
 
 
 @dataclass(frozen=True)
 class Unit:
-    """The triangle of the `live` columns, scaled to unit length, and the targets turned by it."""
+    """The triangle R of the `varying` columns, scaled to unit length, and Q^T y beside it."""
 
     triangle: FloatArray
-    turned: FloatArray
+    qt_y: FloatArray
     norms: FloatArray
-    live: Mask
+    varying: Mask
     condition: float
 
 
@@ -208,28 +209,28 @@ def _cholesky(
     """Statistics and their decomposition, or None of a singular Gram matrix."""
     d = data.n_features
     mean = shift + c.offset
-    live = column_scale(Moments(c.weight, mean[:d], c.squares[:d]), intercept) > 0
+    varying = column_scale(Moments(c.weight, mean[:d], c.squares[:d]), intercept) > 0
     squares, products = c.squares[:d], c.products
-    if not live.all():
-        squares = squares[live]
-        products = np.concatenate([products[:d][live], products[d:]])[:, live]
-    norms, n_live = np.sqrt(squares), len(squares)
-    if n_live == 0:
+    if not varying.all():
+        squares = squares[varying]
+        products = np.concatenate([products[:d][varying], products[d:]])[:, varying]
+    norms, n_varying = np.sqrt(squares), len(squares)
+    if n_varying == 0:
         return None
     products = products / norms
-    U, info = lapack.dpotrf(products[:n_live] / norms[:, None], lower=0, clean=1)
+    U, info = lapack.dpotrf(products[:n_varying] / norms[:, None], lower=0, clean=1)
     if info != 0:
         return None
-    turned = lapack.dtrtrs(U, products[n_live:].T, lower=0, trans=1)[0]
-    body = np.concatenate([U * norms, turned], axis=1)
+    qt_y = lapack.dtrtrs(U, products[n_varying:].T, lower=0, trans=1)[0]
+    body = np.concatenate([U * norms, qt_y], axis=1)
     factor = body
-    if n_live < d:
+    if n_varying < d:
         # rows and columns of nothing for the columns that are constant
         factor = np.zeros((d, len(mean)))
-        factor[np.ix_(live, np.append(live, np.ones(len(mean) - d, dtype=bool)))] = body
-    rest = np.maximum(c.squares[d:] - np.einsum("ij,ij->j", turned, turned), 0.0)
-    stats = _statistics(data, factor, rest, shift, c.offset, c.weight, intercept)
-    return stats, Unit(U, turned, norms, live, condition_number(U))
+        factor[np.ix_(varying, np.append(varying, np.ones(len(mean) - d, dtype=bool)))] = body
+    residual_ss = np.maximum(c.squares[d:] - np.einsum("ij,ij->j", qt_y, qt_y), 0.0)
+    stats = _statistics(data, factor, residual_ss, shift, c.offset, c.weight, intercept)
+    return stats, Unit(U, qt_y, norms, varying, condition_number(U))
 
 
 # -- from QR decompositions ---------------------------------------------------------------------
@@ -243,9 +244,9 @@ Factored = tuple[torch.Tensor, FloatArray]
 def _factored(rows: torch.Tensor, n_columns: int) -> Factored:
     """Rows made triangular in their first columns; the others, of any number, are turned alone."""
     body, tau = torch.geqrf(rows[:, :n_columns])
-    turned = torch.ormqr(body, tau, rows[:, n_columns:], left=True, transpose=True)
-    below = turned[n_columns:].square().sum(dim=0)
-    top = body[:n_columns].triu(), turned[:n_columns]
+    qt_y = torch.ormqr(body, tau, rows[:, n_columns:], left=True, transpose=True)
+    below = qt_y[n_columns:].square().sum(dim=0)
+    top = body[:n_columns].triu(), qt_y[:n_columns]
     return torch.cat(top, dim=1), below.cpu().numpy()
 
 
@@ -261,7 +262,7 @@ def _span_qr(
     d, k, n_ones = data.n_features, data.n_targets, int(intercept)
     n_columns = n_ones + d
     factor = torch.zeros((0, n_columns + k), dtype=torch.float64, device=device)
-    rest = np.zeros(k)
+    residual_ss = np.zeros(k)
     for part, x in blocks(data, shift, start, stop, rooted=True, least=4):
         rows = np.empty((len(x), n_columns + k))
         z = beside(data, shift, part)
@@ -269,8 +270,8 @@ def _span_qr(
         rows[:, n_ones:n_columns], rows[:, n_columns:] = x, z[:-1].T
         stacked = torch.cat([factor, torch.from_numpy(rows).to(device)])
         factor, below = _factored(stacked, n_columns)
-        rest += below
-    return factor, rest
+        residual_ss += below
+    return factor, residual_ss
 
 
 def _from_qr(
@@ -283,17 +284,17 @@ def _from_qr(
         return _span_qr(data, shift, intercept, device, start, stop)
 
     parts = over_spans(work, data.n_samples, spans)
-    factor, rest = parts[0]
+    factor, residual_ss = parts[0]
     if spans > 1:
         factor, below = _factored(torch.cat([part for part, _ in parts]), d + intercept)
-        rest = below + sum(rest for _, rest in parts)
+        residual_ss = below + sum(residual_ss for _, residual_ss in parts)
     body = factor.cpu().numpy()
     offset = np.zeros(len(shift))
     if intercept:
         offset = body[0, 1:] / body[0, 0]
         body = body[1:, 1:]
     weight = float(data.n_samples if data.weight is None else data.weight.sum())
-    return _statistics(data, body.copy(), rest, shift, offset, weight, intercept)
+    return _statistics(data, body.copy(), residual_ss, shift, offset, weight, intercept)
 
 
 # -- few rows -----------------------------------------------------------------------------------
@@ -316,15 +317,15 @@ def _from_rows(data: TrainingData, shift: FloatArray, intercept: bool) -> Statis
         rows -= np.outer(v * (2.0 / (v @ v)), v @ rows)
         offset = -rows[0] / length
         rows = rows[1:]
-    rest = np.zeros(data.n_targets)
-    return _statistics(data, rows, rest, shift, offset, float(root @ root), intercept)
+    residual_ss = np.zeros(data.n_targets)
+    return _statistics(data, rows, residual_ss, shift, offset, float(root @ root), intercept)
 
 
 # -- the choice between them --------------------------------------------------------------------
 
 
 @dataclass(frozen=True)
-class Gathered:
+class Accumulated:
     """Statistics, the decomposition they come from, and its parts where they are at hand.
 
     `cancellation` is what rounding errors of the sums were multiplied by when they were centred.
@@ -367,13 +368,13 @@ def _sampled_shift(data: TrainingData, intercept: bool) -> FloatArray:
     return np.concatenate([shift, np.add.reduce(y, axis=0, dtype=np.float64) / len(y)])
 
 
-def gather(
+def accumulate(
     data: TrainingData,
     *,
     intercept: bool,
     device: torch.device,
     required: GramRequirement,
-) -> Gathered:
+) -> Accumulated:
     """Statistics of `data`, from its Gram matrix if that is good enough, else from QR.
 
     Raises ValueError if the rows are not finite, which sums tell.
@@ -399,7 +400,7 @@ def gather(
             if found is not None:
                 stats, unit = found
                 if required.is_met(unit.condition, c.cancellation, stats):
-                    return Gathered(stats, "cholesky", c.cancellation, unit)
+                    return Accumulated(stats, "cholesky", c.cancellation, unit)
             break
     if data.verify is not None:
         data.verify()
@@ -407,5 +408,5 @@ def gather(
         # sums of finite numbers overflow
         raise ExtremeScales
     if data.n_samples < d + intercept:
-        return Gathered(_from_rows(data, shift, intercept), "qr")
-    return Gathered(_from_qr(data, shift, intercept, device), "qr")
+        return Accumulated(_from_rows(data, shift, intercept), "qr")
+    return Accumulated(_from_qr(data, shift, intercept, device), "qr")

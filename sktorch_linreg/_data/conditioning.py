@@ -43,17 +43,17 @@ class GramRequirement:
     """What a Gram matrix has to keep to be used instead of a QR decomposition.
 
     It may multiply rounding errors by less than `growth`, and has to leave at least the share
-    `least_rest` of the squares of each target as residuals, below which rounding would show in
+    `least_residual` of the squares of each target as residuals, below which rounding would show in
     them.
     """
 
     growth: float
-    least_rest: float = 0.0
+    least_residual: float = 0.0
 
     def is_met(self, condition: float, cancellation: float, stats: Statistics) -> bool:
         """Whether columns of this condition number, whose sums centring cancelled so much, do."""
-        told = bool((stats.rest >= self.least_rest * stats.target_squares).all())
-        return told and condition**2 * cancellation < self.growth
+        enough = bool((stats.residual_ss >= self.least_residual * stats.target_squares).all())
+        return enough and condition**2 * cancellation < self.growth
 
 
 # where the solution is refined on the rows ...
@@ -61,9 +61,9 @@ REFINED_ON_ROWS = GramRequirement(1e6)
 # ... where it is not, since there is a constraint or an L1 penalty ...
 NOT_REFINED = GramRequirement(1e4)
 # ... where later batches are merged with the statistics, which have to tell the residual ...
-MERGED = GramRequirement(1e4, least_rest=1e-4)
+MERGED = GramRequirement(1e4, least_residual=1e-4)
 # ... and where a few rows are to stand for all in training
-CONDENSED = GramRequirement(1e4, least_rest=1e-6)
+CONDENSED = GramRequirement(1e4, least_residual=1e-6)
 
 
 class Refinement(Enum):
@@ -101,7 +101,7 @@ def surely_independent(condition: float, tol: float) -> bool:
 def residual_share(stats: Statistics) -> float:
     """The least share of its squares that the columns leave of a target."""
     varying = stats.target_squares > 0
-    return float(np.min(stats.rest[varying] / stats.target_squares[varying], initial=1.0))
+    return float(np.min(stats.residual_ss[varying] / stats.target_squares[varying], initial=1.0))
 
 
 def is_cheap(n_entries: int, stats: Statistics, *, sparse: bool) -> bool:

@@ -64,10 +64,10 @@ def column_exponents(X: Any, weight: FloatArray | None) -> Array:
     """Powers of two that bring each column to about one; one and the same where that will do."""
     size = largest_size(X, np.arange(X.shape[1]), weight)
     exponent = np.frexp(size)[1]
-    live = size > 0
-    if not live.any():
+    varying = size > 0
+    if not varying.any():
         return np.zeros(len(size), dtype=np.int64)
-    out = np.full(len(size), exponent[live].max(), dtype=np.int64)
-    if (exponent[live].min() - out[0]) < np.frexp(SMALLEST)[1]:
-        out = np.where(live, exponent, 0).astype(np.int64)
+    out = np.full(len(size), exponent[varying].max(), dtype=np.int64)
+    if (exponent[varying].min() - out[0]) < np.frexp(SMALLEST)[1]:
+        out = np.where(varying, exponent, 0).astype(np.int64)
     return out

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass, fields, replace
 from functools import cached_property
 from typing import Any
@@ -21,13 +22,13 @@ class Statistics:
     """Sufficient statistics of weighted least squares.
 
     `factor` has shape (m, n_features + n_targets), m at most n_features, and starts with the
-    triangle R; `rest`, of shape (n_targets,), is what squares of the targets are left outside its
-    rows. Means are ``shift + offset``: two parts, since a large mean would round the second away.
-    Weights are in units of two to the power of `exponent`, which is even.
+    triangle R and Q^T y; `residual_ss`, of shape (n_targets,), is the residual sum of squares
+    outside of its rows. Means are ``shift + offset``: two parts, since a large mean would round the
+    second away. Weights are in units of two to the power of `exponent`, which is even.
     """
 
     factor: FloatArray
-    rest: FloatArray
+    residual_ss: FloatArray
     shift: FloatArray
     offset: FloatArray
     n_samples: int
@@ -45,8 +46,8 @@ class Statistics:
     @cached_property
     def target_squares(self) -> FloatArray:
         """Weighted squares of the centred targets."""
-        turned = self.factor[:, self.n_features :]
-        out: FloatArray = self.rest + np.einsum("ij,ij->j", turned, turned)
+        qt_y = self.factor[:, self.n_features :]
+        out: FloatArray = self.residual_ss + np.einsum("ij,ij->j", qt_y, qt_y)
         return out
 
     def moments(self) -> tuple[Moments, Moments]:
@@ -55,12 +56,20 @@ class Statistics:
         squares = np.einsum("ij,ij->j", self.factor, self.factor)
         return (
             Moments(self.weight, mean[:d], squares[:d], self.exponent),
-            Moments(self.weight, mean[d:], squares[d:] + self.rest, self.exponent),
+            Moments(self.weight, mean[d:], squares[d:] + self.residual_ss, self.exponent),
         )
 
     def to_state(self) -> dict[str, Any]:
         """Plain numbers and arrays, for pickling."""
-        return {field.name: getattr(self, field.name) for field in fields(self)}
+        state = {field.name: getattr(self, field.name) for field in fields(self)}
+        # the name that files have had from the beginning
+        state["rest"] = state.pop("residual_ss")
+        return state
+
+    @classmethod
+    def from_state(cls, state: Mapping[str, Any]) -> Statistics:
+        """What `to_state` was given."""
+        return cls(**{("residual_ss" if k == "rest" else k): v for k, v in state.items()})
 
     @staticmethod
     def pack(state: dict[str, Any]) -> dict[str, Any]:
@@ -92,7 +101,7 @@ class Statistics:
         return replace(
             self,
             factor=np.ldexp(self.factor, by // 2),
-            rest=np.ldexp(self.rest, by),
+            residual_ss=np.ldexp(self.residual_ss, by),
             weight=math.ldexp(self.weight, by),
             exponent=exponent,
         )
@@ -114,7 +123,7 @@ class Statistics:
         return replace(
             self,
             factor=factor,
-            rest=self.rest + other.rest + rest,
+            residual_ss=self.residual_ss + other.residual_ss + rest,
             offset=offset,
             n_samples=self.n_samples + other.n_samples,
             weight=weight,

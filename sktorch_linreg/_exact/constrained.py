@@ -108,12 +108,12 @@ def solve_non_negative(p: Problem, objective: Objective) -> FloatArray:
     rows, right = damped(p.A * p.scaling.x_factor, p.c, damping)
     rows, norms = unit_columns(rows)
     out = np.zeros((p.A.shape[1], p.c.shape[1]))
-    live = norms > 0
-    if rows.size and live.any():
+    varying = norms > 0
+    if rows.size and varying.any():
         limit = max(1000, 30 * rows.shape[1])
         for t in range(right.shape[1]):
-            found = scipy.optimize.nnls(rows[:, live], right[:, t], maxiter=limit)[0]
-            out[live, t] = found / norms[live]
+            found = scipy.optimize.nnls(rows[:, varying], right[:, t], maxiter=limit)[0]
+            out[varying, t] = found / norms[varying]
     return out * p.scaling.x_factor[:, None]
 
 

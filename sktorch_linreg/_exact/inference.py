@@ -58,7 +58,7 @@ class StandardErrors:
         unit, norms = unit_columns(stats.factor[:, : stats.n_features])
         inverse = lapack.dtrtri(unit, lower=0)[0]
         degrees = stats.n_samples - stats.n_features - stats.intercept
-        return cls(stats, inverse, norms, stats.rest / degrees)
+        return cls(stats, inverse, norms, stats.residual_ss / degrees)
 
     def of_coefficients(self) -> FloatArray:
         """Those of the coefficients, of shape (n_targets, n_features)."""

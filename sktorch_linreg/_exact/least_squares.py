@@ -34,11 +34,11 @@ MANY_COLUMNS = 1000
 
 @dataclass(frozen=True)
 class Problem:
-    """Centred least squares ``|A b - c|**2 + rest`` in the user's units, and its scaling."""
+    """Centred least squares ``|A b - c|**2 + residual_ss`` in the user's units, and its scaling."""
 
     A: FloatArray  # min(n, n_features), n_features
     c: FloatArray  # min(n, n_features), n_targets
-    rest: FloatArray  # n_targets
+    residual_ss: FloatArray  # n_targets
     scaling: Scaling
     weight: float
 
@@ -46,11 +46,11 @@ class Problem:
 def make_problem(stats: Statistics, spec: FitSpec) -> Problem:
     d = stats.n_features
     x, y = stats.moments()
-    A, live = stats.factor[:, :d], column_scale(x, stats.intercept) > 0
-    if not live.all():
-        A = np.where(live, A, 0.0)
+    A, varying = stats.factor[:, :d], column_scale(x, stats.intercept) > 0
+    if not varying.all():
+        A = np.where(varying, A, 0.0)
     scaling = spec.scaling(x, y)
-    return Problem(A, stats.factor[:, d:], stats.rest, scaling, stats.weight)
+    return Problem(A, stats.factor[:, d:], stats.residual_ss, scaling, stats.weight)
 
 
 @dataclass(frozen=True)
@@ -74,10 +74,10 @@ def is_of_full_rank(p: Problem, tol: float) -> bool:
     Constant columns are not looked at.
     """
     unit, norms = unit_columns(p.A)
-    live = norms > 0
-    if not live.any():
+    varying = norms > 0
+    if not varying.any():
         return True
-    unit, _ = _triangular(unit, p.c, live)
+    unit, _ = _triangular(unit, p.c, varying)
     return bool(_rank(unit, tol)[0] == min(unit.shape))
 
 
@@ -104,21 +104,21 @@ def ridge_path(p: Problem, dampings: FloatArray) -> FloatArray:
     return out
 
 
-def _triangular(A: FloatArray, c: FloatArray, live: Mask) -> tuple[FloatArray, FloatArray]:
-    """The live columns of A, square and triangular if A has as many rows, and c beside them."""
-    if live.all():
+def _triangular(A: FloatArray, c: FloatArray, varying: Mask) -> tuple[FloatArray, FloatArray]:
+    """The varying columns of A, square and triangular if A has as many rows, and c beside them."""
+    if varying.all():
         return A, c
-    dead = ~live
-    if len(A) == len(live) and not A[dead].any():
+    constant = ~varying
+    if len(A) == len(varying) and not A[constant].any():
         # a factor from the Gram matrix has nothing there
-        return A[np.ix_(live, live)], c[live]
-    Q, R = np.linalg.qr(A[:, live])
+        return A[np.ix_(varying, varying)], c[varying]
+    Q, R = np.linalg.qr(A[:, varying])
     return R, Q.T @ c
 
 
-def of_full_rank(p: Preconditioner, turned: FloatArray) -> Solution:
+def of_full_rank(p: Preconditioner, qt_y: FloatArray) -> Solution:
     """Least squares from the triangle of independent columns, and the targets turned by it."""
-    coef = p.factor[:, None] * lapack.dtrtrs(p.triangle, turned, lower=0)[0]
+    coef = p.factor[:, None] * lapack.dtrtrs(p.triangle, qt_y, lower=0)[0]
     return Solution(p.scatter(coef), len(coef), p)
 
 
@@ -130,34 +130,34 @@ def closed_form(p: Problem, spec: FitSpec, tol: float) -> Solution:
     and of all least-squares solutions the one of least norm comes out.
     """
     scaled, norms = unit_columns(p.A)
-    live = norms > 0
+    varying = norms > 0
     b = np.zeros((p.A.shape[1], p.c.shape[1]))
-    if not live.any() or not p.A.size:
+    if not varying.any() or not p.A.size:
         return Solution(b, 0, path="svd")
-    scaled, c = _triangular(scaled, p.c, live)
-    norms = norms[live]
+    scaled, c = _triangular(scaled, p.c, varying)
+    norms = norms[varying]
     damping = spec.objective.damping(p.weight, p.c.shape[1])
-    factor = p.scaling.x_factor[live] if damping > 0 else np.ones(len(norms))
+    factor = p.scaling.x_factor[varying] if damping > 0 else np.ones(len(norms))
     if len(scaled) < len(norms):
         short = _of_few_rows(scaled, norms * factor, c, damping, tol)
         if short is not None:
-            b[live] = short * factor[:, None]
+            b[varying] = short * factor[:, None]
             return Solution(b, len(scaled), path="cholesky of the rows")
     rank, span, size = _rank(scaled, tol)
     if rank < len(norms):
         if damping == 0 and _uneven(norms) and len(norms) <= MANY_COLUMNS:
-            b[live] = _least_norm(scaled, norms, c, rank)
+            b[varying] = _least_norm(scaled, norms, c, rank)
         else:
             basis = _orthonormal((norms * factor)[:, None] * span, norms * factor)
             z, _ = _least_squares((scaled * (norms * factor)) @ basis, c, damping)
-            b[live] = basis @ z * factor[:, None]
+            b[varying] = basis @ z * factor[:, None]
         return Solution(b, rank, path="svd")
     if damping == 0:
-        straight = Preconditioner(np.ascontiguousarray(scaled), 1.0 / norms, live, size)
+        straight = Preconditioner(np.ascontiguousarray(scaled), 1.0 / norms, varying, size)
         return of_full_rank(straight, c)
     z, triangle = _least_squares(scaled * (norms * factor), c, damping)
-    b[live] = z * factor[:, None]
-    return Solution(b, rank, Preconditioner(triangle, factor, live, condition_number(triangle)))
+    b[varying] = z * factor[:, None]
+    return Solution(b, rank, Preconditioner(triangle, factor, varying, condition_number(triangle)))
 
 
 def _uneven(sizes: FloatArray) -> bool:

@@ -67,9 +67,9 @@ def solve_iteratively(data: TrainingData, spec: FitSpec) -> Iterated:
     root = np.sqrt(data.weights)
     damping = spec.objective.damping(mx.weight, data.n_targets)
     scale = column_scale(mx, intercept)
-    live = scale > 0
+    varying = scale > 0
     # without a penalty any column scaling is allowed, and unit columns converge fastest
-    factor = reciprocal(scale) if damping == 0 else scaling.x_factor * live
+    factor = reciprocal(scale) if damping == 0 else scaling.x_factor * varying
     operator = _centred_operator(X, x_mean, factor, root)
     right = root[:, None] * (y - y_mean)
     # in units in which LSQR's own absolute tolerances are below rounding
@@ -79,7 +79,7 @@ def solve_iteratively(data: TrainingData, spec: FitSpec) -> Iterated:
     if damping == 0:
         # onto the row space: of all solutions the one of least norm in the user's units
         at = np.frexp(float(scale.max(initial=0.0)))[1]
-        unit = np.ldexp(live.astype(np.float64), -at)
+        unit = np.ldexp(varying.astype(np.float64), -at)
         plain = _centred_operator(X, x_mean, unit, root)
         b = np.ldexp(b, at)
         for t, column in enumerate(b.T):

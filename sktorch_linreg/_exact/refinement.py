@@ -69,25 +69,25 @@ def affine(base: FloatArray, a: FloatArray, b: FloatArray) -> FloatArray:
 
 @dataclass(frozen=True)
 class Preconditioner:
-    """``triangle.T @ triangle`` is the Hessian of the `live` columns times `factor`."""
+    """``triangle.T @ triangle`` is the Hessian of the `varying` columns times `factor`."""
 
     triangle: FloatArray
     factor: FloatArray
-    live: Mask
+    varying: Mask
     condition: float
 
     def step(self, gradient: FloatArray) -> FloatArray:
         """Newton step for a gradient of shape (n_features, n_targets)."""
         factor = self.factor[:, None]
-        turned = lapack.dtrtrs(self.triangle, factor * gradient[self.live], lower=0, trans=1)[0]
-        return self.scatter(factor * lapack.dtrtrs(self.triangle, turned, lower=0)[0])
+        half = lapack.dtrtrs(self.triangle, factor * gradient[self.varying], lower=0, trans=1)[0]
+        return self.scatter(factor * lapack.dtrtrs(self.triangle, half, lower=0)[0])
 
     def scatter(self, rows: FloatArray) -> FloatArray:
-        """One row per live column, with rows of 0 for the others."""
-        if len(rows) == len(self.live):
+        """One row per varying column, with rows of 0 for the others."""
+        if len(rows) == len(self.varying):
             return rows
-        out = np.zeros((len(self.live), rows.shape[1]))
-        out[self.live] = rows
+        out = np.zeros((len(self.varying), rows.shape[1]))
+        out[self.varying] = rows
         return out
 
 

@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 import scipy.sparse as sp
 
-from .._data.accumulate import MAX_FACTOR_FEATURES, Gathered, gather
+from .._data.accumulate import MAX_FACTOR_FEATURES, Accumulated, accumulate
 from .._data.conditioning import (
     MERGED,
     NOT_REFINED,
@@ -49,15 +49,15 @@ from .lsqr import solve_iteratively
 from .refinement import Preconditioner, Refined, refine_fully, refine_once, residual_squares
 
 
-def _directly(g: Gathered, spec: FitSpec) -> Solution | None:
+def _directly(g: Accumulated, spec: FitSpec) -> Solution | None:
     """Least squares from the decomposition at hand, unless it may be rank-deficient."""
     u, stats = g.unit, g.stats
     if u is None or spec.objective.l2 or solver_name(spec.objective) != "lstsq":
         return None
     if not surely_independent(u.condition, rank_tolerance(stats, spec.tol)):
         return None
-    triangle = Preconditioner(u.triangle, 1.0 / u.norms, u.live, u.condition)
-    return replace(of_full_rank(triangle, u.turned), squares=stats.rest)
+    triangle = Preconditioner(u.triangle, 1.0 / u.norms, u.varying, u.condition)
+    return replace(of_full_rank(triangle, u.qt_y), squares=stats.residual_ss)
 
 
 def solver_name(objective: Objective) -> str:
@@ -96,7 +96,7 @@ def _intercept(stats: Statistics, coef: FloatArray) -> FloatArray | None:
 
 
 def _refine(
-    data: TrainingData, g: Gathered, s: Solution, penalty: FloatArray
+    data: TrainingData, g: Accumulated, s: Solution, penalty: FloatArray
 ) -> tuple[Refined | None, str]:
     """The solution refined on the rows as far as its conditioning asks, and how that was done."""
     if s.precondition is None:
@@ -163,7 +163,7 @@ def _result(
     )
 
 
-def _solution(g: Gathered, spec: FitSpec) -> tuple[Solution, FloatArray]:
+def _solution(g: Accumulated, spec: FitSpec) -> tuple[Solution, FloatArray]:
     """The minimiser from the statistics alone, and what is added per squared coefficient."""
     direct = _directly(g, spec)
     if direct is not None:
@@ -172,19 +172,19 @@ def _solution(g: Gathered, spec: FitSpec) -> tuple[Solution, FloatArray]:
     s = _minimiser(p, g.stats, spec)
     damping = spec.objective.damping(p.weight, p.c.shape[1])
     penalty = damping * p.scaling.x_scale**2 if damping else np.zeros(len(s.coef))
-    squares = np.sum((p.A @ s.coef - p.c) ** 2, axis=0) + p.rest
+    squares = np.sum((p.A @ s.coef - p.c) ** 2, axis=0) + p.residual_ss
     return replace(s, squares=squares), penalty
 
 
-def _with_rest(stats: Statistics, squares: FloatArray, coef: FloatArray) -> Statistics:
+def _with_residual(stats: Statistics, squares: FloatArray, coef: FloatArray) -> Statistics:
     """The statistics with what squares of residuals, taken from the rows, tell of the rest."""
     d = stats.n_features
     of_factor = stats.factor[:, d:] - stats.factor[:, :d] @ coef
     rest = np.maximum(squares - np.einsum("ij,ij->j", of_factor, of_factor), 0.0)
-    return replace(stats, rest=rest)
+    return replace(stats, residual_ss=rest)
 
 
-def _path(g: Gathered, s: Solution, spec: FitSpec) -> str:
+def _path(g: Accumulated, s: Solution, spec: FitSpec) -> str:
     """Decompositions that led to the solution."""
     if solver_name(spec.objective) != "lstsq":
         return f"{g.path}, {solver_name(spec.objective)}"
@@ -198,7 +198,7 @@ def _check_scales(data: TrainingData, stats: Statistics) -> None:
         check_squares(data, np.einsum("ij,ij->j", R, R), stats.target_squares)
 
 
-def _solve(g: Gathered, spec: FitSpec, data: TrainingData | None) -> FitResult:
+def _solve(g: Accumulated, spec: FitSpec, data: TrainingData | None) -> FitResult:
     """The exact minimiser, refined on the rows of `data` where they are at hand."""
     stats = g.stats
     if data is not None:
@@ -214,13 +214,13 @@ def _solve(g: Gathered, spec: FitSpec, data: TrainingData | None) -> FitResult:
     assert squares is not None
     if refined is not None and not spec.objective.l2 and s.rank == len(stats.factor):
         # at the minimum the rows of the factor, as many as columns, leave no residual
-        stats = replace(stats, rest=squares)
+        stats = replace(stats, residual_ss=squares)
     elif refined is not None:
-        stats = _with_rest(stats, squares, coef)
+        stats = _with_residual(stats, squares, coef)
     elif data is not None and g.unit is not None and residual_share(stats) < SMALL_RESIDUAL:
         # sums do not tell what is left
         squares = residual_squares(data, stats, coef)
-        stats = _with_rest(stats, squares, coef)
+        stats = _with_residual(stats, squares, coef)
     loss = _loss(spec, stats, squares, coef)
     result = _result(spec, loss, coef, intercept, path + how, s.rank)
     result.statistics = stats
@@ -250,7 +250,7 @@ def fit(
         # what is not refined on the rows has to be right at once
         required = REFINED_ON_ROWS if solver_name(spec.objective) == "lstsq" else NOT_REFINED
         intercept = spec.shape.fit_intercept
-        g = gather(data, intercept=intercept, device=spec.device, required=required)
+        g = accumulate(data, intercept=intercept, device=spec.device, required=required)
         return _solve(g, spec, data)
 
 
@@ -259,8 +259,8 @@ def _fit_merged(
 ) -> FitResult:
     """The exact minimiser over the rows of all batches and processes; memory O(n_features ** 2)."""
 
-    def of_rows() -> Gathered:
-        g = gather(
+    def of_rows() -> Accumulated:
+        g = accumulate(
             data,
             intercept=spec.shape.fit_intercept,
             device=spec.device,
@@ -276,7 +276,7 @@ def _fit_merged(
             parts.insert(0, previous)
         if len(parts) > 1:
             with np.errstate(over="ignore", invalid="ignore"):
-                g = Gathered(reduce(Statistics.merge, parts), "qr of merged statistics")
+                g = Accumulated(reduce(Statistics.merge, parts), "qr of merged statistics")
             _check_scales(data, g.stats)
         return _solve(g, spec, None)
 
@@ -291,7 +291,7 @@ def fit_path(data: TrainingData, specs: Sequence[FitSpec]) -> list[Layers]:
     out: list[Any] = [None] * len(specs)
     with quiet_blas(data.n_samples, data.n_features):
         intercept = first.shape.fit_intercept
-        g = gather(data, intercept=intercept, device=first.device, required=NOT_REFINED)
+        g = accumulate(data, intercept=intercept, device=first.device, required=NOT_REFINED)
         _check_scales(data, g.stats)
         objectives = [spec.objective for spec in specs]
         ridge = [i for i, o in enumerate(objectives) if o.l2 and solver_name(o) == "lstsq"]

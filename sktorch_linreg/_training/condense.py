@@ -6,7 +6,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from .._data.accumulate import MAX_FACTOR_FEATURES, gather
+from .._data.accumulate import MAX_FACTOR_FEATURES, accumulate
 from .._data.conditioning import CONDENSED
 from .._data.rows import TrainingData
 from .._data.scaling import Scaling
@@ -39,9 +39,9 @@ def can_condense(data: TrainingData, spec: FitSpec, context: RunContext, n_sampl
     )
 
 
-def gather_statistics(data: TrainingData, spec: FitSpec) -> Statistics:
+def accumulate_statistics(data: TrainingData, spec: FitSpec) -> Statistics:
     """Sufficient statistics of the rows, in one pass."""
-    return gather(
+    return accumulate(
         data,
         intercept=spec.shape.fit_intercept,
         device=spec.device,
@@ -63,7 +63,7 @@ def condensed(
     n_rows = len(stats.factor) + 2
     rows = np.zeros((n_rows, stats.factor.shape[1] + 1))
     rows[:-2, :-1] = stats.factor
-    rows[-2, d:-1] = np.sqrt(stats.rest)
+    rows[-2, d:-1] = np.sqrt(stats.residual_ss)
     if stats.intercept:
         # in two parts, since a large mean would round the second away
         rows[-1, :d] = (stats.shift[:d] - scaling.x_offset) + stats.offset[:d]

@@ -17,7 +17,7 @@ from .._runtime.aliases import Array
 from .._runtime.processes import ProcessGroup
 from .._spec import FitSpec, RunContext
 from .batches import Share, TabularDataset
-from .condense import can_condense, condensed, gather_statistics
+from .condense import accumulate_statistics, can_condense, condensed
 
 # beyond this many entries sorting the rows would cost more than it is worth
 DISTINCT_ENTRIES = 2_000_000
@@ -61,7 +61,7 @@ class Prepared:
 
 def statistics_of_all(rows: TrainingData, spec: FitSpec, context: RunContext) -> Statistics:
     """Sufficient statistics of the rows, together with those of the other processes."""
-    return reduce(Statistics.merge, context.group.gather(lambda: gather_statistics(rows, spec)))
+    return reduce(Statistics.merge, context.group.gather(lambda: accumulate_statistics(rows, spec)))
 
 
 def moments_of_all(rows: TrainingData, group: ProcessGroup) -> tuple[Moments, Moments]:

@@ -288,7 +288,7 @@ def test_an_engine_that_fails_leaves_the_fitted_model(name, error, monkeypatch):
     model = clone(MODELS[name]).fit(X, y)
     before, keys = pickle.dumps(model), list(vars(model))
     monkeypatch.setattr("sktorch_linreg._estimator.base.train", failing)
-    monkeypatch.setattr("sktorch_linreg._exact.solve.gather", failing)
+    monkeypatch.setattr("sktorch_linreg._exact.solve.accumulate", failing)
     with pytest.raises(type(error)):
         model.fit(2 * X, y)
     assert pickle.dumps(model) == before

@@ -402,7 +402,7 @@ def test_statistics_for_a_device_without_float64_come_from_the_cpu(easy):
     data = TrainingData(np.tile(X, (500, 1)), np.tile(Y, (500, 1)), None)
     for columns in (data, TrainingData(np.hstack([data.X, data.X]), data.y, None)):
         here, there = (
-            accumulate.gather(
+            accumulate.accumulate(
                 columns, intercept=True, device=torch.device(name), required=REFINED_ON_ROWS
             )
             for name in ("cpu", "mps")
