@@ -19,9 +19,9 @@ from statistics import median
 from common import Table
 
 HERE = Path(__file__).resolve().parent
-ROUNDS = 7
-# what a job may take in one process, in seconds
-PATIENCE = 1.0
+ROUNDS = 15
+# what a job may take in one turn, in seconds
+PATIENCE = 0.15
 
 
 def jobs():
@@ -76,21 +76,48 @@ def jobs():
     }
 
 
-def measure():
-    """Median seconds of each job in this process, as JSON."""
+def serve():
+    """Time the jobs that are asked for on standard input, a name a line, until it ends."""
     import sktorch_linreg
 
-    out = {}
     warnings.simplefilter("ignore")
-    for name, job in jobs().items():
-        job()
+    known = jobs()
+    print(json.dumps([sktorch_linreg.__file__, list(known)]), flush=True)
+    for line in sys.stdin:
+        job = known[line.strip()]
         times, begin = [], time.perf_counter()
-        while len(times) < 3 or (time.perf_counter() - begin < PATIENCE and len(times) < 200):
+        while not times or (time.perf_counter() - begin < PATIENCE and len(times) < 200):
             start = time.perf_counter()
             job()
             times.append(time.perf_counter() - start)
-        out[name] = median(times)
-    print(json.dumps([sktorch_linreg.__file__, out]))
+        print(json.dumps(median(times)), flush=True)
+
+
+class Worker:
+    """A process that times jobs with the package of a folder."""
+
+    def __init__(self, place, folder):
+        path = os.pathsep.join([place, str(HERE)])
+        env = {**os.environ, "PYTHONPATH": path, "OMP_NUM_THREADS": "1"}
+        command = [sys.executable, "-P", str(HERE / "compare.py"), "--serve"]
+        pipe = subprocess.PIPE
+        self.process = subprocess.Popen(
+            command, env=env, cwd=folder, stdin=pipe, stdout=pipe, text=True
+        )
+        whence, self.jobs = self._answer()
+        assert Path(whence).is_relative_to(Path(place).resolve()), whence
+
+    def _answer(self):
+        line = self.process.stdout.readline()
+        if not line:
+            sys.exit("A worker has ended early; its error is above.")
+        return json.loads(line)
+
+    def seconds(self, job):
+        """Median time of a job over a moment."""
+        self.process.stdin.write(f"{job}\n")
+        self.process.stdin.flush()
+        return self._answer()
 
 
 def checkout(revision, folder):
@@ -112,29 +139,28 @@ def checkout(revision, folder):
 
 def main(revision):
     """Print the table."""
-    found = {revision: [], "ours": []}
     with tempfile.TemporaryDirectory() as folder:
-        places = {"ours": checkout(revision, folder), revision: folder}
-        for number in range(ROUNDS):
-            for which, place in sorted(places.items(), reverse=bool(number % 2)):
-                path = os.pathsep.join([place, str(HERE)])
-                env = {**os.environ, "PYTHONPATH": path, "OMP_NUM_THREADS": "1"}
-                command = [sys.executable, "-P", str(HERE / "compare.py"), "--measure"]
-                done = subprocess.run(command, env=env, cwd=folder, capture_output=True, text=True)
-                if done.returncode:
-                    sys.exit(done.stderr)
-                whence, times = json.loads(done.stdout.splitlines()[-1])
-                assert Path(whence).is_relative_to(Path(place).resolve()), whence
-                found[which].append(times)
-    table = Table(f"The working tree against {revision}, one thread, {ROUNDS} processes each")
-    for job in found["ours"][0]:
-        table.add(job, {which: [t[job] for t in times] for which, times in found.items()})
+        root = checkout(revision, folder)
+        table = Table(f"The working tree against {revision}, one thread, {ROUNDS} turns each")
+        workers = {revision: Worker(folder, folder), "ours": Worker(root, folder)}
+        for job in workers["ours"].jobs:
+            found = {which: [] for which in workers}
+            for number in range(ROUNDS + 1):
+                for which, worker in sorted(workers.items(), reverse=bool(number % 2)):
+                    seconds = worker.seconds(job)
+                    # the first turn warms up
+                    if number:
+                        found[which].append(seconds)
+            table.add(job, found)
+        for worker in workers.values():
+            worker.process.stdin.close()
+            worker.process.wait()
     table.summary()
 
 
 if __name__ == "__main__":
-    if sys.argv[1:] == ["--measure"]:
-        measure()
+    if sys.argv[1:] == ["--serve"]:
+        serve()
     elif len(sys.argv) == 2:
         main(sys.argv[1])
     else:
