@@ -71,7 +71,7 @@ def rows(page):
 def test_figures_of_the_readme_are_those_of_the_benchmarks_page():
     text = (ROOT / "README.md").read_text()
     begin = text.index("## Measured")
-    table = text[begin : text.index("## What else", begin)]
+    table = text[begin : text.index("## Other features", begin)]
     lines = [re.sub(r"\[([\d.]+)\]\([^)]*\)", r"\1", line) for line in table.splitlines()]
     figures = [line for line in lines if line.startswith("| ") and "times faster" not in line]
     assert len(figures) >= 6
