@@ -121,8 +121,8 @@ def data_parallel(group: Any = None) -> Iterator[ProcessInfo]:
     """
     if not dist.is_available():
         raise RuntimeError(
-            "This build of PyTorch has no torch.distributed. Install one that has it, or fit in "
-            "one process."
+            "This build of PyTorch has no torch.distributed. Install a build that includes it, or "
+            "fit in one process."
         )
     if not dist.is_initialized() and group is None:
         if "RANK" not in os.environ:
@@ -131,7 +131,9 @@ def data_parallel(group: Any = None) -> Iterator[ProcessInfo]:
         _join()
     processes = DistributedGroup(group)
     if processes.rank < 0:
-        raise ValueError("This process is not in the group. Call data_parallel in its members.")
+        raise ValueError(
+            "This process is not in the group. Call data_parallel only on its members."
+        )
     backends = dist.get_backend_config(group)
     if "cpu:" not in backends:
         raise ValueError(

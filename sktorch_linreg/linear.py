@@ -95,15 +95,15 @@ class TorchLinearRegressor(BaseTorchRegressor):
     validation_fraction : float, default=0.1
         Share of the rows held out under `early_stopping`.
     standardize : bool, default=True
-        Whether to centre and scale features and target inside. Without an intercept they are only
-        scaled, by their root mean square.
+        Whether to centre and scale features and target internally. Without an intercept they are
+        only scaled, by their root mean square.
     device : str or torch.device, default="cpu"
         ``"cpu"``, ``"cuda"``, ``"cuda:1"``, ``"mps"``, or ``"auto"`` for the first
         of cuda, mps and the CPU that is there.
     dtype : {"auto", "float32", "float64"} or torch.dtype, default="auto"
         Compute type; ``"auto"`` keeps float32 and float64 input, other input becomes float64.
     warm_start : bool, default=False
-        Whether `fit` goes on from the coefficients there are.
+        Whether `fit` continues from the current coefficients.
     random_state : int, RandomState instance or None, default=None
         Seed of initial weights, batch order and held-out rows. torch's and numpy's global random
         state is never changed.
@@ -552,8 +552,7 @@ class TorchLinearRegressor(BaseTorchRegressor):
         if state is None or state["intercept"] != spec.shape.fit_intercept:
             raise ValueError(
                 "partial_fit cannot continue: the previous fit's statistics were not kept. They "
-                "are "
-                "dropped by another optimizer or fit_intercept, and in a pickle of a plain fit. "
+                "are dropped by another optimizer or fit_intercept, and by pickling a plain fit. "
                 "Start with partial_fit, or set warm_start=True before fit."
             )
         return Statistics.from_state(state)

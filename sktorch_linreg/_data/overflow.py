@@ -45,8 +45,7 @@ def check_penalty(alpha: float, dtype: torch.dtype) -> None:
     if alpha > largest:
         raise ValueError(
             f"alpha={alpha:g} overflows {str(dtype).removeprefix('torch.')}, whose largest "
-            "number is "
-            f"{largest:.3g}. Choose a smaller alpha, or dtype='float64'."
+            f"number is {largest:.3g}. Choose a smaller alpha, or dtype='float64'."
         )
 
 

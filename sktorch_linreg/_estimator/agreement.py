@@ -140,10 +140,11 @@ def _compare(facts: list[dict[str, Any]]) -> None:
 def result_of_first(group: ProcessGroup, result: FitResult) -> FitResult:
     """The result with what the first process has found, whose rounding may differ from others'.
 
-    The net, the state of the optimizer and what callbacks have noted stay those of each process.
+    The net, the state of the optimizer, the statistics and what callbacks have noted stay those of
+    each process.
     """
     if group.size == 1:
         return result
-    own = ("net", "state", "history", "warnings")
+    own = ("net", "state", "statistics", "history", "warnings")
     found = {f.name: getattr(result, f.name) for f in fields(result) if f.name not in own}
     return replace(result, **group.broadcast(found))

@@ -40,19 +40,18 @@ def check_start(layers: Layers, log_link: bool, data: TrainingData, spec: FitSpe
     if n_out != data.n_targets:
         raise ValueError(
             f"The model was fitted to {n_out} target(s), but y has {data.n_targets}. To start "
-            "afresh, set warm_start=False and call fit, or clone the estimator."
+            "over, set warm_start=False and call fit, or clone the estimator."
         )
     if before != hidden:
         raise ValueError(
             f"The model was fitted with hidden_layer_sizes={before}, which is now "
-            f"{hidden}. To start afresh, set warm_start=False and call fit."
+            f"{hidden}. To start over, set warm_start=False and call fit."
         )
     if log_link != spec.objective.loss.log_link:
         raise ValueError(
             f"The model was fitted with {'a' if log_link else 'no'} log link, which "
             f"is incompatible with loss={spec.objective.loss.name!r}. Set warm_start=False and "
-            "call "
-            "fit, or clone the estimator."
+            "call fit, or clone the estimator."
         )
 
 

@@ -123,8 +123,8 @@ def fit_rescaled(
     refusal = ValueError(
         "X or y has magnitudes beyond 1e-140 or 1e145, whose squares underflow or overflow "
         "float64. Only a plain, single-process fit can rescale such columns, without a warm start, "
-        "and with standardize=True if there is an optimizer or a penalty. Multiply them by a power "
-        "of ten."
+        "and with standardize=True if there is an optimizer or a penalty. Otherwise multiply these "
+        "columns by a power of ten."
     )
     free = spec.is_exact and not spec.objective.alpha
     if not allowed or not (spec.standardize or free):

@@ -48,6 +48,5 @@ def construct(kind: str, cls: Callable[..., Any], target: Any, options: Mapping[
         # what constructors do with wrong options is theirs
         given = ", ".join(f"{k}={v!r}" for k, v in options.items())
         raise ValueError(
-            f"The {kind} does not take the options {given}: {error!r}. Change {kind}__* "
-            "accordingly."
+            f"The {kind} does not take the options {given}: {error!r}. Check {kind}__*."
         ) from error

@@ -124,8 +124,8 @@ def _step(schedule: Any, options: Mapping[str, Any]) -> None:
         schedule.step()
     except (ArithmeticError, TypeError, ValueError) as error:
         raise ValueError(
-            f"The lr_schedule could not be stepped: {error}. If it has run through all of its "
-            "epochs, raise max_epochs, which it is planned for; else check lr_schedule__*."
+            f"The lr_schedule could not be stepped: {error}. If it ran out of steps, raise "
+            "max_epochs, from which its length is derived; otherwise check lr_schedule__*."
         ) from error
 
 

@@ -168,8 +168,7 @@ class Checkpoint:
         except (*files.DAMAGE, RuntimeError) as error:
             raise ValueError(
                 f"{str(self.path)!r} is incomplete or damaged ({error!r}). Nothing was "
-                "overwritten. "
-                "Pass another checkpoint_dir, or delete that file to start over."
+                "overwritten. Pass another checkpoint_dir, or delete that file to start over."
             ) from error
 
     # -- state of a run -------------------------------------------------------------------------

@@ -218,7 +218,7 @@ def check_minimum(
     share = f"{above / least:.1%} above" if least > 0 else "far above"
     remedy = "raise alpha" if objective.alpha else "set alpha above 0"
     message = (
-        f"L-BFGS has not come to the minimum of loss={objective.loss.name!r}: the objective, "
+        f"L-BFGS did not converge to the minimum of loss={objective.loss.name!r}: the objective, "
         f"{value:.4g}, may be {share} it. Leave out columns that are nearly collinear, or "
         f"{remedy}; sklearn.linear_model.QuantileRegressor solves such problems exactly."
     )

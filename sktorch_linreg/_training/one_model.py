@@ -70,6 +70,7 @@ class Listener(Protocol):
     """Who hears of a run, and keeps its history: the net with its callbacks."""
 
     max_epochs: int
+    batch_size: int
     history: Any
     # whether there are callbacks at all, and whether some look at batches or gradients
     hears_epochs: bool
@@ -205,7 +206,7 @@ class OneModel(TrainingLoop):
             context.checkpoint.resume(self)
         self.batches, self.checks = self.training_batches(), None
         if state.validation is not None:
-            size = max(self.spec.training.batch_size, OUTPUT_ROWS)
+            size = max(self.listener.batch_size, OUTPUT_ROWS)
             self.checks = self._iterate(state.validation, size)
         heard = self.listener.hears_epochs or context.listener is not None
         self.table = EpochTable(0 if self.listener.prints else context.verbose)
@@ -219,9 +220,8 @@ class OneModel(TrainingLoop):
             if state.share.group.size > 1:
                 raise RuntimeError(
                     "Distributed training was interrupted in one process, while others may have "
-                    "been "
-                    "an epoch ahead; the result was discarded. To stop early, stop from a callback "
-                    "at the end of an epoch."
+                    "been an epoch ahead; the result was discarded. To stop early, stop from a "
+                    "callback at the end of an epoch."
                 ) from error
             self._keep_finished_epochs()
             if isinstance(error, KeyboardInterrupt):
@@ -240,7 +240,7 @@ class OneModel(TrainingLoop):
 
     def training_batches(self) -> BatchIterator:
         """The batches of an epoch."""
-        state, size = self.state, self.spec.training.batch_size
+        state, size = self.state, self.listener.batch_size
         if self.objective.group.size > 1:
             return SharedBatchIterator(state.rows, size, state.order, state.share)
         return self._iterate(state.rows, size, state.order)

@@ -123,7 +123,19 @@ class RegressionNet(skorch.NeuralNet):  # type: ignore[misc]
 
     @optimizer_.setter
     def optimizer_(self, optimizer: torch.optim.Optimizer) -> None:
-        self.stepper = Stepper(TorchUpdates(optimizer))
+        self._step_by(TorchUpdates(optimizer))
+
+    @property
+    def schedule_(self) -> Any:
+        """The schedule of torch, None where there is none."""
+        return None if self.stepper is None else self.stepper.schedule
+
+    def _step_by(self, updates: Any) -> None:
+        """Let these make the updates, in a run that has begun as well, which keeps its schedule."""
+        if self.stepper is None:
+            self.stepper = Stepper(updates)
+        else:
+            self.stepper.updates = updates
 
     def _resume(self, stepper: Stepper, state: Mapping[str, Any]) -> None:
         """Go on with an optimizer's state; a rate or schedule set anew begins from its start."""
@@ -252,8 +264,7 @@ def check_callbacks(callbacks: Any) -> None:
         ):
             raise ValueError(
                 f"callbacks must be skorch callbacks or (name, callback) pairs; got {callback!r}. "
-                "See skorch.callbacks for those there are, and subclass skorch.callbacks.Callback "
-                "for your own."
+                "See skorch.callbacks for the available ones, or subclass its Callback."
             )
 
 

@@ -78,7 +78,7 @@ BAD_PARAMETERS = [
     ({"loss": "huber", "loss__delta": 0.0}, "above 0"),
     ({"loss": "quantile", "loss__quantile": 1.5}, "between 0 and 1"),
     ({"optimizer": "sgd", "optimizer__momentun": 0.9}, r"optimizer__momentum.*Did you mean"),
-    ({"optimizer": "sgd", "optimizer__momentum": -1.0}, "Change optimizer__"),
+    ({"optimizer": "sgd", "optimizer__momentum": -1.0}, "Check optimizer__"),
     ({"optimizer": "sgd", "lr_schedule": "cosin"}, r"Supported:.*Did you mean 'cosine'\?"),
     ({"optimizer": "sgd", "lr_schedule": 7}, "torch.optim.lr_scheduler"),
     ({"optimizer": "sgd", "lr_schedule": "step", "lr_schedule__gama": 1}, "lr_schedule__gamma"),

@@ -544,3 +544,60 @@ def test_what_is_handed_to_callbacks_can_be_differentiated():
     model = ours([Differentiate()])
     out = model.module_(torch.ones(2, 3, dtype=torch.float64, requires_grad=True))
     out.sum().backward()
+
+
+class Replace(Callback):
+    """Changes the net when training, or an epoch, begins."""
+
+    def __init__(self, change, epoch=0):
+        self.change, self.epoch = change, epoch
+
+    def on_train_begin(self, net, **kwargs):
+        if not self.epoch:
+            self.change(net)
+
+    def on_epoch_begin(self, net, **kwargs):
+        if self.epoch and len(net.history) == self.epoch:
+            self.change(net)
+
+
+def put_sgd(net):
+    net.optimizer_ = torch.optim.SGD(net.module_.parameters(), lr=1e-9)
+
+
+@pytest.mark.parametrize("epoch", [0, 3])
+def test_an_optimizer_that_a_callback_puts_in_place_makes_the_updates(epoch):
+    rng = np.random.default_rng(0)
+    X = rng.normal(size=(100, 3))
+    y = X @ [1.0, 2.0, 3.0]
+    settings = {"optimizer": "sgd", "lr": 0.05, "batch_size": 10, "random_state": 0}
+    model = TorchLinearRegressor(
+        max_epochs=6, callbacks=[Replace(put_sgd, epoch)], record_path=True, **settings
+    ).fit(X, y)
+    # from there on next to nothing moves
+    first = max(epoch - 1, 0)
+    assert np.ptp(model.coef_path_[first:], axis=0).max() < 1e-6
+    if epoch:
+        assert np.abs(model.coef_path_[1] - model.coef_path_[0]).max() > 1e-3
+
+
+def test_a_callback_may_set_the_batch_size_before_training():
+    rng = np.random.default_rng(0)
+    X = rng.normal(size=(100, 3))
+    y = X @ [1.0, 2.0, 3.0]
+    settings = {"optimizer": "sgd", "lr": 0.05, "max_epochs": 3, "random_state": 0}
+    whole = Replace(lambda net: net.set_params(batch_size=100))
+    mine = TorchLinearRegressor(batch_size=10, callbacks=[whole], **settings).fit(X, y)
+    theirs = TorchLinearRegressor(batch_size=100, callbacks=[Callback()], **settings).fit(X, y)
+    np.testing.assert_allclose(mine.coef_, theirs.coef_, rtol=1e-9)
+
+
+def test_the_net_has_its_schedule():
+    found = []
+    seen = Replace(lambda net: found.append(net.schedule_))
+    X, y = np.arange(20.0)[:, None], np.arange(20.0)
+    settings = {"optimizer": "sgd", "lr": 0.01, "max_epochs": 3, "random_state": 0}
+    TorchLinearRegressor(lr_schedule="cosine", callbacks=[seen], **settings).fit(X, y)
+    TorchLinearRegressor(callbacks=[seen], **settings).fit(X, y)
+    assert isinstance(found[0], torch.optim.lr_scheduler.CosineAnnealingLR)
+    assert found[1] is None
