@@ -54,7 +54,7 @@ class TorchLinearRegressor(BaseTorchRegressor):
     n_jobs : int or None, default=None
         Accepted for compatibility; torch's own threads are used.
     positive : bool, default=False
-        Whether the coefficients have to be non-negative.
+        Whether to constrain the coefficients to be non-negative.
     loss : str or class, default="squared_error"
         ``"squared_error"``, ``"absolute_error"``, ``"huber"`` (option ``loss__delta``, in
         standardised units unless ``standardize=False``), ``"quantile"`` (option
@@ -82,7 +82,7 @@ class TorchLinearRegressor(BaseTorchRegressor):
         Rows per update: None is all of them, ``"auto"`` is ``min(200, n_samples)``. L-BFGS always
         takes all of them.
     shuffle : bool, default=True
-        Whether to draw a new order of the rows in each epoch.
+        Whether to shuffle the rows in each epoch.
     tol : float or None, default=None
         In training, stop when the monitored loss has not improved by more than `tol` for more than
         `n_iter_no_change` epochs; None runs every epoch. For the exact solver, the relative
@@ -91,15 +91,15 @@ class TorchLinearRegressor(BaseTorchRegressor):
     n_iter_no_change : int or numpy.inf, default=10
         Epochs without improvement to wait before stopping; `numpy.inf` never stops.
     early_stopping : bool, default=False
-        Whether to hold rows out, stop on their loss and restore the best weights.
+        Whether to hold out rows, stop on their loss and restore the best weights.
     validation_fraction : float, default=0.1
         Share of the rows held out under `early_stopping`.
     standardize : bool, default=True
         Whether to centre and scale features and target internally. Without an intercept they are
         only scaled, by their root mean square.
     device : str or torch.device, default="cpu"
-        ``"cpu"``, ``"cuda"``, ``"cuda:1"``, ``"mps"``, or ``"auto"`` for the first
-        of cuda, mps and the CPU that is there.
+        ``"cpu"``, ``"cuda"``, ``"cuda:1"``, ``"mps"``, or ``"auto"`` for the first available of
+        cuda, mps and cpu.
     dtype : {"auto", "float32", "float64"} or torch.dtype, default="auto"
         Compute type; ``"auto"`` keeps float32 and float64 input, other input becomes float64.
     warm_start : bool, default=False
@@ -108,21 +108,20 @@ class TorchLinearRegressor(BaseTorchRegressor):
         Seed of initial weights, batch order and held-out rows. torch's and numpy's global random
         state is never changed.
     verbose : bool or int, default=0
-        Whether to print a table of epochs, a line a second at most (2: every epoch), or how the
-        exact solver worked.
+        Whether to print a table of epochs, at most one line per second (2: every epoch), or the
+        method that the exact solver used.
     record_path : bool, default=False
         Whether to keep the coefficients of every epoch.
     callbacks : list or None, default=None
         skorch callbacks for the inner net.
     checkpoint_dir : str or path-like, default=None
-        Folder in which the state of training is kept, so that `fit` on the same data and with the
-        same parameters resumes where it was interrupted, with bit-identical results. One folder
-        belongs to one fit; `partial_fit` and exact solvers do not use it. Needs the extra
-        ``persist``.
+        Folder for a checkpoint: `fit` on the same data with the same parameters resumes where it
+        was interrupted, with bit-identical results. Use one folder per fit; `partial_fit` and exact
+        solvers do not write checkpoints. Requires the extra ``persist``.
     checkpoint_every : int, default=10
-        Epochs from one checkpoint to the next; the last epoch always has one.
+        Number of epochs between checkpoints; the last epoch is always saved.
     **optimizer__options : dict
-        ``optimizer__*``, ``loss__*`` and ``lr_schedule__*`` are handed to the optimizer, the loss
+        ``optimizer__*``, ``loss__*`` and ``lr_schedule__*`` are passed to the optimizer, the loss
         and the schedule.
 
     Attributes
@@ -132,17 +131,17 @@ class TorchLinearRegressor(BaseTorchRegressor):
     intercept_ : float or ndarray of shape (n_targets,)
         Intercept; 0.0 without `fit_intercept`.
     rank_ : int
-        Rank of the centred, column-scaled `X`. Least squares and ridge from the exact solver alone,
-        and not where `X` is sparse with more than 2000 columns.
+        Rank of the centred, column-scaled `X`. Only after least squares or ridge by the exact
+        solver, and not for a sparse `X` with more than 2000 columns.
     singular_ : ndarray of shape (min(n_samples, n_features),)
-        Singular values of the weighted `X`, centred if there is an intercept; worked out when asked
-        for. Only where `rank_` is.
+        Singular values of the weighted `X`, centred if there is an intercept; computed on access.
+        Only available where `rank_` is.
     solver_path_ : str
         Method used by the exact solver, such as ``"cholesky"``, ``"cholesky, refined"`` or
         ``"svd"``.
     coef_std_err_ : ndarray of shape (n_features,) or (n_targets, n_features)
         Standard errors of `coef_`. Only for unpenalised least squares, where `X` has full rank
-        and more rows than parameters; weights count as precisions.
+        and more rows than parameters; weights are inverse variances.
     intercept_std_err_ : float or ndarray of shape (n_targets,)
         Standard error of `intercept_`, likewise.
     n_iter_ : int
@@ -169,20 +168,20 @@ class TorchLinearRegressor(BaseTorchRegressor):
     n_features_in_ : int
         Number of features seen in `fit`.
     feature_names_in_ : ndarray of shape (n_features,)
-        Names of the features, where `X` has string names for all of them.
+        Names of the features, if all of them are strings.
 
     See Also
     --------
     TorchMLPRegressor : A neural network with the same interface.
-    sklearn.linear_model.LinearRegression : The estimator that this one stands in for.
+    sklearn.linear_model.LinearRegression : The estimator that this one replaces.
 
     Notes
     -----
-    The exact solver goes once over the rows, block by block in float64, for the Gram matrix of the
-    centred columns. Where these are close to collinear it takes QR decompositions instead, and
-    refines the solution with residuals in twice the precision (Björck, 1967). If columns are
-    collinear it returns the solution of minimum norm in the user's units. With an intercept a
-    constant column gets coefficient 0.
+    The exact solver makes one pass over the rows, block by block in float64, to accumulate the Gram
+    matrix of the centred columns. Where these are nearly collinear it uses QR decompositions
+    instead, and refines the solution with residuals in twice the working precision (Björck, 1967).
+    If columns are collinear, it returns the minimum-norm solution in the user's units. With an
+    intercept, a constant column gets coefficient 0.
 
     Examples
     --------
@@ -454,7 +453,7 @@ class TorchLinearRegressor(BaseTorchRegressor):
     def singular_(self) -> Array:
         """Singular values of the weighted X, centred if there is an intercept.
 
-        Worked out when asked for; only where `rank_` is.
+        Computed on access; only available where `rank_` is.
         """
         if "_singular" in vars(self):
             singular: Array = self._singular

@@ -27,7 +27,7 @@ from ._spec import FitResult, FitSpec, ModelShape, RunContext
 
 
 class TorchMLPRegressor(BaseTorchRegressor):
-    """Neural-network regression in PyTorch, for what scikit-learn's ``MLPRegressor`` is for.
+    """Neural-network regression in PyTorch, modelled on scikit-learn's ``MLPRegressor``.
 
     Features and target are standardised internally, so no scaler is needed; `coefs_`,
     `intercepts_` and predictions are in the units of `X` and `y`.
@@ -70,21 +70,21 @@ class TorchMLPRegressor(BaseTorchRegressor):
         Rows per update: None is all of them, ``"auto"`` is ``min(200, n_samples)``. L-BFGS always
         takes all of them.
     shuffle : bool, default=True
-        Whether to draw a new order of the rows in each epoch.
+        Whether to shuffle the rows in each epoch.
     tol : float or None, default=1e-4
         Stop when the monitored loss has not improved by more than `tol` for more than
         `n_iter_no_change` epochs; None runs every epoch.
     n_iter_no_change : int or numpy.inf, default=10
         Epochs without improvement to wait before stopping; `numpy.inf` never stops.
     early_stopping : bool, default=False
-        Whether to hold rows out, stop on their loss and restore the best weights.
+        Whether to hold out rows, stop on their loss and restore the best weights.
     validation_fraction : float, default=0.1
         Share of the rows held out under `early_stopping`.
     standardize : bool, default=True
         Whether to centre and scale features and target internally.
     device : str or torch.device, default="cpu"
-        ``"cpu"``, ``"cuda"``, ``"cuda:1"``, ``"mps"``, or ``"auto"`` for the first
-        of cuda, mps and the CPU that is there.
+        ``"cpu"``, ``"cuda"``, ``"cuda:1"``, ``"mps"``, or ``"auto"`` for the first available of
+        cuda, mps and cpu.
     dtype : {"auto", "float32", "float64"} or torch.dtype, default="float32"
         Compute type in training; predictions are made in the precision of `X`.
     warm_start : bool, default=False
@@ -93,18 +93,17 @@ class TorchMLPRegressor(BaseTorchRegressor):
         Seed of initial weights, batch order, dropout and held-out rows. torch's and numpy's global
         random state is never changed.
     verbose : bool or int, default=0
-        Whether to print a table of epochs, a line a second at most (2: every epoch).
+        Whether to print a table of epochs, at most one line per second (2: every epoch).
     callbacks : list or None, default=None
         skorch callbacks for the inner net.
     checkpoint_dir : str or path-like, default=None
-        Folder in which the state of training is kept, so that `fit` on the same data and with the
-        same parameters resumes where it was interrupted, with bit-identical results. One folder
-        belongs to one fit; `partial_fit` and exact solvers do not use it. Needs the extra
-        ``persist``.
+        Folder for a checkpoint: `fit` on the same data with the same parameters resumes where it
+        was interrupted, with bit-identical results. Use one folder per fit; `partial_fit` and exact
+        solvers do not write checkpoints. Requires the extra ``persist``.
     checkpoint_every : int, default=10
-        Epochs from one checkpoint to the next; the last epoch always has one.
+        Number of epochs between checkpoints; the last epoch is always saved.
     **optimizer__options : dict
-        ``optimizer__*``, ``loss__*`` and ``lr_schedule__*`` are handed to the optimizer, the loss
+        ``optimizer__*``, ``loss__*`` and ``lr_schedule__*`` are passed to the optimizer, the loss
         and the schedule.
 
     Attributes
@@ -138,16 +137,16 @@ class TorchMLPRegressor(BaseTorchRegressor):
     n_features_in_ : int
         Number of features seen in `fit`.
     feature_names_in_ : ndarray of shape (n_features,)
-        Names of the features, where `X` has string names for all of them.
+        Names of the features, if all of them are strings.
 
     See Also
     --------
     TorchLinearRegressor : The linear model with the same interface.
-    sklearn.neural_network.MLPRegressor : Networks in numpy, most of whose parameters these are.
+    sklearn.neural_network.MLPRegressor : The NumPy implementation, with mostly the same parameters.
 
     Notes
     -----
-    Weights start as those of `torch.nn.Linear` do, uniform within ``1 / sqrt(n_in)``.
+    Weights are initialised like those of `torch.nn.Linear`, uniformly within ``1 / sqrt(n_in)``.
 
     Examples
     --------

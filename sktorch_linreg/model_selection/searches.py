@@ -168,19 +168,19 @@ class _BatchedSearch:
 class BatchedGridSearchCV(_BatchedSearch, GridSearchCV):  # type: ignore[misc]
     """Exhaustive search like `GridSearchCV`, with candidates and folds trained as one program.
 
-    Code that uses `sklearn.model_selection.GridSearchCV` changes one name: parameters, methods and
-    attributes are the same, and so are the scores, but for rounding. Fits of a
+    A drop-in replacement for `sklearn.model_selection.GridSearchCV`: parameters, methods and
+    attributes are the same, and so are the scores, up to rounding. Fits of a
     `TorchLinearRegressor` or `TorchMLPRegressor`, alone or as the last step of a `Pipeline`, are
-    stacked where they differ in numbers alone: `lr`, `alpha`, `l1_ratio`, `dropout`,
+    stacked if they differ only in numbers: `lr`, `alpha`, `l1_ratio`, `dropout`,
     `random_state`, `tol`, `n_iter_no_change` and the numbers among ``optimizer__*``. Other shapes,
-    optimizers, losses, batch sizes or epochs make up stacks of their own. The steps of a pipeline
+    optimizers, losses, batch sizes or epochs form separate stacks. The steps of a pipeline
     before the estimator are fitted once per fold and setting of their own parameters.
 
     Exact solutions of a fold share one decomposition.
 
     What cannot be stacked runs as in `GridSearchCV`: other estimators, L-BFGS, optimizers and
-    losses of your own, sparse rows, and estimators with callbacks. ``verbose=1`` says how many
-    fits that were, and why.
+    losses of your own, sparse rows, and estimators with callbacks. ``verbose=1`` reports how
+    many fits that were, and why.
 
     Parameters
     ----------
@@ -189,17 +189,17 @@ class BatchedGridSearchCV(_BatchedSearch, GridSearchCV):  # type: ignore[misc]
     param_grid : dict or list of dict
         Names of parameters, each with the values to try, or several such grids.
     scoring : str, callable, list, tuple or dict, default=None
-        As in `GridSearchCV`. Usual regression scores are worked out for many models at once; others
-        are asked for model by model.
+        As in `GridSearchCV`. Common regression scores are computed for many models at once, others
+        model by model.
     n_jobs : int, default=None
-        Number of workers that stacks, and fits that are run alone, are shared out to.
+        Number of workers for stacks and individual fits.
     refit : bool, str or callable, default=True
         Whether, or by which score or rule, the best candidate is fitted to all rows.
     cv : int, splitter or iterable, default=None
         The splits; None is five folds.
     verbose : int, default=0
-        From 1 on, how the search is carried out; from 2 on a line per stack, and what
-        `GridSearchCV` prints for fits that are run alone.
+        1: how the search is carried out; 2 or more: a line per stack, and what `GridSearchCV`
+        prints for individual fits.
     pre_dispatch : int or str, default="2*n_jobs"
         As in `GridSearchCV`.
     error_score : "raise" or numeric, default=np.nan
@@ -207,15 +207,15 @@ class BatchedGridSearchCV(_BatchedSearch, GridSearchCV):  # type: ignore[misc]
     return_train_score : bool, default=False
         Whether to score on the training rows as well.
     max_memory : int, default=None
-        Bytes that a search may take beyond its input: stacks are cut, and folds trained one after
-        the other, where all of them together would take more. The rows of one fold and the
-        parameters of one model are the least. None is a quarter of the memory that is free when
-        `fit` is called.
+        Memory in bytes that a search may use beyond its input. Larger searches are split into
+        smaller stacks, and folds are trained one after the other; the rows of one fold and the
+        parameters of one model are always needed. None is a quarter of the memory that is free
+        when `fit` is called.
 
     Attributes
     ----------
     cv_results_ : dict of ndarrays
-        As in `GridSearchCV`. Times are the fit's share of those of its stack.
+        As in `GridSearchCV`. Times are each fit's share of the time of its stack.
     best_estimator_ : estimator
         Fitted to all rows, if `refit` is set.
     best_score_ : float
@@ -300,7 +300,7 @@ class BatchedGridSearchCV(_BatchedSearch, GridSearchCV):  # type: ignore[misc]
 class BatchedRandomizedSearchCV(_BatchedSearch, RandomizedSearchCV):  # type: ignore[misc]
     """Random search like `RandomizedSearchCV`, with candidates and folds trained as one program.
 
-    Which fits are stacked is what `BatchedGridSearchCV` says.
+    See `BatchedGridSearchCV` for which fits are stacked.
 
     Parameters
     ----------
@@ -319,7 +319,7 @@ class BatchedRandomizedSearchCV(_BatchedSearch, RandomizedSearchCV):  # type: ig
     cv : int, splitter or iterable, default=None
         The splits; None is five folds.
     verbose : int, default=0
-        From 1 on, how the search is carried out.
+        1: how the search is carried out; 2 or more: a line per stack.
     pre_dispatch : int or str, default="2*n_jobs"
         As in `RandomizedSearchCV`.
     random_state : int, RandomState instance or None, default=None
@@ -329,10 +329,10 @@ class BatchedRandomizedSearchCV(_BatchedSearch, RandomizedSearchCV):  # type: ig
     return_train_score : bool, default=False
         Whether to score on the training rows as well.
     max_memory : int, default=None
-        Bytes that a search may take beyond its input: stacks are cut, and folds trained one after
-        the other, where all of them together would take more. The rows of one fold and the
-        parameters of one model are the least. None is a quarter of the memory that is free when
-        `fit` is called.
+        Memory in bytes that a search may use beyond its input. Larger searches are split into
+        smaller stacks, and folds are trained one after the other; the rows of one fold and the
+        parameters of one model are always needed. None is a quarter of the memory that is free
+        when `fit` is called.
 
     Attributes
     ----------
