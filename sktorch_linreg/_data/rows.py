@@ -1,4 +1,4 @@
-"""The rows of a fit: equal ones merged, some held out."""
+"""The rows of a fit: equal ones grouped and merged, some split off and held out."""
 
 from __future__ import annotations
 

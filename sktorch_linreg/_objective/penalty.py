@@ -156,16 +156,6 @@ class StackedPenalties:
         if self.has_l2:
             self.weights.gradient.addcmul_(self.weights.values, self.full_l2)
 
-    def projection(self, positive: bool) -> Projection | None:
-        """What keeps L1 terms and sign constraints, None where there are none."""
-        if not (self.has_l1 or positive):
-            return None
-        weights = self.weights
-        ones = torch.ones(weights.n_groups, weights.n_each, device=weights.values.device)
-        l1: float | Tensor = self.full_l1 if self.has_l1 else 0.0
-        reached = weights.penalised(ones) > 0
-        return Projection(weights.values, weights.gradient, l1, positive, reached)
-
     def sums(self) -> Any:
         """The sums since the last call, of shape (n_groups, n_each)."""
         total: Any = 0.0
@@ -183,53 +173,3 @@ def _accumulate_(total: Tensor, values: Tensor, n: Any) -> None:
         total.addcmul_(values, n)
     else:
         total.add_(values, alpha=n)
-
-
-class Projection:
-    """L1 terms and sign constraints of one model or many, kept exactly round each update.
-
-    Parameters
-    ----------
-    weight, gradient : torch.Tensor
-        Of one shape; they are written to.
-    l1 : float or torch.Tensor
-        Weight of the L1 term, or weights per number.
-    positive : bool
-        Whether weights may not be negative.
-    reached : torch.Tensor of bool, optional
-        Which of the numbers are penalised; None is all of them.
-    """
-
-    def __init__(
-        self,
-        weight: Tensor,
-        gradient: Tensor,
-        l1: float | Tensor,
-        positive: bool,
-        reached: Tensor | None = None,
-    ) -> None:
-        self.weight, self.gradient, self.reached = weight, gradient, reached
-        self.before = torch.empty_like(weight)
-        pull: Any = l1
-        self.pulling = Penalty(pull, positive=positive)
-        # what is projected does not depend on how large the term is
-        has_l1 = isinstance(l1, Tensor) or l1 > 0
-        self.projecting = Penalty(1.0 if has_l1 else 0.0, positive=positive)
-
-    def pseudo_(self) -> None:
-        """Before an update: put the pseudo-gradient in the place of the gradient."""
-        self.before.copy_(self.weight)
-        pseudo = self.pulling.pseudo_gradient(self.weight, self.gradient)
-        if self.reached is None:
-            self.gradient.copy_(pseudo)
-        else:
-            torch.where(self.reached, pseudo, self.gradient, out=self.gradient)
-
-    def project_(self) -> None:
-        """After an update: what crossed zero, or may not leave it, becomes zero."""
-        if self.reached is None:
-            self.projecting.project_(self.weight, self.gradient, self.before)
-            return
-        moved = self.weight.clone()
-        self.projecting.project_(moved, self.gradient, self.before)
-        torch.where(self.reached, moved, self.weight, out=self.weight)

@@ -24,7 +24,7 @@ def make_generator(seed: int, stream: int = 0, device: Any = "cpu") -> torch.Gen
     return torch.Generator(device).manual_seed(seed + (stream << 48))
 
 
-def order_generator(seed: int, rank: int = 0) -> torch.Generator:
+def main_generator(seed: int, rank: int = 0) -> torch.Generator:
     """What draws initial weights and then the order of rows, in a process of this number."""
     return make_generator(seed, stream=3 * rank)
 

@@ -21,11 +21,12 @@ from .._modules.dropout import StackedMasks
 from .._modules.initialize import start_weights_
 from .._modules.network import make_module
 from .._objective.penalty import StackedPenalties
+from .._objective.projection import project_stack
 from .._optim.optimizers import StackedOptions, option_values
 from .._optim.schedules import Schedules
 from .._optim.updates import RuleUpdates
 from .._runtime.aliases import FloatArray, Layers, Mask
-from .._runtime.seeds import dropout_generator, order_generator
+from .._runtime.seeds import dropout_generator, main_generator
 from .._runtime.threads import threads_for
 from .._runtime.torch_modes import own_torch_settings
 from .._spec import FitSpec, RunContext
@@ -169,7 +170,7 @@ class ManyModels(TrainingLoop):
 
     def _initial(self, seed: int) -> tuple[Tensor, Layers]:
         """The state of the generator after the initial weights, and these."""
-        spec, generator = self.spec, order_generator(seed)
+        spec, generator = self.spec, main_generator(seed)
         module = make_module(
             self.parameters.sizes,
             spec.shape.activation,
@@ -204,7 +205,7 @@ class ManyModels(TrainingLoop):
             )
         self.backprop = StackedBackprop(parameters, spec.shape.activation, masks)
         self.penalties = StackedPenalties(parameters, self.alpha1, self.alpha2)
-        self.projection = self.penalties.projection(spec.objective.positive)
+        self.projection = project_stack(self.penalties, spec.objective.positive)
         groups_left = self.origin[0][:, 0]
         owner_left = [self.owner[g] for g in groups_left]
         orders = [self.orders[g] for g in groups_left] if spec.training.shuffle else None

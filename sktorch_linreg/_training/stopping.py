@@ -1,4 +1,8 @@
-"""When training stops, and which weights were best, for one model and for many."""
+"""When training stops, and which weights were best, for one model and for many.
+
+The best weights are put back when training has ended: `OneModel.train` restores them in place, and
+`ManyModels.finish` copies them out model by model.
+"""
 
 from __future__ import annotations
 
@@ -12,7 +16,7 @@ from torch import Tensor
 
 from .._runtime.aliases import Array
 from .._spec import FitSpec
-from .per_model import MANY, ONE, Numbers
+from .model_numbers import MANY, ONE, Numbers
 
 # losses that differ by less, in units of the precision, may differ by the rounding of sums alone,
 # which neither stops training nor changes the weights that are kept

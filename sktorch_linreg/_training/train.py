@@ -21,7 +21,7 @@ from .._optim.updates import rate_of
 from .._runtime.aliases import Layers
 from .._runtime.identity import fingerprint, identify
 from .._runtime.processes import ProcessGroup
-from .._runtime.seeds import dropout_generator, order_generator
+from .._runtime.seeds import dropout_generator, main_generator
 from .._runtime.threads import threads_for
 from .._spec import FitResult, FitSpec, RunContext, Start
 from .duality_gap import check_minimum
@@ -90,7 +90,7 @@ def train(
     """
     prepared = prepare(data, spec, context, None if start is None else start.moments)
     rows, scaling, group = prepared.rows, prepared.scaling, context.group
-    generator = order_generator(spec.training.seed)
+    generator = main_generator(spec.training.seed)
     module = _start_module(rows, spec, scaling, generator, start)
     module.scale_input = sp.issparse(rows.X) and prepared.stats is None
     state = None if start is None else start.state
@@ -181,7 +181,7 @@ def _generators(
     Other processes have orders of their own, after the same initial weights.
     """
     rank, seed = group.rank, spec.training.seed
-    order = order_generator(seed, rank) if rank else first
+    order = main_generator(seed, rank) if rank else first
     masks = dropout_generator(seed, spec.device, rank)
     if state is not None and state.get("rank", 0) == rank:
         order.set_state(torch.from_numpy(np.asarray(state["generator"]).copy()))

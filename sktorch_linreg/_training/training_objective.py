@@ -12,7 +12,8 @@ from torch import Tensor
 from .._modules.activations import ACTIVATIONS
 from .._modules.network import MLPModule
 from .._objective.losses import Loss, blamed_on
-from .._objective.penalty import Penalty, PenaltySum, Projection, longer
+from .._objective.penalty import Penalty, PenaltySum, longer
+from .._objective.projection import Projection
 from .._runtime.devices import DEVICES
 from .._runtime.processes import ONE_PROCESS, ProcessGroup
 from .batches import Batch, BatchIterator, Block

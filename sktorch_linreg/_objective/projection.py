@@ -1,0 +1,71 @@
+"""L1 terms and sign constraints, kept exactly by a projection round each update."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from .penalty import Penalty, StackedPenalties
+
+
+class Projection:
+    """L1 terms and sign constraints of one model or many, kept exactly round each update.
+
+    Parameters
+    ----------
+    weight, gradient : torch.Tensor
+        Of one shape; they are written to.
+    l1 : float or torch.Tensor
+        Weight of the L1 term, or weights per number.
+    positive : bool
+        Whether weights may not be negative.
+    reached : torch.Tensor of bool, optional
+        Which of the numbers are penalised; None is all of them.
+    """
+
+    def __init__(
+        self,
+        weight: Tensor,
+        gradient: Tensor,
+        l1: float | Tensor,
+        positive: bool,
+        reached: Tensor | None = None,
+    ) -> None:
+        self.weight, self.gradient, self.reached = weight, gradient, reached
+        self.before = torch.empty_like(weight)
+        pull: Any = l1
+        self.pulling = Penalty(pull, positive=positive)
+        # what is projected does not depend on how large the term is
+        has_l1 = isinstance(l1, Tensor) or l1 > 0
+        self.projecting = Penalty(1.0 if has_l1 else 0.0, positive=positive)
+
+    def pseudo_(self) -> None:
+        """Before an update: put the pseudo-gradient in the place of the gradient."""
+        self.before.copy_(self.weight)
+        pseudo = self.pulling.pseudo_gradient(self.weight, self.gradient)
+        if self.reached is None:
+            self.gradient.copy_(pseudo)
+        else:
+            torch.where(self.reached, pseudo, self.gradient, out=self.gradient)
+
+    def project_(self) -> None:
+        """After an update: what crossed zero, or may not leave it, becomes zero."""
+        if self.reached is None:
+            self.projecting.project_(self.weight, self.gradient, self.before)
+            return
+        moved = self.weight.clone()
+        self.projecting.project_(moved, self.gradient, self.before)
+        torch.where(self.reached, moved, self.weight, out=self.weight)
+
+
+def project_stack(penalties: StackedPenalties, positive: bool) -> Projection | None:
+    """The projection of many models, None where there is nothing to keep."""
+    if not (penalties.has_l1 or positive):
+        return None
+    weights = penalties.weights
+    ones = torch.ones(weights.n_groups, weights.n_each, device=weights.values.device)
+    l1: float | Tensor = penalties.full_l1 if penalties.has_l1 else 0.0
+    reached = weights.penalised(ones) > 0
+    return Projection(weights.values, weights.gradient, l1, positive, reached)
