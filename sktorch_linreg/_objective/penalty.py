@@ -135,6 +135,8 @@ class StackedPenalties:
         if self.has_l2:
             self.full_l2 = weights.penalised(self.l2)
             self.squares = torch.zeros_like(weights.values)
+        self.total: Any = 0.0
+        self.n_summed = 0
 
     def add(self, counts: Sequence[int]) -> None:
         """Count the penalty as it is before an update by so many rows of each group."""
@@ -150,6 +152,21 @@ class StackedPenalties:
                 self.squares.add_(values.square().mul_(n))
             else:
                 self.squares.addcmul_(values, values, value=n)
+        self.n_summed += 1
+        if self.n_summed % SHORT_SUM == 0:
+            # many small numbers on top of a large one would round away
+            self._move()
+
+    def _move(self) -> None:
+        """Add what was summed in the compute dtype to the sums in double precision."""
+        if self.has_l1:
+            sizes = self.weights.per_model(self.sizes.mul_(self.full_l1))
+            self.total = self.total + sizes.double()
+            self.sizes.zero_()
+        if self.has_l2:
+            squares = self.weights.per_model(self.squares.mul_(self.full_l2))
+            self.total = self.total + squares.double().mul_(0.5)
+            self.squares.zero_()
 
     def add_gradient_(self) -> None:
         """Add the gradient of the L2 terms."""
@@ -158,13 +175,8 @@ class StackedPenalties:
 
     def sums(self) -> Any:
         """The sums since the last call, of shape (n_groups, n_each)."""
-        total: Any = 0.0
-        if self.has_l1:
-            total = total + self.weights.per_model(self.sizes.mul_(self.full_l1))
-            self.sizes.zero_()
-        if self.has_l2:
-            total = total + self.weights.per_model(self.squares.mul_(self.full_l2)).mul_(0.5)
-            self.squares.zero_()
+        self._move()
+        total, self.total = self.total, 0.0
         return total
 
 

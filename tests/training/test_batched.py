@@ -241,3 +241,21 @@ def test_single_precision(base):
     compare(
         clone(base).set_params(dtype="float32", optimizer="adam"), product(lr=RATES), sets, 3e-5
     )
+
+
+@pytest.mark.parametrize("l1_ratio", [0.0, 0.5])
+def test_sums_of_many_small_penalties_do_not_round_away(l1_ratio):
+    X = np.ones((20_000, 1), dtype=np.float32)
+    base = TorchLinearRegressor(
+        optimizer="sgd", lr=1e-30, batch_size=1, shuffle=False, max_epochs=1, l1_ratio=l1_ratio,
+        standardize=False, random_state=0, fit_intercept=False, record_path=True,
+    )  # fmt: skip
+    coef = float(base.fit(X, np.zeros(len(X), dtype=np.float32)).coef_path_[0, 0])
+    # next to nothing is left but the penalty
+    y = (coef * X[:, 0]).astype(np.float32)
+    data = validate_rows(clone(base), X, y, None, reset=True)[0]
+    alphas = (1.0, 2.0)
+    specs = [[clone(base).set_params(alpha=a)._make_spec(data, RunContext()) for a in alphas]]
+    found = train_models([data], [0], specs).loss[0]
+    value = l1_ratio * abs(coef) + 0.5 * (1 - l1_ratio) * coef**2
+    np.testing.assert_allclose(found, np.array(alphas) * value, rtol=1e-5)
