@@ -25,7 +25,7 @@ from .blocks import beside, blocks
 from .conditioning import GramRequirement, condition_number
 from .moments import Moments
 from .rows import TrainingData
-from .scaling import column_scale
+from .scaling import column_scale, rounding_level
 from .statistics import EPS, Statistics
 
 # up to this many entries a second pass costs next to nothing
@@ -185,7 +185,7 @@ def _centre(s: _Sums, shift: FloatArray, intercept: bool) -> _Centred:
         squares, cancellation = np.maximum(squares, 0.0), np.inf
     if cancellation > LARGE_CANCELLATION:
         # what is rounding about a constant column's value is not looked at
-        significant = np.sqrt(raw / weight) > 4 * EPS * np.abs(shift)
+        significant = np.sqrt(raw / weight) > rounding_level(shift)
         significant &= raw > 0
         lost = raw[significant] / np.maximum(squares[significant], EPS**2 * raw[significant])
         cancellation = float(lost.max(initial=1.0))

@@ -13,12 +13,18 @@ from .blocks import over_blocks
 from .moments import Moments
 
 
+def rounding_level(mean: FloatArray) -> FloatArray:
+    """Deviations up to which values about a mean are taken as constant."""
+    level: FloatArray = 4 * np.finfo(np.float64).eps * np.abs(mean)
+    return level
+
+
 def column_scale(m: Moments, centred: bool) -> FloatArray:
     """Standard deviation of each column (its root mean square if not centred), 0 if constant."""
     deviation: FloatArray = np.sqrt(m.deviation / m.weight)
     if not centred:
         return np.hypot(deviation, m.mean)
-    deviation[deviation <= 4 * np.finfo(np.float64).eps * np.abs(m.mean)] = 0.0
+    deviation[deviation <= rounding_level(m.mean)] = 0.0
     return deviation
 
 

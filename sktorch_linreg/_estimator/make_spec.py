@@ -69,7 +69,7 @@ def with_batch_size(spec: FitSpec, batch_size: Any, n_samples: int) -> FitSpec:
     return spec.with_training(batch_size=int(batch_size) if size is None else size)
 
 
-def asks_for_training(estimator: Any) -> bool:
+def _asks_for_training(estimator: Any) -> bool:
     """Whether a parameter of a linear model has a meaning in training alone."""
     values = estimator.lr, estimator.lr_schedule, estimator.batch_size, estimator.callbacks
     return any(v is not None for v in values) or estimator.early_stopping or estimator.record_path
@@ -82,7 +82,7 @@ def _of_linear(
     can_be_exact = solve.handles(data, objective, context)
     optimizer, starts_at_zero = estimator.optimizer, False
     if isinstance(optimizer, str) and optimizer == "auto":
-        if asks_for_training(estimator):
+        if _asks_for_training(estimator):
             optimizer = "adam"
         elif can_be_exact:
             optimizer = "lstsq"

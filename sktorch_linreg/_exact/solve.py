@@ -20,6 +20,7 @@ from .._data.conditioning import (
     NOT_REFINED,
     REFINED_ON_ROWS,
     SMALL_RESIDUAL,
+    GramRequirement,
     Refinement,
     is_cheap,
     needed_refinement,
@@ -29,8 +30,8 @@ from .._data.conditioning import (
 )
 from .._data.magnitudes import check_squares
 from .._data.rows import TrainingData
-from .._data.scaling import Scaling
-from .._data.statistics import EPS, Statistics
+from .._data.scaling import Scaling, rounding_level
+from .._data.statistics import Statistics
 from .._runtime.aliases import FloatArray, Layers
 from .._runtime.processes import ProcessGroup
 from .._runtime.threads import quiet_blas
@@ -121,23 +122,25 @@ def _loss(spec: FitSpec, stats: Statistics, squares: FloatArray, coef: FloatArra
         variance: FloatArray | float = 1.0
         if spec.standardize:
             variance = stats.target_squares / stats.weight
-            level = 4 * EPS * np.abs(stats.mean[stats.n_features :]) * stats.intercept
+            level = rounding_level(stats.mean[stats.n_features :]) * stats.intercept
             variance = np.where(np.sqrt(variance) > level, variance, 1.0)
         return float(np.add.reduce(squares / variance)) / len(squares) / stats.weight
-    return objective_value(spec, spec.scaling(*stats.moments()), squares, stats.weight, coef)
+    return objective_value(
+        spec.objective, spec.scaling(*stats.moments()), squares, stats.weight, coef
+    )
 
 
 def objective_value(
-    spec: FitSpec, scaling: Scaling, squares: FloatArray, weight: float, coef: FloatArray
+    objective: Objective, scaling: Scaling, squares: FloatArray, weight: float, coef: FloatArray
 ) -> float:
     """The objective with its penalty, in the space that is penalised."""
     w = coef * scaling.x_scale[:, None] / scaling.y_scale
     loss = float(np.mean(squares / weight / scaling.y_scale**2))
-    if spec.objective.l1:
-        loss += spec.objective.l1 * float(np.abs(w).sum())
-    if spec.objective.l2:
+    if objective.l1:
+        loss += objective.l1 * float(np.abs(w).sum())
+    if objective.l2:
         # squares of large coefficients, which no penalty asks for, may overflow
-        loss += 0.5 * spec.objective.l2 * float(np.sum(w**2))
+        loss += 0.5 * objective.l2 * float(np.sum(w**2))
     return loss
 
 
@@ -227,6 +230,12 @@ def _solve(g: Accumulated, spec: FitSpec, data: TrainingData | None) -> FitResul
     return result
 
 
+def _accumulate(data: TrainingData, spec: FitSpec, required: GramRequirement) -> Accumulated:
+    """The statistics of the rows, for a model like this."""
+    intercept = spec.shape.fit_intercept
+    return accumulate(data, intercept=intercept, device=spec.device, required=required)
+
+
 def fit(
     data: TrainingData,
     spec: FitSpec,
@@ -242,16 +251,13 @@ def fit(
         return _fit_merged(data, spec, context.group, previous)
     if sp.issparse(data.X) and data.n_features > MAX_FACTOR_FEATURES:
         i = solve_iteratively(data, spec)
-        loss = objective_value(spec, i.scaling, i.squares, i.weight, i.coef)
-        return _result(
-            spec, loss, i.coef, i.intercept if spec.shape.fit_intercept else None, "lsqr"
-        )
+        loss = objective_value(spec.objective, i.scaling, i.squares, i.weight, i.coef)
+        intercept = i.intercept if spec.shape.fit_intercept else None
+        return _result(spec, loss, i.coef, intercept, "lsqr")
     with quiet_blas(data.n_samples, data.n_features):
         # what is not refined on the rows has to be right at once
         required = REFINED_ON_ROWS if solver_name(spec.objective) == "lstsq" else NOT_REFINED
-        intercept = spec.shape.fit_intercept
-        g = accumulate(data, intercept=intercept, device=spec.device, required=required)
-        return _solve(g, spec, data)
+        return _solve(_accumulate(data, spec, required), spec, data)
 
 
 def _fit_merged(
@@ -260,12 +266,7 @@ def _fit_merged(
     """The exact minimiser over the rows of all batches and processes; memory O(n_features ** 2)."""
 
     def of_rows() -> Accumulated:
-        g = accumulate(
-            data,
-            intercept=spec.shape.fit_intercept,
-            device=spec.device,
-            required=MERGED,
-        )
+        g = _accumulate(data, spec, MERGED)
         _check_scales(data, g.stats)
         return g
 
@@ -290,8 +291,7 @@ def fit_path(data: TrainingData, specs: Sequence[FitSpec]) -> list[Layers]:
     first = specs[0]
     out: list[Any] = [None] * len(specs)
     with quiet_blas(data.n_samples, data.n_features):
-        intercept = first.shape.fit_intercept
-        g = accumulate(data, intercept=intercept, device=first.device, required=NOT_REFINED)
+        g = _accumulate(data, first, NOT_REFINED)
         _check_scales(data, g.stats)
         objectives = [spec.objective for spec in specs]
         ridge = [i for i, o in enumerate(objectives) if o.l2 and solver_name(o) == "lstsq"]

@@ -127,13 +127,12 @@ class StackedPenalties:
     def __init__(self, weights: StackedWeights, l1: FloatArray, l2: FloatArray) -> None:
         self.weights = weights
         device = weights.values.device
-        self.l1, self.l2 = (torch.from_numpy(a.copy()).to(device) for a in (l1, l2))
         self.has_l1, self.has_l2 = bool(l1.any()), bool(l2.any())
         if self.has_l1:
-            self.full_l1 = weights.penalised(self.l1)
+            self.full_l1 = weights.penalised(torch.from_numpy(l1).to(device))
             self.sizes = torch.zeros_like(weights.values)
         if self.has_l2:
-            self.full_l2 = weights.penalised(self.l2)
+            self.full_l2 = weights.penalised(torch.from_numpy(l2).to(device))
             self.squares = torch.zeros_like(weights.values)
         self.total: Any = 0.0
         self.n_summed = 0

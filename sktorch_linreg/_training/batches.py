@@ -22,6 +22,8 @@ from .._spec import FitSpec
 
 # numbers of a block, which stays in the cache while its batches are worked on
 BLOCK_ENTRIES = 2**18
+# rows of a pass that only looks at outputs
+OUTPUT_ROWS = 4096
 
 
 @dataclass(frozen=True)

@@ -30,7 +30,7 @@ from .._runtime.seeds import dropout_generator, main_generator
 from .._runtime.threads import threads_for
 from .._runtime.torch_modes import own_torch_settings
 from .._spec import FitSpec, RunContext
-from .batches import TabularDataset
+from .batches import OUTPUT_ROWS, TabularDataset
 from .loop import TrainingLoop
 from .prepare import Prepared, prepare
 from .stacked_batches import Order, StackedBatches, StackedRows
@@ -43,8 +43,6 @@ from .stopping import Monitor
 Specs = Sequence[Sequence[FitSpec]]
 # share of models that have to be done before the others move together
 SPARSE = 0.75
-# rows of a pass over held-out ones
-VALIDATION_ROWS = 4096
 
 
 class ManyModels(TrainingLoop):
@@ -55,7 +53,7 @@ class ManyModels(TrainingLoop):
     data : sequence of TrainingData
         Dense data sets of the same columns.
     owner : sequence of int
-        The data set of each group of parameters.
+        The data set of each group of models.
     specs : sequence of sequences of FitSpec
         What is to be fitted in each group. Models differ in numbers alone: learning rate, penalty,
         options of the optimizer, share of dropout and tolerance; those of a group have one seed.
@@ -216,7 +214,7 @@ class ManyModels(TrainingLoop):
         self.batches = StackedBatches(self.packed, owner_left, n_each, size, orders, factor)
         self.checks = None
         if self.held_out is not None:
-            self.checks = StackedBatches(self.held_out, owner_left, n_each, VALIDATION_ROWS)
+            self.checks = StackedBatches(self.held_out, owner_left, n_each, OUTPUT_ROWS)
         self.updates = self._make_updates()
 
     def _make_updates(self) -> RuleUpdates:
@@ -224,7 +222,7 @@ class ManyModels(TrainingLoop):
         return RuleUpdates(self.parameters, self.spec.training.optimizer_class, group, [], expand)
 
     def _group(self) -> tuple[dict[str, Any], Callable[[Tensor], Tensor] | None]:
-        """The options as they are now, and what spreads those that differ between parameters."""
+        """The options as they are now, and what spreads those that differ between models."""
         group = self.options.group(self.parameters.values.device)
         varied = any(isinstance(v, Tensor) for v in option_values(group))
         return group, self.parameters.expand if varied else None
@@ -296,12 +294,10 @@ class ManyModels(TrainingLoop):
                 if self.projection is not None:
                     self.projection.project_()
             sums = sums + block.loss_sums(loss).double()
-        counts = np.array(batches.counts)[:, None]
-        mean = sums.cpu().numpy() / (counts * self.packed.n_targets)
+        mean = self._mean(sums, batches)
         if counted:
-            mean = mean + penalties.sums().double().cpu().numpy() / counts
-        out: FloatArray = mean
-        return out
+            mean = mean + penalties.sums().cpu().numpy() / np.array(batches.counts)[:, None]
+        return mean
 
     def validation_loss(self) -> FloatArray | None:
         """The mean losses over held-out rows."""
@@ -313,9 +309,13 @@ class ManyModels(TrainingLoop):
             for batch in block.batches:
                 self.backprop.outputs_(batch)
             held = held + block.loss_sums(loss).double()
-        counts = np.array(self.checks.counts)[:, None]
-        out: FloatArray = held.cpu().numpy() / (counts * self.packed.n_targets)
-        return out
+        return self._mean(held, self.checks)
+
+    def _mean(self, sums: Tensor, batches: StackedBatches) -> FloatArray:
+        """Mean losses from their sums over rows and targets."""
+        counts = np.array(batches.counts)[:, None]
+        mean: FloatArray = sums.cpu().numpy() / (counts * self.packed.n_targets)
+        return mean
 
     def learning_rate(self) -> FloatArray:
         """The learning rate of each model."""

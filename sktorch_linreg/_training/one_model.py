@@ -22,7 +22,15 @@ from .._objective.penalty import longer
 from .._optim.schedules import Schedules
 from .._optim.updates import RuleUpdates, TorchUpdates, rate_of
 from .._spec import FitResult, FitSpec, RunContext
-from .batches import BLOCK_ENTRIES, Batch, BatchIterator, Share, SharedBatchIterator, TabularDataset
+from .batches import (
+    BLOCK_ENTRIES,
+    OUTPUT_ROWS,
+    Batch,
+    BatchIterator,
+    Share,
+    SharedBatchIterator,
+    TabularDataset,
+)
 from .epoch_table import EpochTable
 from .lbfgs_convergence import (
     LbfgsConvergence,
@@ -35,9 +43,6 @@ from .lbfgs_convergence import (
 from .loop import TrainingLoop
 from .stopping import Monitor
 from .training_objective import TrainingObjective
-
-# rows of a pass that only looks at outputs
-OUTPUT_ROWS = 4096
 
 
 class StopTraining(Exception):

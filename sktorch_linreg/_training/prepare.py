@@ -121,9 +121,8 @@ def prepare(
     before: tuple[Moments, Moments] | None = None,
 ) -> Prepared:
     """Split, merge and measure the rows; `before` are the moments of earlier batches."""
-    (rows, held_out), (share, held_out_share) = _split_and_count(data, spec, context)
-    shares = share, held_out_share
-    condenses = can_condense(rows, spec, context, share.n_samples)
+    (rows, held_out), shares = _split_and_count(data, spec, context)
+    condenses = can_condense(rows, spec, context, shares[0].n_samples)
     stats = statistics_of_all(rows, spec, context) if condenses else None
     if not spec.standardize:
         scaling = identity_scaling(rows.n_features, rows.n_targets)

@@ -20,8 +20,8 @@ from .._optim.schedules import Schedules
 from .._optim.state import load_schedule_state
 from .._optim.updates import RuleUpdates, TorchUpdates, has_rule
 from .._spec import FitSpec, RunContext
-from .batches import BatchIterator, TabularDataset
-from .one_model import OUTPUT_ROWS, OneModel, Stepper, StopTraining
+from .batches import OUTPUT_ROWS, BatchIterator, TabularDataset
+from .one_model import OneModel, Stepper, StopTraining
 from .training_objective import TrainingObjective
 
 __all__ = ["Callback", "NetDataset", "RegressionNet", "check_callbacks", "make_net", "wrap"]
