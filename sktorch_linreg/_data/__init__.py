@@ -1,1 +1,1 @@
-"""Rows: checked, merged, scaled, summed up."""
+"""Rows: validated, merged, scaled and accumulated."""

@@ -20,7 +20,7 @@ CHUNK_BYTES = 8 * 2**20
 
 
 def chunks(n_rows: int, n_columns: int, budget: int = CHUNK_BYTES) -> Iterator[slice]:
-    """Slices of rows whose float64 copy stays within the byte budget."""
+    """Slices of rows whose float64 copies fit the byte budget."""
     step = max(1, budget // (8 * max(1, n_columns)))
     for start in range(0, n_rows, step):
         yield slice(start, min(start + step, n_rows))
@@ -42,11 +42,11 @@ def as_tensor(a: Any) -> torch.Tensor:
 
 
 def to_host(a: Any) -> Any:
-    """A tensor, on any device, as an array; anything else as it is."""
+    """A tensor on any device as an array; anything else is returned unchanged."""
     if not isinstance(a, torch.Tensor):
         return a
     if a.device.type == "meta":
-        raise ValueError("A tensor on the device 'meta' has no values. Pass one that has.")
+        raise ValueError("Tensors on device 'meta' hold no data. Pass a tensor on another device.")
     try:
         a = a.detach().cpu()
         a = a.dequantize() if a.is_quantized else a.resolve_conj().resolve_neg()

@@ -18,6 +18,10 @@ from .rows import TrainingData
 BLOCK_ENTRIES = 2**17
 # rows per column of a block that is a view, since products of few rows are slow to add up
 VIEWED_COLUMNS = 8
+# float64 numbers of a block, which stays in the cache
+SMALL_BLOCK_ENTRIES = 2**16
+# what a number costs, in multiplications, to see whether threads pay
+WORK_PER_ENTRY = 8
 
 
 def blocks(
@@ -79,12 +83,6 @@ def beside(data: TrainingData, shift: FloatArray, part: slice) -> FloatArray:
     if data.weight is not None:
         out *= np.sqrt(data.weight[part])
     return out
-
-
-# float64 numbers of a block, which stays in the cache
-SMALL_BLOCK_ENTRIES = 2**16
-# what a number costs, in multiplications, to see whether threads pay
-WORK_PER_ENTRY = 8
 
 
 def over_blocks(X: Array, work: Callable[[slice, FloatArray], Any]) -> list[Any]:

@@ -14,6 +14,37 @@ from .._runtime.aliases import FloatArray
 from .blocks import over_blocks
 
 
+@dataclass(frozen=True)
+class Moments:
+    """Weighted count, mean and sum of squared deviations of each column; batches merge exactly.
+
+    Weights, and so the count and the squares, are in units of two to the power of `exponent`.
+    """
+
+    weight: float
+    mean: FloatArray
+    deviation: FloatArray
+    exponent: int = 0
+
+    def in_units_of(self, exponent: int) -> Moments:
+        """The same with weights in other units."""
+        by = self.exponent - exponent
+        if by == 0:
+            return self
+        deviation = np.ldexp(self.deviation, by)
+        return Moments(math.ldexp(self.weight, by), self.mean, deviation, exponent)
+
+    def merge(self, other: Moments) -> Moments:
+        """Moments of both batches together (Chan, Golub and LeVeque, 1983)."""
+        exponent = max(self.exponent, other.exponent)
+        a, b = self.in_units_of(exponent), other.in_units_of(exponent)
+        total = a.weight + b.weight
+        delta = b.mean - a.mean
+        mean = a.mean + delta * (b.weight / total)
+        between = delta**2 * (a.weight * b.weight / total)
+        return Moments(total, mean, a.deviation + b.deviation + between, exponent)
+
+
 def _sparse_moments(X: Any, weight: FloatArray, total: float) -> Moments:
     entries = X.astype(np.float64).tocoo()
     n_rows, n_features = X.shape
@@ -62,34 +93,3 @@ def moments(X: Any, weight: FloatArray | None) -> Moments:
     blocks: list[Moments] = over_blocks(X, of_block)
     with np.errstate(over="ignore", invalid="ignore"):
         return reduce(Moments.merge, blocks)
-
-
-@dataclass(frozen=True)
-class Moments:
-    """Weighted count, mean and sum of squared deviations of each column; batches merge exactly.
-
-    Weights, and so the count and the squares, are in units of two to the power of `exponent`.
-    """
-
-    weight: float
-    mean: FloatArray
-    deviation: FloatArray
-    exponent: int = 0
-
-    def in_units_of(self, exponent: int) -> Moments:
-        """The same with weights in other units."""
-        by = self.exponent - exponent
-        if by == 0:
-            return self
-        deviation = np.ldexp(self.deviation, by)
-        return Moments(math.ldexp(self.weight, by), self.mean, deviation, exponent)
-
-    def merge(self, other: Moments) -> Moments:
-        """Moments of both batches together (Chan, Golub and LeVeque, 1983)."""
-        exponent = max(self.exponent, other.exponent)
-        a, b = self.in_units_of(exponent), other.in_units_of(exponent)
-        total = a.weight + b.weight
-        delta = b.mean - a.mean
-        mean = a.mean + delta * (b.weight / total)
-        between = delta**2 * (a.weight * b.weight / total)
-        return Moments(total, mean, a.deviation + b.deviation + between, exponent)

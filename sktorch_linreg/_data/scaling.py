@@ -13,57 +13,6 @@ from .blocks import over_blocks
 from .moments import Moments
 
 
-def rounding_level(mean: FloatArray) -> FloatArray:
-    """Deviations up to which values about a mean are taken as constant."""
-    level: FloatArray = 4 * np.finfo(np.float64).eps * np.abs(mean)
-    return level
-
-
-def column_scale(m: Moments, centred: bool) -> FloatArray:
-    """Standard deviation of each column (its root mean square if not centred), 0 if constant."""
-    deviation: FloatArray = np.sqrt(m.deviation / m.weight)
-    if not centred:
-        return np.hypot(deviation, m.mean)
-    deviation[deviation <= rounding_level(m.mean)] = 0.0
-    return deviation
-
-
-def identity_scaling(n_features: int, n_targets: int) -> Scaling:
-    """Units left as they are."""
-    return Scaling(
-        np.zeros(n_features), np.ones(n_features), np.zeros(n_targets), np.ones(n_targets)
-    )
-
-
-def to_user_units(layers: Layers, scaling: Scaling) -> Layers:
-    """Fold the scaling into the first and the last layer; float64 throughout."""
-    out = [(w.astype(np.float64), None if b is None else b.astype(np.float64)) for w, b in layers]
-    weight, bias = out[0]
-    weight = weight * scaling.x_factor
-    out[0] = weight, None if bias is None else bias - weight @ scaling.x_offset
-    weight, bias = out[-1]
-    weight = weight * scaling.y_scale[:, None]
-    out[-1] = weight, None if bias is None else bias * scaling.y_scale + scaling.y_offset
-    return out
-
-
-def scaled(X: Array, offset: FloatArray, factor: FloatArray, dtype: Any) -> Array:
-    """(X - offset) * factor in float64, then cast.
-
-    Rows are contiguous. Where there is nothing to do, it is the memory of `X` itself.
-    """
-    if not offset.any() and (factor == 1.0).all():
-        return np.ascontiguousarray(X, dtype=dtype)
-    out = np.empty(X.shape, dtype=dtype)
-
-    def of_block(rows: slice, room: FloatArray) -> None:
-        np.subtract(X[rows], offset, out=room)
-        np.multiply(room, factor, out=out[rows], casting="same_kind")
-
-    over_blocks(X, of_block)
-    return out
-
-
 def reciprocal(scale: FloatArray) -> FloatArray:
     """1 / scale, and 0 where the scale is 0: what a column of nothing is multiplied by."""
     factor = np.zeros_like(scale)
@@ -100,6 +49,57 @@ class Scaling:
     def x_factor(self) -> FloatArray:
         """What a centred column is multiplied by: 1 / `x_scale`, and 0 for a constant column."""
         return reciprocal(self.x_scale)
+
+
+def identity_scaling(n_features: int, n_targets: int) -> Scaling:
+    """Units left as they are."""
+    return Scaling(
+        np.zeros(n_features), np.ones(n_features), np.zeros(n_targets), np.ones(n_targets)
+    )
+
+
+def rounding_level(mean: FloatArray) -> FloatArray:
+    """Deviations up to which values about a mean are taken as constant."""
+    level: FloatArray = 4 * np.finfo(np.float64).eps * np.abs(mean)
+    return level
+
+
+def column_scale(m: Moments, centred: bool) -> FloatArray:
+    """Standard deviation of each column (its root mean square if not centred), 0 if constant."""
+    deviation: FloatArray = np.sqrt(m.deviation / m.weight)
+    if not centred:
+        return np.hypot(deviation, m.mean)
+    deviation[deviation <= rounding_level(m.mean)] = 0.0
+    return deviation
+
+
+def to_user_units(layers: Layers, scaling: Scaling) -> Layers:
+    """Fold the scaling into the first and the last layer; float64 throughout."""
+    out = [(w.astype(np.float64), None if b is None else b.astype(np.float64)) for w, b in layers]
+    weight, bias = out[0]
+    weight = weight * scaling.x_factor
+    out[0] = weight, None if bias is None else bias - weight @ scaling.x_offset
+    weight, bias = out[-1]
+    weight = weight * scaling.y_scale[:, None]
+    out[-1] = weight, None if bias is None else bias * scaling.y_scale + scaling.y_offset
+    return out
+
+
+def scaled(X: Array, offset: FloatArray, factor: FloatArray, dtype: Any) -> Array:
+    """(X - offset) * factor in float64, then cast.
+
+    Rows are contiguous. Where there is nothing to do, it is the memory of `X` itself.
+    """
+    if not offset.any() and (factor == 1.0).all():
+        return np.ascontiguousarray(X, dtype=dtype)
+    out = np.empty(X.shape, dtype=dtype)
+
+    def of_block(rows: slice, room: FloatArray) -> None:
+        np.subtract(X[rows], offset, out=room)
+        np.multiply(room, factor, out=out[rows], casting="same_kind")
+
+    over_blocks(X, of_block)
+    return out
 
 
 def rewrite_layers(layers: Layers, old: Scaling, new: Scaling) -> Layers:

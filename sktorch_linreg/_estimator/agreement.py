@@ -99,8 +99,8 @@ def agree(
         if estimator.checkpoint_dir is not None:
             raise ValueError(
                 "checkpoint_dir cannot be combined with data_parallel(). Set "
-                "checkpoint_dir=None, and "
-                "save the model of the first process between calls of fit with warm_start=True."
+                "checkpoint_dir=None, and save the model of the first process between calls of fit "
+                "with warm_start=True."
             )
         local = prepare()
         kept.append(local)

@@ -1,4 +1,4 @@
-"""Whether rows fit the loss and the model gone on with, and an estimator learns from batches."""
+"""Whether rows fit the loss and the model being continued, and an estimator learns from batches."""
 
 from __future__ import annotations
 
@@ -60,8 +60,7 @@ def can_partial_fit(estimator: Any) -> bool:
     if estimator.early_stopping:
         raise AttributeError(
             "partial_fit cannot be combined with early_stopping=True: it sees one batch at a "
-            "time and has "
-            "no rows to hold out. Set early_stopping=False, or call fit."
+            "time and has no rows to hold out. Set early_stopping=False, or call fit."
         )
     optimizer = estimator.optimizer
     optimizer = OPTIMIZERS.get(optimizer) if isinstance(optimizer, str) else optimizer

@@ -18,9 +18,8 @@ from .._spec import FitSpec, TrainingOptions
 from .construct import construct, is_torch_or_ours, signature_of
 from .optimizers import StackedOptions
 
-# name: (class, options that it needs, from the number of epochs and the learning rate)
 Defaults = Callable[[int, float], dict[str, Any]]
-
+# name: (class, options that it needs, from the number of epochs and the learning rate)
 SCHEDULES: dict[str, tuple[type[Any], Defaults]] = {
     "constant": (lr_scheduler.LambdaLR, lambda epochs, lr: {"lr_lambda": _one}),
     "step": (lr_scheduler.StepLR, lambda epochs, lr: {"step_size": max(1, epochs // 3)}),

@@ -7,6 +7,9 @@ from typing import Any
 import numpy as np
 import torch
 
+# devices whose kernels were looked at; on others autograd does the work
+DEVICES = ("cpu", "cuda")
+
 
 def available_devices() -> list[str]:
     """Names of the devices that this machine has."""
@@ -49,7 +52,3 @@ def resolve_dtype(dtype: Any, X: Any, device: torch.device) -> torch.dtype:
             "device='mps' does not support float64. Set dtype='float32' or device='cpu'."
         )
     return resolved
-
-
-# devices whose kernels were looked at; on others autograd does the work
-DEVICES = ("cpu", "cuda")
