@@ -185,6 +185,17 @@ class Block(NamedTuple):
     batches: list[Batch]
 
 
+def n_batches(n_rows: int, batch_size: int) -> int:
+    """Batches of an epoch, the last of which may be short."""
+    return math.ceil(n_rows / max(1, min(batch_size, n_rows)))
+
+
+def rows_per_block(n_rows: int, batch_size: int, width: int) -> int:
+    """Rows of a block: as many whole batches as stay in the cache, one at least."""
+    together = BLOCK_ENTRIES // (batch_size * max(1, width))
+    return min(n_rows, batch_size * max(1, together))
+
+
 def draw_order(generator: torch.Generator, n_rows: int) -> Tensor:
     """The order of the rows of an epoch, as `torch.randperm` draws it."""
     return torch.randperm(n_rows, generator=generator)
@@ -204,8 +215,8 @@ class BatchIterator:
         Rows per batch; all of them by default.
     generator : torch.Generator, optional
         Draws the order of the rows anew for each epoch; without one they come as they are.
-    block_entries : int, default=BLOCK_ENTRIES
-        Features of a block, which holds one batch at least.
+    one_batch : bool, default=False
+        Whether a block holds one batch only.
     """
 
     def __init__(
@@ -213,19 +224,20 @@ class BatchIterator:
         dataset: TabularDataset,
         batch_size: int | None = None,
         generator: torch.Generator | None = None,
-        block_entries: int = BLOCK_ENTRIES,
+        one_batch: bool = False,
     ) -> None:
         self.dataset = dataset
         self.n_all = n_rows = len(dataset)
         self.batch_size = max(1, min(batch_size or n_rows, n_rows))
         # the order of rows within a full batch changes nothing
         self.generator = generator if self.batch_size < n_rows else None
-        together = block_entries // (self.batch_size * max(1, dataset.X.shape[1]))
-        self.block_rows = min(n_rows, self.batch_size * max(1, together))
+        self.block_rows = min(n_rows, self.batch_size)
+        if not one_batch:
+            self.block_rows = rows_per_block(n_rows, self.batch_size, dataset.X.shape[1])
         self._kept: dict[int, Block] = {}
 
     def __len__(self) -> int:
-        return math.ceil(len(self.dataset) / self.batch_size)
+        return n_batches(len(self.dataset), self.batch_size)
 
     def __iter__(self) -> Iterator[tuple[Any, Any]]:
         for start in range(0, len(self.dataset), self.batch_size):

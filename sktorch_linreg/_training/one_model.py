@@ -23,7 +23,6 @@ from .._optim.schedules import Schedules
 from .._optim.updates import RuleUpdates, TorchUpdates, rate_of
 from .._spec import FitResult, FitSpec, RunContext
 from .batches import (
-    BLOCK_ENTRIES,
     OUTPUT_ROWS,
     Batch,
     BatchIterator,
@@ -254,8 +253,7 @@ class OneModel(TrainingLoop):
         self, rows: TabularDataset, size: int, order: torch.Generator | None = None
     ) -> BatchIterator:
         # a loss that only gives a mean is taken batch by batch
-        entries = 0 if self.spec.objective.loss.reduced else BLOCK_ENTRIES
-        return BatchIterator(rows, size, order, entries)
+        return BatchIterator(rows, size, order, one_batch=self.spec.objective.loss.reduced)
 
     def _needs_no_autograd(self) -> bool:
         """Inference mode costs least, but autograd cannot take what is made in it."""

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from .._objective.losses import Loss
-from .batches import BLOCK_ENTRIES, TabularDataset, draw_order
+from .batches import TabularDataset, draw_order, rows_per_block
 
 
 class StackedRows:
@@ -141,8 +141,7 @@ class StackedBatches:
         self.slope_factor = slope_factor
         n_groups = len(self.owner)
         width = max(n_groups * packed.n_columns, n_groups * n_each * packed.n_targets)
-        together = BLOCK_ENTRIES // (self.batch_size * width)
-        self.block_rows = min(self.n_rows, self.batch_size * max(1, together))
+        self.block_rows = rows_per_block(self.n_rows, self.batch_size, width)
         self._kept: dict[int, StackedBlock] = {}
         device = packed.rows.device
         self._start: Tensor = (
@@ -165,8 +164,8 @@ class StackedBatches:
         flat = packed.rows.view(-1, packed.n_columns)
         for start in starts:
             index = order[:, start : start + self.block_rows]
-            # all blocks but the last hold as many rows
-            key = start if start + self.block_rows > self.n_rows else 0
+            # all blocks in which every group has rows up to the end are alike
+            key = start if start + self.block_rows > min(self.counts) else 0
             if key not in self._kept:
                 room = flat.new_empty(*index.shape, packed.n_columns)
                 self._kept[key] = self._cut(room, start)

@@ -13,6 +13,7 @@ from sktorch_linreg._data.validation import validate_rows
 from sktorch_linreg._errors import TrainingDivergedError
 from sktorch_linreg._runtime.torch_modes import own_torch_settings
 from sktorch_linreg._spec import RunContext
+from sktorch_linreg._training import batches
 from sktorch_linreg._training.many_models import train_models
 from sktorch_linreg._training.train import train
 
@@ -259,3 +260,15 @@ def test_sums_of_many_small_penalties_do_not_round_away(l1_ratio):
     found = train_models([data], [0], specs).loss[0]
     value = l1_ratio * abs(coef) + 0.5 * (1 - l1_ratio) * coef**2
     np.testing.assert_allclose(found, np.array(alphas) * value, rtol=1e-5)
+
+
+@pytest.mark.parametrize("shuffle", [True, False], ids=["shuffled", "in order"])
+@pytest.mark.parametrize("block_entries", [1, 2000])
+def test_blocks_may_be_of_any_size(monkeypatch, block_entries, shuffle):
+    """Also where groups end at different rows of a block, or in different blocks."""
+    monkeypatch.setattr(batches, "BLOCK_ENTRIES", block_entries)
+    for counts, size in (((96, 94), 16), ((96, 95, 81), 16), ((96, 65), 48)):
+        sets = [rows(n, seed=n, weighted=n == 95) for n in counts]
+        for base in (LINEAR, clone(MLP).set_params(dropout=0.2)):
+            chosen = clone(base).set_params(batch_size=size, alpha=0.1, shuffle=shuffle)
+            compare(chosen, product(lr=RATES[:2]), sets)
