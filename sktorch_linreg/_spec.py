@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, Protocol
@@ -10,7 +11,7 @@ import numpy as np
 import torch
 
 from ._data.moments import Moments
-from ._data.scaling import Scaling, column_scale, identity_scaling
+from ._data.scaling import Scaling, column_scale, identity_scaling, to_user_units
 from ._data.statistics import Statistics
 from ._objective.losses import Loss
 from ._objective.penalty import Penalty
@@ -187,3 +188,26 @@ class FitResult:
     rank: int | None = None
     path_taken: str | None = None
     warnings: list[tuple[str, type[Warning]]] = field(default_factory=list)
+
+    @classmethod
+    def of_training(
+        cls,
+        spec: FitSpec,
+        trained: Layers,
+        scaling: Scaling,
+        curves: tuple[list[float], list[float]],
+        **others: Any,
+    ) -> FitResult:
+        """What training gives: layers in its own units, the losses of epochs, and other fields."""
+        loss_curve, validation_loss_curve = curves
+        return cls(
+            to_user_units(trained, scaling),
+            loss_curve[-1] if loss_curve else math.nan,
+            loss_curve,
+            validation_loss_curve,
+            n_iter=len(loss_curve),
+            optimizer=spec.training.optimizer,
+            scaling=scaling,
+            trained=trained,
+            **others,
+        )

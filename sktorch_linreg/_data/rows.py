@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from itertools import pairwise
@@ -108,6 +109,11 @@ def distinct_rows(data: TrainingData) -> TrainingData:
     return TrainingData(data.X[first], data.y[first], kept, exponent=data.exponent)
 
 
+def n_held_out(n_rows: int, fraction: float) -> int:
+    """Rows that are held out for validation."""
+    return math.ceil(fraction * n_rows)
+
+
 def split_rows(
     data: TrainingData, fraction: float, seed: int, *, counted: bool
 ) -> tuple[TrainingData, TrainingData]:
@@ -118,7 +124,7 @@ def split_rows(
     """
     share = _held_out_shares(data, fraction, seed) if counted else None
     if share is None:
-        n_valid = int(np.ceil(fraction * data.n_samples))
+        n_valid = n_held_out(data.n_samples, fraction)
         order = torch.randperm(data.n_samples, generator=make_generator(seed, stream=1)).numpy()
         share = np.zeros(data.n_samples)
         share[order[:n_valid]] = 1.0
@@ -146,7 +152,7 @@ def _held_out_shares(data: TrainingData, fraction: float, seed: int) -> FloatArr
     count = np.bincount(group, data.weights if whole else None)
     scale = min(1.0, max(FEW_UNITS, len(count)) / total)
     units = np.maximum(1, np.rint(scale * count)).astype(np.int64)
-    n_valid = int(np.ceil(fraction * units.sum()))
+    n_valid = n_held_out(int(units.sum()), fraction)
     held = np.random.default_rng([1, seed]).multivariate_hypergeometric(units, n_valid)
     # the first of several equal rows are held out whole, and at most one of them in part
     weight = data.weights if whole else np.ones(data.n_samples)

@@ -12,6 +12,11 @@ from torch import Tensor, nn
 from .._runtime.aliases import Array
 
 
+def draw_mask_(mask: Tensor, keep: float, generator: torch.Generator | None) -> Tensor:
+    """Fill in a mask: 0, or what keeps the mean of the units, which are kept with this share."""
+    return mask.bernoulli_(keep, generator=generator).div_(keep)
+
+
 @dataclass
 class Masks:
     """Share of units that dropout leaves out, and what draws them, for all layers of a module.
@@ -32,12 +37,12 @@ class Masks:
             self.n_groups = int(groups.max()) + 1
 
     def draw_(self, mask: Tensor) -> Tensor:
-        """Fill in a mask of shape (n_units, n_rows): 0, or what keeps the mean of the units."""
+        """Fill in a mask of shape (n_units, n_rows)."""
         keep = 1.0 - self.p
         if self.groups is None or len(self.groups) != mask.shape[-1]:
-            return mask.bernoulli_(keep, generator=self.generator).div_(keep)
-        drawn = mask.new_empty(*mask.shape[:-1], self.n_groups)
-        drawn.bernoulli_(keep, generator=self.generator).div_(keep)
+            return draw_mask_(mask, keep, self.generator)
+        room = mask.new_empty(*mask.shape[:-1], self.n_groups)
+        drawn = draw_mask_(room, keep, self.generator)
         return torch.index_select(drawn, -1, self.groups.to(mask.device), out=mask)
 
 
@@ -100,9 +105,7 @@ class StackedMasks:
                 continue
             count = counts[self.groups[i]]
             if count == n_rows:
-                drawn[i].bernoulli_(keep, generator=generator)
+                draw_mask_(drawn[i], keep, generator)
             else:
-                own = h.new_empty(n_units, count).bernoulli_(keep, generator=generator)
-                drawn[i, :, :count] = own
-            drawn[i].div_(keep)
+                drawn[i, :, :count] = draw_mask_(h.new_empty(n_units, count), keep, generator)
         return drawn if len(self.keep) == 1 else drawn[self.owner]

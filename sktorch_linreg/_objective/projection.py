@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .penalty import Penalty, StackedPenalties
+from .penalty import Penalty
 
 
 class Projection:
@@ -58,14 +58,3 @@ class Projection:
         moved = self.weight.clone()
         self.projecting.project_(moved, self.gradient, self.before)
         torch.where(self.reached, moved, self.weight, out=self.weight)
-
-
-def project_stack(penalties: StackedPenalties, positive: bool) -> Projection | None:
-    """The projection of many models, None where there is nothing to keep."""
-    if not (penalties.has_l1 or positive):
-        return None
-    weights = penalties.weights
-    ones = torch.ones(weights.n_groups, weights.n_each, device=weights.values.device)
-    l1: float | Tensor = penalties.full_l1 if penalties.has_l1 else 0.0
-    reached = weights.penalised(ones) > 0
-    return Projection(weights.values, weights.gradient, l1, positive, reached)

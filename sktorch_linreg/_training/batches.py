@@ -17,6 +17,7 @@ from torch.utils.data import Dataset
 from .._data.arrays import as_tensor
 from .._data.rows import TrainingData
 from .._data.scaling import Scaling, scaled
+from .._objective.losses import Loss
 from .._runtime.processes import ProcessGroup
 from .._spec import FitSpec
 
@@ -183,6 +184,15 @@ class Block(NamedTuple):
     weight: Tensor | None  # n_rows, 1
     out: Tensor
     batches: list[Batch]
+
+    def loss_sum(self, loss: Loss) -> tuple[Tensor, int]:
+        """The weighted losses of the outputs there are, summed, and how many they are."""
+        values = loss.pointwise(self.out, self.y)
+        if loss.reduced:
+            return values * len(self.y), len(self.y)
+        if self.weight is not None:
+            values = values.reshape(len(values), -1) * self.weight
+        return values.sum(), values.numel()
 
 
 def n_batches(n_rows: int, batch_size: int) -> int:

@@ -90,6 +90,10 @@ class FlatParameters:
         """A copy of the parameters, in the place of `kept` if there is one."""
         return self.values.clone() if kept is None else kept.copy_(self.values)
 
+    def finite(self) -> bool:
+        """Whether all parameters are finite."""
+        return bool(torch.isfinite(self.values).all())
+
     def release(self) -> None:
         """Give the parameters memory of their own, and let go of the gradients."""
         for p in self.parameters:

@@ -6,7 +6,6 @@ initial weights, order of rows, dropout masks, updates and stops.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
 from typing import Any
@@ -20,8 +19,6 @@ from .._errors import TrainingDivergedError
 from .._modules.dropout import StackedMasks
 from .._modules.initialize import start_weights_
 from .._modules.network import make_module
-from .._objective.penalty import StackedPenalties
-from .._objective.projection import project_stack
 from .._optim.optimizers import StackedOptions, option_values
 from .._optim.schedules import Schedules
 from .._optim.updates import RuleUpdates
@@ -30,11 +27,11 @@ from .._runtime.seeds import dropout_generator, main_generator
 from .._runtime.threads import threads_for
 from .._runtime.torch_modes import own_torch_settings
 from .._spec import FitSpec, RunContext
-from .batches import OUTPUT_ROWS, TabularDataset
+from .batches import OUTPUT_ROWS, TabularDataset, n_batches
 from .loop import TrainingLoop
 from .prepare import Prepared, prepare
 from .stacked_batches import Order, StackedBatches, StackedRows
-from .stacked_gradients import StackedBackprop
+from .stacked_objective import StackedObjective
 from .stacked_parameters import StackedParameters
 from .stacked_result import StackResult
 from .stopping import Monitor
@@ -78,7 +75,7 @@ class ManyModels(TrainingLoop):
         self.packed, self.held_out = self._pack(prepared)
         counts = [self.packed.counts[i] for i in self.owner]
         pairs = zip(counts, specs, strict=True)
-        if len({steps_per_epoch(n, row[0], held_out=False) for n, row in pairs}) > 1:
+        if len({n_batches(n, row[0].training.batch_size) for n, row in pairs}) > 1:
             raise ValueError("Models of a stack must have the same number of updates per epoch.")
         self.scalings = [prepared[i].scaling for i in self.owner]
         n_in, n_out = self.packed.n_features, self.packed.n_targets
@@ -94,8 +91,8 @@ class ManyModels(TrainingLoop):
             self.schedules.apply(self.options)
         self.monitor = Monitor.of_many(specs, self.held_out is not None)
         self._draw_start()
-        self.alpha1 = np.array([[s.objective.l1 for s in row] for row in specs])
-        self.alpha2 = np.array([[s.objective.l2 for s in row] for row in specs])
+        self.l1 = np.array([[s.objective.l1 for s in row] for row in specs])
+        self.l2 = np.array([[s.objective.l2 for s in row] for row in specs])
         self.result = self.parameters.like(n_groups, n_each)
         # where the models that are still there were in the beginning
         self.origin = np.indices((n_groups, n_each))
@@ -201,9 +198,7 @@ class ManyModels(TrainingLoop):
                 [int(i) // parameters.n_each for i in first],
                 torch.from_numpy(which.reshape(-1)),
             )
-        self.backprop = StackedBackprop(parameters, spec.shape.activation, masks)
-        self.penalties = StackedPenalties(parameters, self.alpha1, self.alpha2)
-        self.projection = project_stack(self.penalties, spec.objective.positive)
+        self.objective = StackedObjective(parameters, spec, self.l1, self.l2, masks)
         groups_left = self.origin[0][:, 0]
         owner_left = [self.owner[g] for g in groups_left]
         orders = [self.orders[g] for g in groups_left] if spec.training.shuffle else None
@@ -278,44 +273,12 @@ class ManyModels(TrainingLoop):
 
     def train_epoch(self) -> FloatArray:
         """Update over all batches; the mean objectives as they were seen on the way."""
-        loss, batches, penalties = self.spec.objective.loss, self.batches, self.penalties
-        counted = penalties.has_l1 or penalties.has_l2
-        updates = self.updates
-        sums: Any = 0.0
-        for block in batches.blocks():
-            for batch in block.batches:
-                self.backprop.gradient_(batch, loss)
-                penalties.add_gradient_()
-                if counted:
-                    penalties.add(batch.counts)
-                if self.projection is not None:
-                    self.projection.pseudo_()
-                updates.step()
-                if self.projection is not None:
-                    self.projection.project_()
-            sums = sums + block.loss_sums(loss).double()
-        mean = self._mean(sums, batches)
-        if counted:
-            mean = mean + penalties.sums().cpu().numpy() / np.array(batches.counts)[:, None]
+        mean: FloatArray = self.objective.epoch(self.batches, self.updates.step)
         return mean
 
     def validation_loss(self) -> FloatArray | None:
         """The mean losses over held-out rows."""
-        if self.checks is None:
-            return None
-        loss = self.spec.objective.loss
-        held: Any = 0.0
-        for block in self.checks.blocks():
-            for batch in block.batches:
-                self.backprop.outputs_(batch)
-            held = held + block.loss_sums(loss).double()
-        return self._mean(held, self.checks)
-
-    def _mean(self, sums: Tensor, batches: StackedBatches) -> FloatArray:
-        """Mean losses from their sums over rows and targets."""
-        counts = np.array(batches.counts)[:, None]
-        mean: FloatArray = sums.cpu().numpy() / (counts * self.packed.n_targets)
-        return mean
+        return None if self.checks is None else self.objective.loss_of(self.checks)
 
     def learning_rate(self) -> FloatArray:
         """The learning rate of each model."""
@@ -375,7 +338,7 @@ class ManyModels(TrainingLoop):
         for part in (self.options, self.monitor, self.schedules):
             if part is not None:
                 part.select(group, place)
-        self.alpha1, self.alpha2 = self.alpha1[group, place], self.alpha2[group, place]
+        self.l1, self.l2 = self.l1[group, place], self.l2[group, place]
         self._set_up()
         new = self.updates
         new.slots = slots
@@ -393,17 +356,3 @@ def train_models(
     """Train a stack of models; the parameters are those of `ManyModels`."""
     with own_torch_settings(specs[0][0].device), torch.inference_mode():
         return ManyModels(data, owner, specs, curves, tell).train()
-
-
-def steps_per_epoch(n_rows: int, spec: FitSpec, *, held_out: bool = True) -> int:
-    """Updates of an epoch, which the models of a stack have to have in common.
-
-    `n_rows` counts the rows that early stopping holds out if `held_out` is set.
-    """
-    if (
-        held_out
-        and spec.training.validation_fraction is not None
-        and spec.training.batch_size < n_rows
-    ):
-        n_rows -= math.ceil(spec.training.validation_fraction * n_rows)
-    return math.ceil(n_rows / max(1, min(spec.training.batch_size, n_rows)))

@@ -13,15 +13,23 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+from torch import Tensor
 
 
 def _choose(condition: Any, a: Any, b: Any) -> Any:
     return a if condition else b
 
 
+def _to_numpy(tensor: Tensor) -> Any:
+    return tensor.cpu().numpy()
+
+
 @dataclass(frozen=True)
 class Numbers:
-    """Functions of numbers per model; minimum and maximum leave out what is not a number."""
+    """Functions of numbers per model; minimum and maximum leave out what is not a number.
+
+    `read` takes them from a tensor, and waits for its device.
+    """
 
     where: Callable[[Any, Any, Any], Any]
     minimum: Callable[[Any, Any], Any]
@@ -31,7 +39,10 @@ class Numbers:
     invert: Callable[[Any], Any]
     any: Callable[[Any], Any]
     all: Callable[[Any], Any]
+    read: Callable[[Any], Any]
 
 
-ONE = Numbers(_choose, min, max, math.isfinite, math.isinf, operator.not_, bool, bool)
-MANY = Numbers(np.where, np.fmin, np.fmax, np.isfinite, np.isinf, np.logical_not, np.any, np.all)
+ONE = Numbers(_choose, min, max, math.isfinite, math.isinf, operator.not_, bool, bool, float)
+MANY = Numbers(
+    np.where, np.fmin, np.fmax, np.isfinite, np.isinf, np.logical_not, np.any, np.all, _to_numpy
+)

@@ -40,8 +40,8 @@ from .lbfgs_convergence import (
     why_not_converged,
 )
 from .loop import TrainingLoop
+from .module_objective import ModuleObjective
 from .stopping import Monitor
-from .training_objective import TrainingObjective
 
 
 class StopTraining(Exception):
@@ -140,7 +140,7 @@ class OneModel(TrainingLoop):
         The call that it is fitted in.
     module : MLPModule
         What is trained.
-    objective : TrainingObjective
+    objective : ModuleObjective
         Its loss and penalty, and their gradients.
     stepper : Stepper
         What moves its parameters.
@@ -157,7 +157,7 @@ class OneModel(TrainingLoop):
         spec: FitSpec,
         context: RunContext,
         module: MLPModule,
-        objective: TrainingObjective,
+        objective: ModuleObjective,
         stepper: Stepper,
         listener: Listener,
         monitor: Monitor,
@@ -186,16 +186,12 @@ class OneModel(TrainingLoop):
         """What the fit would be if it ended now."""
         state, flat, scaling = self.state, self.weights, self.state.scaling
         trained = flat.layers(self.monitor.best_weights(flat).clone())
-        return FitResult(
-            layers=to_user_units(trained, scaling),
-            scaling=scaling,
-            loss=state.loss_curve[-1] if state.loss_curve else math.nan,
-            loss_curve=list(state.loss_curve),
-            validation_loss_curve=list(state.validation_curve),
+        return FitResult.of_training(
+            self.spec,
+            trained,
+            scaling,
+            (list(state.loss_curve), list(state.validation_curve)),
             best_loss=self.monitor.best,
-            n_iter=len(state.loss_curve),
-            optimizer=self.spec.training.optimizer,
-            trained=trained,
             history=self.plain_history(),
             path=[to_user_units(flat.layers(values), scaling) for values in state.path or []],
             moments=state.moments,

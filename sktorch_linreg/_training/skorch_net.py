@@ -21,8 +21,8 @@ from .._optim.state import load_schedule_state
 from .._optim.updates import RuleUpdates, TorchUpdates, has_rule
 from .._spec import FitSpec, RunContext
 from .batches import OUTPUT_ROWS, BatchIterator, TabularDataset
+from .module_objective import ModuleObjective
 from .one_model import OneModel, Stepper, StopTraining
-from .training_objective import TrainingObjective
 
 __all__ = ["Callback", "NetDataset", "RegressionNet", "check_callbacks", "make_net", "wrap"]
 
@@ -93,7 +93,7 @@ class RegressionNet(skorch.NeuralNet):  # type: ignore[misc]
         cls: Any = spec.training.optimizer_class
         options = spec.training.optimizer_options
         by_rule = has_rule(cls, options, spec.device)
-        self.objective_ = TrainingObjective(
+        self.objective_ = ModuleObjective(
             self.module_, spec.objective.loss, penalty, orthant_wise, transposed=by_rule
         )
         if by_rule:

@@ -5,10 +5,12 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from typing import Any, NamedTuple
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from .._objective.losses import Loss
+from .._runtime.aliases import Array
 from .batches import TabularDataset, draw_order, rows_per_block
 
 
@@ -83,25 +85,27 @@ class StackedBatch(NamedTuple):
 class StackedBlock(NamedTuple):
     """Consecutive batches as views of one piece of memory.
 
-    `together` has outputs, targets and weights of all batches of one size at once.
+    `together` has outputs, targets and weights of all batches of one size at once, and `n_entries`
+    how many losses each group has, of shape (n_groups, 1).
     """
 
     rows: Tensor
+    y: Tensor
     factors: Tensor | None
     scale: Tensor | None
     batches: list[StackedBatch]
     together: list[tuple[Tensor, Tensor, Tensor | None]]
+    n_entries: Array
 
-    def loss_sums(self, loss: Loss) -> Tensor:
-        """Weighted losses of the outputs there are, summed, of shape (n_groups, n_each)."""
+    def loss_sum(self, loss: Loss) -> tuple[Tensor, Array]:
+        """The weighted losses of each model, summed, of shape (n_groups, n_each); their numbers."""
         total: Any = 0.0
         for out, y, weight in self.together:
             values = loss.pointwise(out, y.expand_as(out))
             if weight is not None:
                 values = values * weight
             total = total + values.sum((0, 3, 4))
-        sums: Tensor = total
-        return sums
+        return total, self.n_entries
 
 
 class StackedBatches:
@@ -134,6 +138,8 @@ class StackedBatches:
     ) -> None:
         self.packed, self.owner, self.n_each = packed, list(owner), n_each
         self.counts = [packed.counts[i] for i in self.owner]
+        # of each group
+        self.n_all = np.array(self.counts)[:, None]
         self.n_rows = max(self.counts)
         self.batch_size = max(1, min(batch_size, self.n_rows))
         # the order of rows within a full batch changes nothing
@@ -235,4 +241,6 @@ class StackedBatches:
                         out.flatten(1, 2),
                     )
                 )
-        return StackedBlock(rows, factors, scale, batches, together)
+        y = rows[..., packed.n_inputs : packed.n_inputs + n_targets]
+        n_entries = (self.n_all - start).clip(0, n_rows) * n_targets
+        return StackedBlock(rows, y, factors, scale, batches, together, n_entries)

@@ -9,7 +9,7 @@ import numpy as np
 import torch
 
 from .._data.arrays import as_tensor, chunks
-from .._data.scaling import Scaling, to_user_units
+from .._data.scaling import Scaling
 from .._objective.losses import inverse_link
 from .._runtime.aliases import Array, FloatArray, Layers, Mask
 from .._runtime.torch_modes import own_torch_settings
@@ -60,17 +60,12 @@ class StackResult:
         history = [{"epoch": i + 1, "train_loss": value} for i, value in enumerate(loss)]
         for row, value in zip(history, validation, strict=False):
             row["valid_loss"] = value
-        trained, scaling = self.layers(group, place), self.scalings[group]
-        return FitResult(
-            layers=to_user_units(trained, scaling),
-            scaling=scaling,
-            loss=float(self.loss[group, place]),
-            loss_curve=loss,
-            validation_loss_curve=validation,
+        return FitResult.of_training(
+            spec,
+            self.layers(group, place),
+            self.scalings[group],
+            (loss, validation),
             best_loss=float(self.best_loss[group, place]),
-            n_iter=int(self.n_iter[group, place]),
-            optimizer=spec.training.optimizer,
-            trained=trained,
             history=history,
         )
 

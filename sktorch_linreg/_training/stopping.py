@@ -31,6 +31,9 @@ class Weights(Protocol):
     def keep(self, kept: Tensor | None, which: Any = True) -> Tensor:
         """`kept` with the parameters of some models as they are now; None keeps all."""
 
+    def finite(self) -> Any:
+        """Which models have finite parameters only."""
+
 
 class Monitor:
     """Plateau stops, best losses and best weights of the models that are trained together.

@@ -26,11 +26,11 @@ from .._runtime.threads import threads_for
 from .._spec import FitResult, FitSpec, RunContext, Start
 from .duality_gap import check_minimum
 from .lbfgs_convergence import LbfgsConvergence
+from .module_objective import FIRST_WIDTH
 from .one_model import OneModel, RunState
 from .prepare import Prepared, dropout_groups, prepare
 from .skorch_net import NetDataset, make_net
 from .stopping import Monitor
-from .training_objective import FIRST_WIDTH
 from .unit_sizes import shrink_large_units_
 
 
@@ -228,6 +228,6 @@ def _rows_to_show(prepared: Prepared, context: RunContext) -> dict[str, NetDatas
 
 def _check_finite(loop: OneModel) -> None:
     """The last update can diverge after the last loss was seen."""
-    if not bool(torch.isfinite(loop.objective.flat.values).all()):
+    if not loop.weights.finite():
         lr = rate_of(loop.stepper.updates.group)
         raise TrainingDivergedError(len(loop.state.loss_curve), lr)

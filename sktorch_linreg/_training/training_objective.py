@@ -1,245 +1,105 @@
-"""The objective on batches of rows: values, gradients, and what follows an update."""
+"""The objective over the batches of an epoch, for one model and for many."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import replace
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Sequence
 from typing import Any
 
-import torch
-from torch import Tensor
-
-from .._modules.activations import ACTIVATIONS
-from .._modules.network import MLPModule
-from .._objective.losses import Loss, blamed_on
-from .._objective.penalty import Penalty, PenaltySum, longer
+from .._objective.losses import Loss
+from .._objective.penalty import PenaltySum, longer
 from .._objective.projection import Projection
-from .._runtime.devices import DEVICES
 from .._runtime.processes import ONE_PROCESS, ProcessGroup
-from .batches import Batch, BatchIterator, Block
-from .flat_parameters import FlatParameters
-from .gradients import Backprop
-
-# L-BFGS follows a loss with kinks from this width of its envelope down, tenfold at a time
-FIRST_WIDTH = 0.1
+from .model_numbers import Numbers
 
 
-class TrainingObjective:
-    """Loss and penalty of a module, as the optimizer sees them.
+class TrainingObjective(ABC):
+    """Loss and penalty of one model or of many, as an optimizer sees them.
 
-    Dense rows take the written-out gradients of `Backprop`; sparse rows, frozen parameters and
-    devices that were not looked at take autograd.
-
-    Parameters
+    Attributes
     ----------
-    module : MLPModule
-        What is trained; its parameters become views of one vector.
     loss : Loss
         The loss that was asked for.
-    penalty : Penalty
-        The elastic-net term and the sign constraint.
-    own_penalty : bool
-        Whether the optimizer keeps the L1 term and the constraint by itself, so that it has to be
-        given the smooth part alone.
-    transposed : bool, default=True
-        Whether the optimizer can take weights that lie in memory column by column.
+    numbers : Numbers
+        `ONE` for one model, `MANY` for a stack.
+    projections : sequence of Projection
+        What keeps L1 terms and sign constraints exactly.
+    penalties : PenaltySum
+        The penalties before the updates of an epoch.
+    group : ProcessGroup
+        The processes that have rows of each batch.
     """
 
-    def __init__(
-        self,
-        module: MLPModule,
-        loss: Loss,
-        penalty: Penalty,
-        own_penalty: bool,
-        transposed: bool = True,
-    ) -> None:
-        self.module, self.loss, self.penalty = module, loss, penalty
-        self._smooth_penalty = Penalty(l2=penalty.l2)
-        self.projects = penalty.projects and not own_penalty
-        self.flat = FlatParameters(module, transposed)
-        self.width: float | None = None
-        self.minimised = loss
-        self.backprop: Backprop | None = None
-        # the processes that have rows of each batch
-        self.group: ProcessGroup = ONE_PROCESS
-        self.configure()
+    loss: Loss
+    numbers: Numbers
+    projections: Sequence[Projection] = ()
+    penalties: PenaltySum
+    group: ProcessGroup = ONE_PROCESS
 
-    def configure(self) -> bool:
-        """Look at what is to be trained; returns whether that is every parameter."""
-        flat, module = self.flat, self.module
-        flat.take_parameters()
-        flat.offer_gradients()
-        whole = all(p.requires_grad for p in flat.parameters)
-        by_hand = (
-            whole
-            and flat.values.device.type in DEVICES
-            and not module.scale_input
-            and ACTIVATIONS[module.activation].by_hand
-            and not any(map(_has_hooks, module.modules()))
-        )
-        if not by_hand:
-            self.backprop = None
-        elif self.backprop is None:
-            self.backprop = Backprop(module, flat, self.penalty.l2)
-        # the weights that are trained under the penalty, and their gradients
-        self.weights = [(flat.weights, flat.weights_gradient)]
-        if not whole:
-            self.weights = [(w.detach(), w.grad) for w in module.weights if w.grad is not None]
-        l1, positive = self.penalty.l1, self.penalty.positive
-        pairs = self.weights if self.projects else []
-        self.projections = [Projection(w, grad, l1, positive) for w, grad in pairs]
-        return whole
+    @abstractmethod
+    def gradient_(self, batch: Any) -> None:
+        """Write outputs into the batch, and the gradient of what is minimised to the parameters.
 
-    # -- stand-ins for losses with kinks --------------------------------------------------------
-
-    def smooth_at(self, width: float | None) -> None:
-        """Minimise the envelope of this width, or the loss itself."""
-        if width is None or self.loss.smoothed is None:
-            self.width, self.minimised = None, self.loss
-            return
-        self.width = width
-        self.minimised = replace(self.loss, pointwise=self.loss.smoothed(width), slope=None)
-
-    def sharpen(self) -> bool:
-        """Bring the envelope closer to the loss; False if it is close enough."""
-        eps = torch.finfo(self.flat.values.dtype).eps
-        if self.width is None or self.width <= 10 * eps**0.5:
-            return False
-        self.smooth_at(0.1 * self.width)
-        return True
-
-    # -- gradients ------------------------------------------------------------------------------
-
-    def gradient_(self, batch: Batch) -> None:
-        """Write outputs into `batch.out`, and the gradient of what is minimised into `flat`.
-
-        It is that of the smooth part where the optimizer keeps the rest of the penalty, and the
-        pseudo-gradient where weights are projected.
+        It is the pseudo-gradient where weights are projected.
         """
-        if not batch.n_rows:
-            self.flat.gradient.zero_()
-        elif self.backprop is not None:
-            self.backprop.gradient_(batch, self.minimised)
-        else:
-            self._by_autograd(batch)
-        if self.group.size > 1:
-            # the penalty as well counts by rows, which add up to those of the batch
-            self.flat.gradient.mul_(batch.n_rows / batch.n_all)
-            self.group.sum_(self.flat.gradient)
-        for projection in self.projections:
-            projection.pseudo_()
 
-    def _by_autograd(self, batch: Batch) -> None:
-        self.flat.gradient.zero_()
-        if not any(p.requires_grad for p in self.flat.parameters):
-            batch.out.copy_(self.module.outputs(batch.x))
-            return
-        with torch.inference_mode(False), torch.enable_grad():
-            output = self.module.outputs(batch.x)
-            with blamed_on(self.minimised):
-                mean = self.minimised.mean(output, batch.y, batch.row_weight)
-                mean.backward()  # type: ignore[no-untyped-call]
-        batch.out.copy_(output.detach())
-        if self.penalty.l2:
-            for w, grad in self.weights:
-                grad.add_(w, alpha=self.penalty.l2)
+    @abstractmethod
+    def outputs_(self, batch: Any) -> None:
+        """Write outputs into the batch, without dropout."""
 
-    def outputs_(self, batch: Batch) -> None:
-        """Write outputs into `batch.out`, without dropout."""
-        if self.backprop is not None:
-            self.backprop.outputs_(batch)
-        else:
-            batch.out.copy_(self.module.outputs(batch.x))
+    @abstractmethod
+    def n_rows_of(self, batch: Any) -> Any:
+        """Rows that the penalty before an update counts by."""
 
     def project_(self) -> None:
         """After an update: put projected weights back where they may be."""
         for projection in self.projections:
             projection.project_()
 
-    # -- values ---------------------------------------------------------------------------------
-
-    def values(self, batch: Batch) -> tuple[Tensor, Tensor, Tensor]:
-        """Of the outputs there are: loss and what is minimised, with penalty, and its smooth part.
-
-        All three are means over the rows of the batch.
-        """
-        loss = minimised = self._mean(self.loss, batch)
-        if self.minimised is not self.loss:
-            minimised = self._mean(self.minimised, batch)
-        if not (self.penalty.l1 or self.penalty.l2):
-            return loss, minimised, minimised
-        # frozen weights count as well
-        weights = [self.flat.weights]
-        added = self.penalty.value(weights)
-        smooth = minimised + self._smooth_penalty.value(weights)
-        return loss + added, minimised + added, smooth
-
-    def _mean(self, loss: Loss, batch: Batch) -> Tensor:
-        """Mean of a loss over the rows that all processes have of a batch."""
-        if self.group.size == 1:
-            return loss.mean(batch.out, batch.y, batch.row_weight)
-        mean = torch.zeros((), dtype=torch.float64, device=batch.out.device)
-        if batch.n_rows:
-            part = loss.mean(batch.out, batch.y, batch.row_weight)
-            mean += part * (batch.n_rows / batch.n_all)
-        self.group.sum_(mean)
-        return mean.to(batch.out.dtype)
-
-    def epoch(self, iterator: BatchIterator, update: Callable[[], None]) -> float:
+    def epoch(self, batches: Any, update: Callable[[], None]) -> Any:
         """Make one `update` per batch; returns the mean objective as it was seen on the way."""
-        mean, penalty = _Mean(self.loss), PenaltySum(self.penalty, self.flat.weights)
-        for block in iterator.blocks():
+        mean, penalties = _MeanLoss(self.loss), self.penalties
+        penalised, projected = bool(penalties.terms), bool(self.projections)
+        for block in batches.blocks():
             for batch in block.batches:
                 self.gradient_(batch)
-                if penalty.counts:
-                    penalty.add(batch.n_all)
+                if penalised:
+                    penalties.add(self.n_rows_of(batch))
                 update()
-                if self.projections:
+                if projected:
                     self.project_()
             mean.add(block)
-        return mean.value(self.group) + penalty.value() / iterator.n_all
+        loss = mean.value(self.numbers, self.group)
+        if penalised:
+            loss = loss + self.numbers.read(penalties.take()) / batches.n_all
+        return loss
 
-    def penalty_value(self) -> float:
-        """The penalty as the weights are."""
-        return float(self.penalty.value([self.flat.weights]))
-
-    def loss_of(self, iterator: BatchIterator) -> float:
-        """The mean loss over all rows as the module is, without penalty."""
-        mean = _Mean(self.loss)
-        for block in iterator.blocks():
+    def loss_of(self, batches: Any) -> Any:
+        """The mean loss over all rows as the models are, without penalty."""
+        mean = _MeanLoss(self.loss)
+        for block in batches.blocks():
             for batch in block.batches:
                 self.outputs_(batch)
             mean.add(block)
-        return mean.value(self.group)
+        return mean.value(self.numbers, self.group)
 
 
-class _Mean:
-    """The mean loss of the outputs in some blocks; on a device it is only waited for once."""
+class _MeanLoss:
+    """The mean loss of the outputs in some blocks; a device is waited for once, at the end."""
 
     def __init__(self, loss: Loss) -> None:
         self.loss = loss
         self.total: Any = 0.0
-        self.n_entries = 0
+        self.n_entries: Any = 0
 
-    def add(self, block: Block) -> None:
-        if not len(block.y):
-            return
-        values = self.loss.pointwise(block.out, block.y)
-        if self.loss.reduced:
-            self.total = longer(self.total, values * len(block.y))
-            self.n_entries += len(block.y)
-            return
-        if block.weight is not None:
-            values = values.reshape(len(values), -1) * block.weight
-        self.total = longer(self.total, values.sum())
-        self.n_entries += values.numel()
+    def add(self, block: Any) -> None:
+        if len(block.y):
+            total, n_entries = block.loss_sum(self.loss)
+            self.total = longer(self.total, total)
+            self.n_entries = self.n_entries + n_entries
 
-    def value(self, group: ProcessGroup) -> float:
-        total, n_entries = group.sum([float(self.total), float(self.n_entries)])
+    def value(self, numbers: Numbers, group: ProcessGroup) -> Any:
+        total, n_entries = numbers.read(self.total), self.n_entries
+        if group.size > 1:
+            total, n_entries = group.sum([total, float(n_entries)])
         return total / n_entries
-
-
-def _has_hooks(module: torch.nn.Module) -> bool:
-    """Whether somebody wants to see each pass through the module."""
-    names = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
-    return any(getattr(module, name, None) for name in names)

@@ -14,7 +14,7 @@ from sklearn.base import clone
 from sklearn.pipeline import Pipeline
 from torch.optim import lr_scheduler
 
-from .._data.rows import TrainingData
+from .._data.rows import TrainingData, n_held_out
 from .._data.validation import validate_rows
 from .._estimator.base import BaseTorchRegressor
 from .._modules.activations import ACTIVATIONS
@@ -26,8 +26,9 @@ from .._runtime.devices import DEVICES
 from .._runtime.identity import identify, key_of
 from .._runtime.seeds import resolve_seed
 from .._runtime.sklearn_private import check_method_params, num_samples, safe_indexing, safe_split
-from .._spec import FitSpec, RunContext
-from .._training.many_models import steps_per_epoch
+from .._spec import FitSpec, RunContext, TrainingOptions
+from .._training.batches import n_batches
+from .._training.stacked_result import StackResult
 from ..linear import TorchLinearRegressor
 from ..mlp import TorchMLPRegressor
 
@@ -307,10 +308,17 @@ def _shape(spec: FitSpec, data: TrainingData) -> Any:
         (spec.shape.hidden, spec.shape.activation, spec.shape.dropout > 0),
         spec.training.max_epochs,
         None if whole else spec.training.batch_size,
-        steps_per_epoch(data.n_samples, spec),
+        _n_updates(data.n_samples, spec.training),
         spec.training.shuffle,
         spec.training.validation_fraction,
     )
+
+
+def _n_updates(n_rows: int, training: TrainingOptions) -> int:
+    """Updates of an epoch, once early stopping has held out its rows."""
+    if training.validation_fraction is not None and training.batch_size < n_rows:
+        n_rows -= n_held_out(n_rows, training.validation_fraction)
+    return n_batches(n_rows, training.batch_size)
 
 
 def _is_number(option: Any) -> bool:
@@ -326,3 +334,30 @@ def tried(make: Callable[..., Any], *args: Any, **options: Any) -> Any:
         return str(reason)
     except Exception as error:
         return f"its preparation failed with {type(error).__name__}"
+
+
+def fitted(c: Candidate, fold: Fold, trained: StackResult, at: tuple[int, int], spec: Any) -> Any:
+    """The estimator of a candidate, as it would be if it had been fitted alone."""
+    last: BaseTorchRegressor = clone(c.last)
+    if spec.is_exact:
+        # what a scorer may ask of it is more than its coefficients
+        return whole_of(c, fold, last.fit(fold.inner_train, fold.train_side.y, fold.weight))
+    for name in ("n_features_in_", "feature_names_in_"):
+        if name in vars(fold.template):
+            setattr(last, name, getattr(fold.template, name))
+    result = trained.fit_result(*at, spec)
+    # the linear model keeps statistics of exact fits only
+    last._statistics = None
+    last._adopt(result, fold.train, spec, fold.n_dim)
+    last._incremental = False
+    return whole_of(c, fold, last)
+
+
+def whole_of(c: Candidate, fold: Fold, last: BaseTorchRegressor) -> Any:
+    """The fitted estimator, with the steps before it if there are any."""
+    if type(c.whole) is not Pipeline:
+        return last
+    whole = clone(c.whole)
+    steps = [] if fold.before is None else list(fold.before.steps)
+    whole.steps = [*steps, (c.whole.steps[-1][0], last)]
+    return whole

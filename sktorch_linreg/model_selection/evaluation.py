@@ -5,23 +5,35 @@ from __future__ import annotations
 import time
 import warnings
 from collections import defaultdict
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from contextlib import suppress
 from functools import partial
 from typing import Any
 
+import numpy as np
 import torch
 from joblib import effective_n_jobs
 from sklearn.base import clone
 from sklearn.exceptions import ConvergenceWarning
 from sklearn.utils.parallel import Parallel, delayed
 
+from .._data.scaling import identity_scaling
 from .._errors import collect_convergence_warnings
-from .._runtime.sklearn_private import fit_and_score, insert_error_scores, tell_fit_failures
+from .._exact import solve
+from .._runtime.sklearn_private import (
+    fit_and_score,
+    insert_error_scores,
+    num_samples,
+    tell_fit_failures,
+)
 from .._runtime.threads import in_threads
+from .._runtime.torch_modes import own_torch_settings
+from .._spec import FitSpec
+from .._training.many_models import train_models
+from .._training.stacked_parameters import StackedParameters
 from .._training.stacked_result import StackResult
-from .outcomes import Outcome, Scoring, fit_one_by_one, score_stack, train_stack
-from .scoring import known_scores
+from .candidates import Fold, whole_of
+from .scoring import Outcome, Scoring, asked, failed, known_scores, score_stack
 from .stacks import Plan, Stack, make_plans
 
 # multiplications of a step from which stacks gain by threads of their own
@@ -271,6 +283,34 @@ def _gains_by_threads(stacks: list[Stack]) -> bool:
     return all(s.work_per_step >= THREADED_STACK for s in stacks)
 
 
+def train_stack(
+    stack: Stack, known: bool, tell: Callable[[int], None] | None = None
+) -> StackResult:
+    """Train a stack; losses of all epochs are only kept where the scorer is not known."""
+    if stack.exact:
+        return _solve_stack(stack.folds[0], stack.specs[0])
+    # groups that differ in their seed alone see the same rows
+    folds = list({id(fold): fold for fold in stack.folds}.values())
+    place = {id(fold): i for i, fold in enumerate(folds)}
+    owner = [place[id(fold)] for fold in stack.folds]
+    data = [fold.train for fold in folds]
+    return train_models(data, owner, stack.specs, curves=not known, tell=tell)
+
+
+def _solve_stack(fold: Fold, specs: list[FitSpec]) -> StackResult:
+    """Exact solutions for all penalties, as one group of models."""
+    data, n = fold.train, len(specs)
+    sizes = data.n_features, data.n_targets
+    bias = specs[0].shape.fit_intercept
+    parameters = StackedParameters(sizes, bias, 1, n, torch.float64, torch.device("cpu"))
+    with own_torch_settings(specs[0].device, grad=False):
+        for i, layers in enumerate(solve.fit_path(data, specs)):
+            parameters.set_layers((torch.tensor(0), torch.tensor(i)), layers)
+    nothing = np.full((1, n), np.nan)
+    ones, done = np.ones((1, n), dtype=np.int64), np.zeros((1, n), dtype=bool)
+    return StackResult(parameters, [identity_scaling(*sizes)], ones, nothing, nothing, done)
+
+
 def _train_told(
     stack: Stack, known: bool, search: Any, context: Any
 ) -> tuple[StackResult | None, float]:
@@ -311,5 +351,35 @@ def _scored(
     stack: Stack, trained: StackResult | None, seconds: float, scoring: Scoring
 ) -> tuple[list[Outcome], int]:
     if trained is None:
-        return fit_one_by_one(stack, scoring)
+        return _fit_one_by_one(stack, scoring)
     return score_stack(stack, trained, seconds, scoring), trained.n_unfinished
+
+
+def _fit_one_by_one(stack: Stack, s: Scoring) -> tuple[list[Outcome], int]:
+    """Outcomes of all fits of a stack, each of which is fitted by itself after all.
+
+    Also returns how many of them have not converged.
+    """
+    out: list[Outcome] = []
+    n_unfinished = 0
+    for fold, row in zip(stack.folds, stack.candidates, strict=True):
+        for c in row:
+            begin = time.perf_counter()
+            try:
+                last = clone(c.last).set_params(random_state=c.seed)
+                with collect_convergence_warnings() as messages:
+                    last.fit(fold.inner_train, fold.train_side.y, fold.weight)
+                n_unfinished += bool(messages)
+            except Exception as error:
+                outcome = failed(error, s)
+                outcome["score_time"], scored = 0.0, time.perf_counter()
+            else:
+                model, scored = whole_of(c, fold, last), time.perf_counter()
+                outcome = {"fit_error": None, "test_scores": asked(model, fold.test_side, s)}
+                if s.return_train_score:
+                    outcome["train_scores"] = asked(model, fold.train_side, s)
+                outcome["score_time"] = time.perf_counter() - scored
+            outcome["fit_time"] = scored - begin
+            outcome["n_test_samples"] = num_samples(fold.test_side.y)
+            out.append(outcome)
+    return out, n_unfinished

@@ -1,15 +1,28 @@
-"""Regression scores of many models at once, equal to those of scikit-learn's scorers."""
+"""Scores of the fits of a stack: all at once where the metric is known, else by the scorer."""
 
 from __future__ import annotations
 
+import time
+import traceback
 from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-from sklearn import metrics
+from sklearn import get_config, metrics
 
+from .._data.arrays import to_host
 from .._runtime.aliases import Array, FloatArray
-from .._runtime.sklearn_private import MultimetricScorer, PassthroughScorer, PredictScorer
+from .._runtime.sklearn_private import (
+    MultimetricScorer,
+    PassthroughScorer,
+    PredictScorer,
+    num_samples,
+    score_estimator,
+)
+from .._training.stacked_result import StackResult
+from .candidates import Fold, Side, fitted
+from .stacks import Stack
 
 # (y_true of shape (n_targets, n_rows), y_pred of shape (n_models, n_targets, n_rows), weights or
 # None) -> scores of shape (n_models,), larger ones being better
@@ -80,6 +93,10 @@ SCORES: dict[Any, Score] = {
 }
 # fewer rows have no variance, which scikit-learn warns of
 LEAST_ROWS = 2
+# predictions of many models that are scored at once
+SCORED_ENTRIES = 2**20
+
+Outcome = dict[str, Any]
 
 
 def known_scores(scorer: Any) -> dict[str, Score] | None:
@@ -129,3 +146,163 @@ def score_all(
     columns = np.ascontiguousarray(true.T, dtype=np.float64)
     values = np.asarray(predicted, dtype=np.float64)
     return {name: score(columns, values, weight) for name, score in scores.items()}
+
+
+@dataclass(frozen=True)
+class Scoring:
+    """How fits are scored."""
+
+    scorer: Any
+    error_score: Any
+    return_train_score: bool
+
+
+def failed(error: Exception, s: Scoring) -> Outcome:
+    """The outcome of a fit that raised, as scikit-learn keeps it."""
+    if s.error_score == "raise":
+        raise error
+    score: Any = s.error_score
+    if isinstance(s.scorer, MultimetricScorer):
+        score = dict.fromkeys(s.scorer._scorers, s.error_score)
+    out: Outcome = {
+        "fit_error": "".join(traceback.format_exception(error)),
+        "test_scores": score,
+    }
+    if s.return_train_score:
+        out["train_scores"] = dict(score) if isinstance(score, dict) else score
+    return out
+
+
+def score_stack(stack: Stack, trained: StackResult, seconds: float, s: Scoring) -> list[Outcome]:
+    """Outcomes of all fits of a stack, group by group.
+
+    Raises
+    ------
+    TrainingDivergedError
+        With ``error_score="raise"``.
+    """
+    known = known_scores(s.scorer)
+    out: list[Outcome] = []
+    for g in range(len(stack.folds)):
+        out += _score_group(stack, g, trained, s, known)
+    for outcome in out:
+        outcome["fit_time"] = seconds / stack.n_fits
+    return out
+
+
+def _score_group(
+    stack: Stack, g: int, trained: StackResult, s: Scoring, known: dict[str, Score] | None
+) -> list[Outcome]:
+    """Scores of the models of a group, all at once where the scorer is known."""
+    fold, row = stack.folds[g], stack.candidates[g]
+    begin = time.perf_counter()
+    test = _scores(stack, g, trained, s, known, train=False)
+    score_time = (time.perf_counter() - begin) / len(row)
+    train = _scores(stack, g, trained, s, known, train=True) if s.return_train_score else test
+    out = []
+    for c in range(len(row)):
+        error = trained.errors.get((g, c))
+        if error is not None:
+            outcome = failed(error, s)
+        else:
+            outcome = {"fit_error": None, "test_scores": test[c]}
+            if s.return_train_score:
+                outcome["train_scores"] = train[c]
+        outcome["n_test_samples"] = num_samples(fold.test_side.y)
+        outcome["score_time"] = 0.0 if error is not None else score_time
+        out.append(outcome)
+    return out
+
+
+def _routing() -> bool:
+    return bool(get_config()["enable_metadata_routing"])
+
+
+def _scores(
+    stack: Stack,
+    g: int,
+    trained: StackResult,
+    s: Scoring,
+    known: dict[str, Score] | None,
+    *,
+    train: bool,
+) -> list[Any]:
+    """The scores of each model of a group on one side of its split."""
+    fold, row = stack.folds[g], stack.candidates[g]
+    side = fold.train_side if train else fold.test_side
+    params = side.params
+    table: dict[str, Any] = {}
+    good = np.zeros(len(row), dtype=bool)
+    # who gets the weights, and whether that was asked for, is decided scorer by scorer
+    routes = len(params) > 0 and _routing() and not isinstance(s.scorer, PredictScorer)
+    if known is not None and params.keys() <= {"sample_weight"} and not routes:
+        found = _all_at_once(stack, g, trained, known, side)
+        if found is not None:
+            table, good = found
+    multiple = isinstance(s.scorer, MultimetricScorer)
+    out: list[Any] = []
+    for c in range(len(row)):
+        if (g, c) in trained.errors:
+            out.append(None)
+        elif good[c]:
+            scores = {name: float(values[c]) for name, values in table.items()}
+            out.append(scores if multiple else scores["score"])
+        else:
+            try:
+                model = fitted(row[c], fold, trained, (g, c), stack.specs[g][c])
+            except Exception as error:
+                trained.errors[g, c] = error
+                out.append(None)
+            else:
+                out.append(asked(model, side, s))
+    return out
+
+
+def asked(model: Any, side: Side, s: Scoring) -> Any:
+    """The scores that a scorer gives a model."""
+    X, y, params = side.for_one_model()
+    return score_estimator(model, X, y, s.scorer, params, s.error_score)
+
+
+def _scored_rows(fold: Fold, side: Side) -> tuple[Array, FloatArray, FloatArray | None] | None:
+    """Rows, targets and weights as numbers; None where scikit-learn has to look at them."""
+    try:
+        rows, verify = fold.template._validate_predict_rows(side.inner)
+        if verify is not None:
+            verify()
+        y = np.asarray(to_host(side.y))
+        weight = to_host(side.params.get("sample_weight"))
+        weight = None if weight is None else np.asarray(weight, dtype=np.float64)
+    except Exception:
+        # it raises again, and is reported, where the scorer is asked
+        return None
+    if len(y) < LEAST_ROWS or y.dtype.kind not in "fiu" or not np.isfinite(y).all():
+        return None
+    if weight is not None and (
+        weight.shape != (len(y),) or not (np.isfinite(weight).all() and weight.sum() > 0)
+    ):
+        return None
+    return rows, y, weight
+
+
+def _all_at_once(
+    stack: Stack, g: int, trained: StackResult, known: dict[str, Score], side: Side
+) -> tuple[dict[str, Any], Array] | None:
+    """Scores of all models, and which of them hold; None where scikit-learn has to be asked."""
+    found = _scored_rows(stack.folds[g], side)
+    if found is None:
+        return None
+    rows, y, weight = found
+    y = y.reshape(len(y), -1)
+    tables, good = [], []
+    at_once = max(1, SCORED_ENTRIES // y.size)
+    with np.errstate(all="ignore"):
+        for first in range(0, len(stack.candidates[g]), at_once):
+            places = slice(first, first + at_once)
+            predicted = trained.predict(g, rows, stack.specs[g][0], places)
+            tables.append(score_all(known, y, predicted, weight))
+            finite = np.isfinite(predicted).all(axis=(1, 2))
+            good.append(finite & trained.representable(g, rows.dtype, places))
+    table = {name: np.concatenate([t[name] for t in tables]) for name in known}
+    finite = np.all([np.isfinite(v) for v in table.values()], axis=0)
+    return table, np.concatenate(good) & finite

@@ -20,7 +20,7 @@ from sktorch_linreg._optim.updates import RuleUpdates, has_rule
 from sktorch_linreg._training.batches import BatchIterator, TabularDataset
 from sktorch_linreg._training.flat_parameters import FlatParameters
 from sktorch_linreg._training.gradients import Backprop
-from sktorch_linreg._training.training_objective import TrainingObjective
+from sktorch_linreg._training.module_objective import ModuleObjective
 
 OPTIONS = {"huber": {"delta": 0.7}, "quantile": {"quantile": 0.3}}
 TIGHT = {"rtol": 1e-12, "atol": 1e-12}
@@ -136,7 +136,7 @@ def test_by_hand_and_by_autograd_the_objective_is_one(l1, l2, positive):
     for frozen in (False, True):
         module = make((5, 4, 2))
         module.linears[0].bias.requires_grad_(not frozen)
-        objective = TrainingObjective(
+        objective = ModuleObjective(
             module, resolve_loss("huber", {}), Penalty(l1, l2, positive), own_penalty=False
         )
         assert (objective.backprop is None) == frozen

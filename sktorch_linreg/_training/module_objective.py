@@ -1,0 +1,197 @@
+"""The objective of one module: values, gradients, and what follows an update."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import torch
+from torch import Tensor
+
+from .._modules.activations import ACTIVATIONS
+from .._modules.network import MLPModule
+from .._objective.losses import Loss, blamed_on
+from .._objective.penalty import Penalty, PenaltySum
+from .._objective.projection import Projection
+from .._runtime.devices import DEVICES
+from .batches import Batch
+from .flat_parameters import FlatParameters
+from .gradients import Backprop
+from .model_numbers import ONE
+from .training_objective import TrainingObjective
+
+# L-BFGS follows a loss with kinks from this width of its envelope down, tenfold at a time
+FIRST_WIDTH = 0.1
+
+
+class ModuleObjective(TrainingObjective):
+    """Loss and penalty of a module.
+
+    Dense rows take the written-out gradients of `Backprop`; sparse rows, frozen parameters and
+    devices that were not looked at take autograd.
+
+    Parameters
+    ----------
+    module : MLPModule
+        What is trained; its parameters become views of one vector.
+    loss : Loss
+        The loss that was asked for.
+    penalty : Penalty
+        The elastic-net term and the sign constraint.
+    own_penalty : bool
+        Whether the optimizer keeps the L1 term and the constraint by itself, so that it has to be
+        given the smooth part alone.
+    transposed : bool, default=True
+        Whether the optimizer can take weights that lie in memory column by column.
+    """
+
+    numbers = ONE
+
+    def __init__(
+        self,
+        module: MLPModule,
+        loss: Loss,
+        penalty: Penalty,
+        own_penalty: bool,
+        transposed: bool = True,
+    ) -> None:
+        self.module, self.loss, self.penalty = module, loss, penalty
+        self._smooth_penalty = Penalty(l2=penalty.l2)
+        self.projects = penalty.projects and not own_penalty
+        self.flat = FlatParameters(module, transposed)
+        self.penalties = PenaltySum(self.flat.weights, penalty.l1, penalty.l2, torch.sum)
+        self.width: float | None = None
+        self.minimised = loss
+        self.backprop: Backprop | None = None
+        self.configure()
+
+    def configure(self) -> bool:
+        """Look at what is to be trained; returns whether that is every parameter."""
+        flat, module = self.flat, self.module
+        flat.take_parameters()
+        flat.offer_gradients()
+        whole = all(p.requires_grad for p in flat.parameters)
+        by_hand = (
+            whole
+            and flat.values.device.type in DEVICES
+            and not module.scale_input
+            and ACTIVATIONS[module.activation].by_hand
+            and not any(map(_has_hooks, module.modules()))
+        )
+        if not by_hand:
+            self.backprop = None
+        elif self.backprop is None:
+            self.backprop = Backprop(module, flat, self.penalty.l2)
+        # the weights that are trained under the penalty, and their gradients
+        self.weights = [(flat.weights, flat.weights_gradient)]
+        if not whole:
+            self.weights = [(w.detach(), w.grad) for w in module.weights if w.grad is not None]
+        l1, positive = self.penalty.l1, self.penalty.positive
+        pairs = self.weights if self.projects else []
+        self.projections = [Projection(w, grad, l1, positive) for w, grad in pairs]
+        return whole
+
+    # -- stand-ins for losses with kinks --------------------------------------------------------
+
+    def smooth_at(self, width: float | None) -> None:
+        """Minimise the envelope of this width, or the loss itself."""
+        if width is None or self.loss.smoothed is None:
+            self.width, self.minimised = None, self.loss
+            return
+        self.width = width
+        self.minimised = replace(self.loss, pointwise=self.loss.smoothed(width), slope=None)
+
+    def sharpen(self) -> bool:
+        """Bring the envelope closer to the loss; False if it is close enough."""
+        eps = torch.finfo(self.flat.values.dtype).eps
+        if self.width is None or self.width <= 10 * eps**0.5:
+            return False
+        self.smooth_at(0.1 * self.width)
+        return True
+
+    # -- what an epoch asks for -----------------------------------------------------------------
+
+    def n_rows_of(self, batch: Batch) -> int:
+        """Rows that the penalty before an update counts by."""
+        return batch.n_all
+
+    # -- gradients ------------------------------------------------------------------------------
+
+    def gradient_(self, batch: Batch) -> None:
+        """Write outputs into `batch.out`, and the gradient of what is minimised into `flat`.
+
+        It is that of the smooth part where the optimizer keeps the rest of the penalty, and the
+        pseudo-gradient where weights are projected.
+        """
+        if not batch.n_rows:
+            self.flat.gradient.zero_()
+        elif self.backprop is not None:
+            self.backprop.gradient_(batch, self.minimised)
+        else:
+            self._by_autograd(batch)
+        if self.group.size > 1:
+            # the penalty as well counts by rows, which add up to those of the batch
+            self.flat.gradient.mul_(batch.n_rows / batch.n_all)
+            self.group.sum_(self.flat.gradient)
+        for projection in self.projections:
+            projection.pseudo_()
+
+    def _by_autograd(self, batch: Batch) -> None:
+        self.flat.gradient.zero_()
+        if not any(p.requires_grad for p in self.flat.parameters):
+            batch.out.copy_(self.module.outputs(batch.x))
+            return
+        with torch.inference_mode(False), torch.enable_grad():
+            output = self.module.outputs(batch.x)
+            with blamed_on(self.minimised):
+                mean = self.minimised.mean(output, batch.y, batch.row_weight)
+                mean.backward()  # type: ignore[no-untyped-call]
+        batch.out.copy_(output.detach())
+        if self.penalty.l2:
+            for w, grad in self.weights:
+                grad.add_(w, alpha=self.penalty.l2)
+
+    def outputs_(self, batch: Batch) -> None:
+        """Write outputs into `batch.out`, without dropout."""
+        if self.backprop is not None:
+            self.backprop.outputs_(batch)
+        else:
+            batch.out.copy_(self.module.outputs(batch.x))
+
+    # -- values ---------------------------------------------------------------------------------
+
+    def values(self, batch: Batch) -> tuple[Tensor, Tensor, Tensor]:
+        """Of the outputs there are: loss and what is minimised, with penalty, and its smooth part.
+
+        All three are means over the rows of the batch.
+        """
+        loss = minimised = self._mean(self.loss, batch)
+        if self.minimised is not self.loss:
+            minimised = self._mean(self.minimised, batch)
+        if not (self.penalty.l1 or self.penalty.l2):
+            return loss, minimised, minimised
+        # frozen weights count as well
+        weights = [self.flat.weights]
+        added = self.penalty.value(weights)
+        smooth = minimised + self._smooth_penalty.value(weights)
+        return loss + added, minimised + added, smooth
+
+    def _mean(self, loss: Loss, batch: Batch) -> Tensor:
+        """Mean of a loss over the rows that all processes have of a batch."""
+        if self.group.size == 1:
+            return loss.mean(batch.out, batch.y, batch.row_weight)
+        mean = torch.zeros((), dtype=torch.float64, device=batch.out.device)
+        if batch.n_rows:
+            part = loss.mean(batch.out, batch.y, batch.row_weight)
+            mean += part * (batch.n_rows / batch.n_all)
+        self.group.sum_(mean)
+        return mean.to(batch.out.dtype)
+
+    def penalty_value(self) -> float:
+        """The penalty as the weights are."""
+        return float(self.penalty.value([self.flat.weights]))
+
+
+def _has_hooks(module: torch.nn.Module) -> bool:
+    """Whether somebody wants to see each pass through the module."""
+    names = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
+    return any(getattr(module, name, None) for name in names)

@@ -1,0 +1,85 @@
+"""The objective of many models of one shape."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from .._modules.dropout import StackedMasks
+from .._objective.penalty import PenaltySum
+from .._objective.projection import Projection
+from .._runtime.aliases import FloatArray
+from .._spec import FitSpec
+from .model_numbers import MANY
+from .stacked_batches import StackedBatch
+from .stacked_gradients import StackedBackprop
+from .stacked_parameters import StackedParameters
+from .training_objective import TrainingObjective
+
+
+class StackedObjective(TrainingObjective):
+    """Loss and penalties of a stack of models.
+
+    Parameters
+    ----------
+    parameters : StackedParameters
+        What is trained.
+    spec : FitSpec
+        Loss, constraint and activation, which the models have in common.
+    l1, l2 : ndarray of shape (n_groups, n_each)
+        Weights of the penalties.
+    masks : StackedMasks, optional
+        Of hidden units, in training.
+    """
+
+    numbers = MANY
+
+    def __init__(
+        self,
+        parameters: StackedParameters,
+        spec: FitSpec,
+        l1: FloatArray,
+        l2: FloatArray,
+        masks: StackedMasks | None = None,
+    ) -> None:
+        self.parameters, self.loss = parameters, spec.objective.loss
+        self.backprop = StackedBackprop(parameters, spec.shape.activation, masks)
+        self.l1, self.l2 = self._per_parameter(l1), self._per_parameter(l2)
+        self.penalties = PenaltySum(parameters.values, self.l1, self.l2, parameters.per_model)
+        positive = spec.objective.positive
+        if positive or isinstance(self.l1, Tensor):
+            values, gradient = parameters.values, parameters.gradient
+            penalised = parameters.penalised(values.new_ones(l1.shape)) > 0
+            self.projections = [Projection(values, gradient, self.l1, positive, penalised)]
+        self._n_rows: dict[tuple[int, ...], Tensor] = {}
+
+    def _per_parameter(self, weight: FloatArray) -> float | Tensor:
+        """The weight of a penalty at each parameter, or 0.0 where no model has it."""
+        if not weight.any():
+            return 0.0
+        device = self.parameters.values.device
+        return self.parameters.penalised(torch.from_numpy(weight).to(device))
+
+    def gradient_(self, batch: StackedBatch) -> None:
+        """Write outputs into the batch, and the gradient of what is minimised to the parameters."""
+        self.backprop.gradient_(batch, self.loss)
+        if isinstance(self.l2, Tensor):
+            self.parameters.gradient.addcmul_(self.parameters.values, self.l2)
+        for projection in self.projections:
+            projection.pseudo_()
+
+    def outputs_(self, batch: StackedBatch) -> None:
+        """Write outputs into the batch, without dropout."""
+        self.backprop.outputs_(batch)
+
+    def n_rows_of(self, batch: StackedBatch) -> float | Tensor:
+        """Rows that the penalty before an update counts by, per parameter where groups differ."""
+        counts = tuple(batch.counts)
+        if len(set(counts)) == 1:
+            return counts[0]
+        if counts not in self._n_rows:
+            values = self.parameters.values
+            own = torch.tensor(counts, dtype=torch.float64, device=values.device)
+            per_model = own[:, None].expand(-1, self.parameters.n_each)
+            self._n_rows[counts] = self.parameters.expand(per_model)
+        return self._n_rows[counts]
