@@ -1,6 +1,6 @@
 """Linear and neural-network regression in PyTorch, as scikit-learn estimators."""
 
-from ._errors import TrainingDivergedError
+from ._errors import CheckpointMismatchError, TrainingDivergedError
 from ._version import __version__
 from .displays import (
     FittedLineDisplay,
@@ -18,6 +18,7 @@ from .persistence import load_model, save_model
 __all__ = [
     "BatchedGridSearchCV",
     "BatchedRandomizedSearchCV",
+    "CheckpointMismatchError",
     "FittedLineDisplay",
     "LRRangeTestDisplay",
     "LearningRateDisplay",

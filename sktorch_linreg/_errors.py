@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import difflib
 import math
-from collections.abc import Iterable, Iterator, Mapping
+import sys
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from contextvars import ContextVar
+from types import BuiltinFunctionType, FunctionType
 from typing import Any
 
 from ._runtime.processes import RaisedAlike
@@ -67,6 +69,10 @@ ALIASES = {
     "mse": "squared_error",
     "mean_squared_error": "squared_error",
     "l2": "squared_error",
+    "mse_loss": "squared_error",
+    "l1_loss": "absolute_error",
+    "huber_loss": "huber",
+    "poisson_nll_loss": "poisson",
     "mae": "absolute_error",
     "mean_absolute_error": "absolute_error",
     "l1": "absolute_error",
@@ -85,30 +91,98 @@ def nearest(name: Any, known: Iterable[str]) -> str:
     return f" Did you mean {match[0]!r}?" if match else ""
 
 
-def unknown_name(kind: str, name: Any, known: Iterable[str], or_else: str = "") -> ValueError:
-    """The error for a `kind` that is called `name` and is not known."""
+def public_name(cls: type) -> str:
+    """The shortest path from which a class can be imported."""
+    module: list[str] = []
+    for part in cls.__module__.split("."):
+        module.append(part)
+        if getattr(sys.modules.get(".".join(module)), cls.__name__, None) is cls:
+            break
+    return ".".join([*module, cls.__qualname__])
+
+
+def _in_words(value: Any) -> str:
+    """A value that was given in place of a name, in one line."""
+    if isinstance(value, type):
+        return f"the class {public_name(value)}"
+    if isinstance(value, FunctionType | BuiltinFunctionType):
+        return f"the function {value.__qualname__}"
+    text = repr(value)
+    return text if len(text) <= 80 and "\n" not in text else f"a {public_name(type(value))} object"
+
+
+def unknown_name(
+    kind: str, name: Any, known: Iterable[str], base: type | None = None
+) -> ValueError:
+    """The error for a parameter `kind` that is neither a known name nor a subclass of `base`."""
     known = list(known)
     listed = ", ".join(repr(k) for k in known)
-    error: ValueError = InvalidParameterError(
-        f"Unknown {kind} {name!r}. Supported: {listed}{' ' if or_else else ''}{or_else}."
-        f"{nearest(name, known)}"
-    )
+    others = "" if base is None else f" or a subclass of {public_name(base)}"
+    if base is not None and isinstance(name, base):
+        cls = public_name(type(name))
+        rate = ", with the learning rate as lr" if kind == "optimizer" else ""
+        message = (
+            f"{kind} was given an instance of {cls}. Pass the class, {kind}={cls}, and its options "
+            f"as {kind}__*{rate}."
+        )
+    elif isinstance(name, str):
+        message = f"Unknown {kind} {name!r}. Supported: {listed}{others}.{nearest(name, known)}"
+    else:
+        # of a class, a function or a module, whose name may be close to one that is supported
+        called = getattr(name, "__name__", type(name).__name__)
+        meant = (
+            "" if type(name).__module__ == "builtins" and called == type(name).__name__ else called
+        )
+        message = (
+            f"{kind} must be one of {listed}{others}; got {_in_words(name)}."
+            f"{nearest(meant, known) if meant else ''}"
+        )
+    error: ValueError = InvalidParameterError(message)
     return error
 
 
-def check_options(kind: str, owner: str, options: Mapping[str, Any], known: Iterable[str]) -> None:
-    """Raise ValueError for the first of `options` that `owner` does not have."""
+def check_options(
+    kind: str,
+    owner: str,
+    options: Mapping[str, Any],
+    known: Iterable[str],
+    owners_of: Callable[[str], Iterable[str]],
+    chosen: str = "",
+) -> None:
+    """Raise ValueError for the first of `options` that `owner` does not have.
+
+    `owners_of` names those that have an option; `chosen` says what chose the owner, if anything.
+    """
     known = list(known)
     for option in options:
-        if option not in known:
-            listed = ", ".join(f"{kind}__{k}" for k in known) or "none"
-            meant = nearest(option, known)
-            if option == "lr" and kind == "optimizer":
-                meant = " The learning rate is the parameter 'lr'."
-            raise InvalidParameterError(
-                f"The {kind} {owner!r} has no option {kind}__{option}. Its options are: {listed}."
-                f"{meant} To take one back: del estimator.{kind}__{option}"
-            )
+        if option in known:
+            continue
+        listed = ", ".join(f"{kind}__{k}" for k in known) or "none"
+        remedy = nearest(option, known)
+        if option == "lr" and kind == "optimizer":
+            remedy = " The learning rate is the parameter 'lr'."
+        elif not remedy and (others := list(owners_of(option))):
+            *first, last = map(repr, others)
+            named = f"{', '.join(first)} or {last}" if first else last
+            remedy = f" To use it, set {kind} to {named}."
+        raise InvalidParameterError(
+            f"The {kind} {owner!r}{chosen} has no option {kind}__{option}. Its options are: "
+            f"{listed}.{remedy} To remove the option: del estimator.{kind}__{option}"
+        )
+
+
+class CheckpointMismatchError(ValueError):
+    """Raised when the checkpoint in `checkpoint_dir` belongs to a different fit.
+
+    Parameters, data or starting weights differ from those the checkpoint was written with. The
+    checkpoint is left as it is: pass another `checkpoint_dir`, or delete the file to start over.
+
+    Examples
+    --------
+    >>> from sktorch_linreg import CheckpointMismatchError
+    >>> issubclass(CheckpointMismatchError, ValueError)
+    True
+    """
 
 
 class TrainingDivergedError(ValueError):

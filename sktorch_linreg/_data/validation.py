@@ -19,6 +19,7 @@ from .._runtime.sklearn_private import check_sample_weight
 from .arrays import as_float, to_host, verify_finite
 from .dates import refuse_dates
 from .rows import TrainingData
+from .text import explain
 
 # largest weights that leave columns of any size room for their squares ...
 LEAST_WEIGHT, MOST_WEIGHT = 1e-10, 1e10
@@ -29,23 +30,25 @@ SPARSE_FORMATS = ["csr", "csc", "coo"]
 
 @contextmanager
 def patient_validation(**given: Any) -> Iterator[None]:
-    """Round scikit-learn's checks: sums may overflow, and of strings it says what to do.
+    """Around scikit-learn's checks: let sums overflow, and say where text is and what to do.
 
-    Of what is `given`, by name, dates and durations are refused, which NumPy would take as numbers
-    of whatever unit they have.
+    Dates and durations in the arrays `given` by name are refused, since NumPy would take them as
+    numbers of whatever unit they have.
     """
     for name, rows in given.items():
         refuse_dates(rows, name)
     try:
         with np.errstate(over="ignore", invalid="ignore"):
             yield
-    except (TypeError, ValueError) as error:
-        if "could not convert string" not in str(error):
+    except (TypeError, ValueError, OverflowError) as error:
+        text = ("could not convert", "arrays of bytes/strings")
+        about_text = any(words in str(error) for words in text)
+        message = None
+        if about_text or isinstance(error, OverflowError):
+            message = explain(given)
+        if message is None:
             raise
-        raise ValueError(
-            f"{error}. Encode string columns first, for example with "
-            "sklearn.preprocessing.OneHotEncoder in a ColumnTransformer."
-        ) from error
+        raise ValueError(message) from error
 
 
 def is_plain(a: Any, dimensions: tuple[int, ...]) -> bool:
@@ -94,11 +97,11 @@ def validate_rows(
                 y_numeric=True,
             )
             X = as_float(estimator, X)
+            if isinstance(y, np.ndarray) and y.dtype.kind not in "fiub":
+                y = y.astype(np.float64)
         if sp.issparse(y):
             raise TypeError("y is sparse, but dense targets are required. Pass y.toarray().")
         y = np.asarray(y)
-        if y.dtype.kind not in "fiub":
-            y = y.astype(np.float64)
         verify_finite(estimator, y=y)
     if y.dtype != X.dtype:
         # float32 is kept only where it loses nothing of what was given

@@ -9,7 +9,7 @@ from .._data.rows import TrainingData
 from .._errors import check_options
 from .._exact import solve
 from .._objective.losses import resolve_loss
-from .._optim.optimizers import resolve_optimizer
+from .._optim.optimizers import optimizers_with, resolve_optimizer
 from .._optim.schedules import resolve_schedule
 from .._runtime.devices import resolve_device, resolve_dtype
 from .._runtime.python_numbers import as_python
@@ -80,8 +80,9 @@ def _of_linear(
 ) -> TrainingOptions:
     """Training options of a linear model, those of an exact solver where one is to be used."""
     can_be_exact = solve.handles(data, objective, context)
-    optimizer, starts_at_zero = estimator.optimizer, False
+    optimizer, starts_at_zero, chosen = estimator.optimizer, False, ""
     if isinstance(optimizer, str) and optimizer == "auto":
+        chosen = ", chosen by optimizer='auto',"
         if _asks_for_training(estimator):
             optimizer = "adam"
         elif can_be_exact:
@@ -92,7 +93,7 @@ def _of_linear(
     if not (isinstance(optimizer, str) and optimizer == "lstsq"):
         names = ("auto", "lstsq")
         return _training_options(
-            estimator, optimizer, context, names, starts_at_zero=starts_at_zero
+            estimator, optimizer, context, names, chosen, starts_at_zero=starts_at_zero
         )
     if not can_be_exact:
         reason = f"only solves squared error, not loss={objective.loss.name!r}"
@@ -105,7 +106,8 @@ def _of_linear(
             f"optimizer='lstsq' {reason}. Choose optimizer='auto', 'lbfgs' or, in partial_fit, "
             "'adam'."
         )
-    check_options("optimizer", "lstsq", estimator._options_of("optimizer__"), ())
+    options = estimator._options_of("optimizer__")
+    check_options("optimizer", "lstsq", options, (), optimizers_with, chosen)
     _schedule(estimator, 0.0)  # a wrong name is an error also where no schedule is needed
     return TrainingOptions()
 
@@ -115,12 +117,13 @@ def _training_options(
     optimizer: Any,
     context: RunContext,
     other_names: tuple[str, ...] = (),
+    chosen: str = "",
     *,
     starts_at_zero: bool = False,
 ) -> TrainingOptions:
     """Options of an optimizer; `other_names` are known as well, to errors."""
     given = estimator._options_of("optimizer__")
-    name, cls, options = resolve_optimizer(optimizer, estimator.lr, given, other_names)
+    name, cls, options = resolve_optimizer(optimizer, estimator.lr, given, other_names, chosen)
     schedule_class, schedule_options = _schedule(estimator, float(options.get("lr", 0.0)))
     fraction = float(estimator.validation_fraction) if estimator.early_stopping else None
     return TrainingOptions(

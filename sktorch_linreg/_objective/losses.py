@@ -134,6 +134,10 @@ SHIFT_INVARIANT = (nn.MSELoss, nn.L1Loss, nn.SmoothL1Loss, nn.HuberLoss)
 TRIED_ROWS = 4
 
 
+def _losses_with(option: str) -> list[str]:
+    return [name for name, entry in LOSSES.items() if option in entry.checks]
+
+
 def resolve_loss(
     loss: Any,
     options: Mapping[str, Any],
@@ -147,9 +151,9 @@ def resolve_loss(
     """
     if isinstance(loss, str):
         if loss not in LOSSES:
-            raise unknown_name("loss", loss, LOSSES, "or a torch.nn.Module loss class")
+            raise unknown_name("loss", loss, LOSSES, nn.Module)
         entry = LOSSES[loss]
-        check_options("loss", loss, options, entry.checks)
+        check_options("loss", loss, options, entry.checks, _losses_with)
         for key, value in options.items():
             entry.checks[key](key, value)
         numbers = {key: float(value) for key, value in options.items()}
@@ -168,9 +172,10 @@ def resolve_loss(
             **entry.fields,
         )
     if not (isinstance(loss, type) and issubclass(loss, nn.Module)):
-        raise unknown_name("loss", loss, LOSSES, "or a torch.nn.Module loss class")
+        raise unknown_name("loss", loss, LOSSES, nn.Module)
     known = inspect.signature(loss).parameters
-    check_options("loss", loss.__name__, options, [k for k in known if k != "reduction"])
+    names = [k for k in known if k != "reduction"]
+    check_options("loss", loss.__name__, options, names, _losses_with)
     tried = torch.empty(TRIED_ROWS, n_targets, dtype=dtype, device=device)
     module, reduced = _own_loss(loss, options, "reduction" in known, tried)
     return Loss(

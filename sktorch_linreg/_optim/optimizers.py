@@ -45,24 +45,37 @@ def _lbfgs_defaults(options: Mapping[str, Any]) -> dict[str, Any]:
     return {**LBFGS_DEFAULTS, "max_eval": 25} if few else LBFGS_DEFAULTS
 
 
+def optimizers_with(option: str) -> list[str]:
+    """The named optimizers that have an option."""
+    return [name for name, cls in OPTIMIZERS.items() if option in signature_of(cls)[0]]  # type: ignore[arg-type]
+
+
 def resolve_optimizer(
-    optimizer: Any, lr: float | None, options: Mapping[str, Any], extra_names: tuple[str, ...] = ()
+    optimizer: Any,
+    lr: float | None,
+    options: Mapping[str, Any],
+    extra_names: tuple[str, ...] = (),
+    chosen: str = "",
 ) -> tuple[str, type[torch.optim.Optimizer], dict[str, Any]]:
-    """Name, class and constructor options (with the learning rate) of an optimizer."""
+    """Name, class and constructor options (with the learning rate) of an optimizer.
+
+    For errors, `extra_names` are supported as well, and `chosen` says what chose the optimizer.
+    """
     cls: Any
     if isinstance(optimizer, str):
         if optimizer not in OPTIMIZERS:
             known = [*extra_names, *OPTIMIZERS]
-            raise unknown_name("optimizer", optimizer, known, "or a torch.optim.Optimizer subclass")
+            raise unknown_name("optimizer", optimizer, known, torch.optim.Optimizer)
         name, cls = optimizer, OPTIMIZERS[optimizer]
     elif isinstance(optimizer, type) and issubclass(optimizer, torch.optim.Optimizer):
         name, cls = optimizer.__name__, optimizer
     else:
         known = [*extra_names, *OPTIMIZERS]
-        raise unknown_name("optimizer", optimizer, known, "or a torch.optim.Optimizer subclass")
+        raise unknown_name("optimizer", optimizer, known, torch.optim.Optimizer)
     known_options, takes_others = signature_of(cls)
     if not takes_others:
-        check_options("optimizer", name, options, [k for k in known_options if k != "lr"])
+        names = [k for k in known_options if k != "lr"]
+        check_options("optimizer", name, options, names, optimizers_with, chosen)
     resolved = {**(_lbfgs_defaults(options) if optimizer == "lbfgs" else {}), **options}
     if "lr" in known_options:
         default = known_options["lr"]

@@ -52,6 +52,10 @@ def _one(epoch: int) -> float:
     return 1.0
 
 
+def _schedules_with(option: str) -> list[str]:
+    return [name for name, (cls, _) in SCHEDULES.items() if option in signature_of(cls)[0]]  # type: ignore[arg-type]
+
+
 def resolve_schedule(
     schedule: Any,
     options: Mapping[str, Any],
@@ -76,8 +80,7 @@ def resolve_schedule(
     cls: Any
     if isinstance(schedule, str):
         if schedule not in SCHEDULES:
-            what = "or a class of torch.optim.lr_scheduler"
-            raise unknown_name("lr_schedule", schedule, SCHEDULES, what)
+            raise unknown_name("lr_schedule", schedule, SCHEDULES, lr_scheduler.LRScheduler)
         name = schedule
         cls, make_defaults = SCHEDULES[schedule]
         defaults = make_defaults(max_epochs, lr)
@@ -86,11 +89,10 @@ def resolve_schedule(
     elif isinstance(schedule, type) and issubclass(schedule, lr_scheduler.LRScheduler):
         name, cls = schedule.__name__, schedule
     else:
-        what = "or a class of torch.optim.lr_scheduler"
-        raise unknown_name("lr_schedule", schedule, SCHEDULES, what)
+        raise unknown_name("lr_schedule", schedule, SCHEDULES, lr_scheduler.LRScheduler)
     known, takes_others = signature_of(cls)
     if not takes_others:
-        check_options("lr_schedule", name, options, known)
+        check_options("lr_schedule", name, options, known, _schedules_with)
     resolved = {**defaults, **options}
     missing = [k for k, v in known.items() if v is inspect.Parameter.empty and k not in resolved]
     if missing:

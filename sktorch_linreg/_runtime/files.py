@@ -17,7 +17,8 @@ import numpy as np
 
 FORMAT, VERSION = "sktorch_linreg", 1
 HEADER = ("format", "version", "kind", "tree", "sha256")
-# what reading a damaged file comes to
+REMEDY = "Nothing was loaded. Restore the file from a copy, or save it again."
+# what reading a damaged file can raise
 DAMAGE = (
     ValueError, LookupError, TypeError, AttributeError, ArithmeticError, RecursionError,
     MemoryError,
@@ -205,7 +206,7 @@ def _take_over_permissions(name: Path, found: os.stat_result) -> None:
     os.chmod(name, stat.S_IMODE(found.st_mode))
 
 
-def read(path: str | os.PathLike[str], kind: str) -> Any:
+def read(path: str | os.PathLike[str], kind: str, remedy: str = REMEDY) -> Any:
     """The tree of a file.
 
     Raises
@@ -213,7 +214,8 @@ def read(path: str | os.PathLike[str], kind: str) -> Any:
     FileNotFoundError
         If there is no such file.
     ValueError
-        If it is not a whole file of this kind; the message names it and what is wrong.
+        If it is not a complete file of this kind; the message names it, what is wrong, and the
+        remedy.
     """
     library = require_safetensors()
     file = Path(path)
@@ -236,8 +238,7 @@ def read(path: str | os.PathLike[str], kind: str) -> Any:
             raise ValueError("it holds unreferenced arrays")
     except DAMAGE as error:
         raise ValueError(
-            f"{str(path)!r} cannot be read as a {kind} of sktorch_linreg: {error}. Nothing was "
-            "loaded; take another copy of the file, or make it anew."
+            f"{str(path)!r} cannot be read as a {kind} of sktorch_linreg: {error}. {remedy}"
         ) from error
     return content
 

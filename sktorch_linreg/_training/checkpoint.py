@@ -15,6 +15,7 @@ import scipy.sparse as sp
 import torch
 
 from .._data.rows import TrainingData
+from .._errors import CheckpointMismatchError
 from .._optim.state import load_schedule_state, schedule_state, to_arrays
 from .._runtime import files
 from .._runtime.aliases import Layers
@@ -23,6 +24,7 @@ from .._runtime.python_numbers import as_python
 from .history import pack_history, unpack_history
 
 KIND = "checkpoint"
+REMEDY = "Nothing was overwritten. Pass another checkpoint_dir, or delete that file to start over."
 FILE = "checkpoint.safetensors"
 # numbers that are hashed at a time
 HASHED_ENTRIES = 2**20
@@ -58,10 +60,6 @@ def _fingerprint(data: TrainingData, start: Layers | None) -> str:
         if extra is not None:
             add(extra)
     return total.hexdigest()
-
-
-class _OtherFit(ValueError):
-    """The checkpoint is that of another fit."""
 
 
 def _known_again(name: str, value: Any) -> list[str]:
@@ -106,8 +104,10 @@ class Checkpoint:
 
     Raises
     ------
+    CheckpointMismatchError
+        If the folder holds a checkpoint of other parameters or data.
     ValueError
-        If the folder holds a checkpoint of other parameters or data, or a damaged one.
+        If it holds a damaged one.
     """
 
     def __init__(
@@ -130,7 +130,7 @@ class Checkpoint:
         self.seed = seed
         self.state: Mapping[str, Any] | None = None
         if self.path.exists():
-            content = files.read(self.path, KIND)
+            content = files.read(self.path, KIND, REMEDY)
             with self._named():
                 about, self.seed = content["about"], int(content["seed"])
                 self._check(about)
@@ -153,9 +153,8 @@ class Checkpoint:
             what = "the rows, weights or starting coefficients differ"
         else:
             return
-        raise _OtherFit(
-            f"{str(self.path)!r} is a checkpoint of a different fit: {what}. Nothing was "
-            "overwritten. Pass another checkpoint_dir, or delete that file to start over."
+        raise CheckpointMismatchError(
+            f"{str(self.path)!r} is a checkpoint of a different fit: {what}. {REMEDY}"
         )
 
     @contextmanager
@@ -163,12 +162,11 @@ class Checkpoint:
         """Raise whatever comes of a damaged file as an error that names it."""
         try:
             yield
-        except _OtherFit:
+        except CheckpointMismatchError:
             raise
         except (*files.DAMAGE, RuntimeError) as error:
             raise ValueError(
-                f"{str(self.path)!r} is incomplete or damaged ({error!r}). Nothing was "
-                "overwritten. Pass another checkpoint_dir, or delete that file to start over."
+                f"{str(self.path)!r} is incomplete or damaged ({error!r}). {REMEDY}"
             ) from error
 
     # -- state of a run -------------------------------------------------------------------------

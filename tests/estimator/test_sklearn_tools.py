@@ -205,7 +205,7 @@ def test_score_is_r2_with_weights(estimator):
 def test_strings_are_to_be_encoded(cls):
     frame = pd.DataFrame({"size": [1.0, 2.0, 3.0], "colour": ["red", "blue", "red"]})
     target = [1.0, 2.0, 3.0]
-    with pytest.raises(ValueError, match=r"could not convert string.*OneHotEncoder"):
+    with pytest.raises(ValueError, match=r"'red' in row 0, column 'colour'.*OneHotEncoder"):
         cls().fit(frame, target)
     model = cls(max_epochs=1).fit(frame[["size", "size"]].to_numpy(), target)
     with pytest.raises(ValueError, match="OneHotEncoder"):

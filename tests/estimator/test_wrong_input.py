@@ -64,14 +64,28 @@ BAD_DATA = [
     ((X, y, np.zeros(30)), "non-zero"),
     ((X, y, np.full(30, -1.0)), "[Nn]egative values"),
     ((X, y, np.full(30, np.nan)), "NaN"),
-    ((np.full((30, 3), "a"), y), "numeric|convert"),
+    ((np.full((30, 3), "a"), y), "X contains text: .*in row 0, column 0"),
     ((X, sp.csr_array(y[:, None])), "toarray"),
 ]
 BAD_PARAMETERS = [
     ({"optimizer": "adamm"}, r"Supported:.*'sgd'.*Did you mean 'adam'\?"),
-    ({"optimizer": 3}, "Supported:.*torch.optim.Optimizer subclass"),
+    ({"optimizer": 3}, "'sgd'.*or a subclass of torch.optim.Optimizer; got 3"),
+    (
+        {"optimizer": torch.optim.Adam([torch.zeros(1, requires_grad=True)])},
+        "Pass the class, optimizer=torch.optim.Adam, and its options as optimizer__.*as lr",
+    ),
+    ({"optimizer": torch.nn.ReLU}, "got the class torch.nn.ReLU"),
     ({"loss": "squared_eror"}, r"Supported:.*'huber'.*Did you mean 'squared_error'\?"),
-    ({"loss": torch.nn.MSELoss()}, "torch.nn.Module loss class"),
+    (
+        {"loss": torch.nn.MSELoss()},
+        "Pass the class, loss=torch.nn.MSELoss, and its options as loss__",
+    ),
+    ({"loss": torch.nn.functional.mse_loss}, "function mse_loss. Did you mean 'squared_error'"),
+    (
+        {"loss": "squared_error", "loss__delta": 1.0},
+        "set loss to 'huber'. To remove the option: del",
+    ),
+    ({"loss": ["huber"]}, r"got \['huber'\]\.$"),
     ({"loss": torch.nn.Linear}, "loss__"),
     ({"loss": torch.nn.GaussianNLLLoss}, "predictions and targets"),
     ({"loss": "huber", "loss__delt": 1.0}, r"loss__delta.*Did you mean 'delta'\?"),
@@ -81,6 +95,14 @@ BAD_PARAMETERS = [
     ({"optimizer": "sgd", "optimizer__momentum": -1.0}, "Check optimizer__"),
     ({"optimizer": "sgd", "lr_schedule": "cosin"}, r"Supported:.*Did you mean 'cosine'\?"),
     ({"optimizer": "sgd", "lr_schedule": 7}, "torch.optim.lr_scheduler"),
+    (
+        {"lr_schedule": torch.optim.lr_scheduler.StepLR(torch.optim.SGD([torch.zeros(1)], 0.1), 3)},
+        "Pass the class, lr_schedule=torch.optim.lr_scheduler.StepLR",
+    ),
+    (
+        {"optimizer": "sgd", "lr_schedule": "cosine", "lr_schedule__step_size": 1},
+        "set lr_schedule to 'step'",
+    ),
     ({"optimizer": "sgd", "lr_schedule": "step", "lr_schedule__gama": 1}, "lr_schedule__gamma"),
     ({"optimizer": "sgd", "lr_schedule__gamma": 1.0}, "lr_schedule is None"),
     (
@@ -112,13 +134,23 @@ BAD_PARAMETERS = [
 ]
 OF_ONE_MODEL = [
     ("mlp", {"activation": "rely"}, r"Supported:.*Did you mean 'relu'\?"),
+    ("mlp", {"activation": torch.nn.ReLU}, "the class torch.nn.ReLU. Did you mean 'relu'"),
+    ("mlp", {"activation": torch.nn.Sigmoid()}, "Did you mean 'logistic'"),
+    ("mlp", {"activation": ["relu", "tanh"]}, r"got \['relu', 'tanh'\]\.$"),
+    (
+        "mlp",
+        {"optimizer": "adam", "optimizer__momentum": 0.9},
+        "set optimizer to 'sgd' or 'rmsprop'",
+    ),
     ("mlp", {"hidden_layer_sizes": (3, 0)}, r"such as \(100,\)"),
     ("mlp", {"hidden_layer_sizes": (2.5,)}, r"such as \(100,\)"),
     ("mlp", {"dropout": 1.0}, "dropout"),
     ("mlp", {"optimizer": "lstsq"}, "Supported: 'lbfgs'"),
     ("exact", {"positive": "no"}, "positive"),
     ("exact", {"optimizer": "lstsq", "loss": "huber"}, "Choose optimizer='auto'"),
-    ("exact", {"optimizer": "lstsq", "optimizer__momentum": 0.9}, "none"),
+    ("exact", {"optimizer": "lstsq", "optimizer__momentum": 0.9}, "none.*to 'sgd' or 'rmsprop'"),
+    ("exact", {"optimizer__momentum": 0.9}, "chosen by optimizer='auto'.*to 'sgd' or 'rmsprop'"),
+    ("exact", {"lr": 0.1, "optimizer__momentum": 0.9}, "'adam', chosen by optimizer='auto',"),
 ]
 
 
@@ -445,3 +477,57 @@ def test_names_that_are_missing_are_told_once():
     with pytest.warns(UserWarning, match="feature names") as caught:
         model.partial_fit(X[:2], y[:2])
     assert len(caught) == 1
+
+
+def in_place(values, row, value, column=None):
+    out = np.array(values, dtype=object)
+    out[row if column is None else (row, column)] = value
+    return out
+
+
+FRAME = pd.DataFrame(X, columns=["a", "b", "c"])
+TEXT = {
+    "object array": (
+        in_place(X, 4, "n/a", 1),
+        y,
+        "X contains text: 'n/a' in row 4, column 1.*OneHot",
+    ),
+    "lists": (in_place(X, 4, "n/a", 1).tolist(), y, "'n/a' in row 4, column 1"),
+    "string array": (in_place(X, 4, "n/a", 1).astype(str), y, "'n/a' in row 4, column 1"),
+    "frame": (FRAME.assign(b="x"), y, "X contains text: 'x' in row 0, column 'b'"),
+    "categories": (FRAME.assign(b=pd.Categorical(["x"] * 30)), y, "'x' in row 0, column 'b'"),
+    "targets": (X, in_place(y, 7, "n/a"), "y contains text: 'n/a' in row 7. Convert the targets"),
+    "list of targets": (X, in_place(y, 7, "n/a").tolist(), "y contains text: 'n/a' in row 7"),
+    "string targets": (X, in_place(y, 7, "n/a").astype(str), "y contains text: 'n/a' in row 7"),
+    "named targets": (X, pd.Series(in_place(y, 7, "n/a"), name="p"), "'n/a' in row 7"),
+    "two targets": (X, in_place(np.column_stack([y, y]), 7, "n/a", 1), "'n/a' in row 7, column 1"),
+    "number in X": (
+        in_place(X, 4, 10**400, 1),
+        y,
+        "beyond the range of float64 in row 4, column 1",
+    ),
+    "number in y": (X, in_place(y, 7, -(10**400)), "y contains a number.*row 7: a .* 401 digits"),
+}
+
+
+@pytest.mark.parametrize("case", list(TEXT))
+@pytest.mark.parametrize("name", ["exact", "mlp"])
+def test_text_and_huge_numbers_are_named_with_their_place(name, case):
+    features, target, match = TEXT[case]
+    model = fitted(name)
+    before = snapshot(model)
+    for method in (model.fit, model.partial_fit):
+        with pytest.raises(ValueError, match=match):
+            method(features, target)
+    if match.startswith(("X", "'")) and target is y:
+        with pytest.raises(ValueError, match=match):
+            model.predict(features)
+    assert snapshot(model) == before
+
+
+def test_numbers_written_as_text_in_objects_are_taken():
+    """As scikit-learn's own estimators do."""
+    numbers = X.astype(object)
+    numbers[3, 1] = str(X[3, 1])
+    expected = TorchLinearRegressor().fit(X, y).coef_
+    np.testing.assert_array_equal(TorchLinearRegressor().fit(numbers, y).coef_, expected)

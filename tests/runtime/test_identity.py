@@ -20,7 +20,12 @@ from sklearn.model_selection import GridSearchCV
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import FunctionTransformer, StandardScaler
 
-from sktorch_linreg import BatchedGridSearchCV, TorchLinearRegressor, TorchMLPRegressor
+from sktorch_linreg import (
+    BatchedGridSearchCV,
+    CheckpointMismatchError,
+    TorchLinearRegressor,
+    TorchMLPRegressor,
+)
 from sktorch_linreg._runtime.identity import IncomparableError, describe, fingerprint, identify
 
 LambdaLR = torch.optim.lr_scheduler.LambdaLR
@@ -291,7 +296,7 @@ def test_checkpoints_of_another_object_are_refused(name, tmp_path):
     np.testing.assert_array_equal(
         clone(model).set_params(**again).fit(X, y).predict(X), fitted.predict(X)
     )
-    with pytest.raises(ValueError, match=r"of a different fit: \w+ was .*, now"):
+    with pytest.raises(CheckpointMismatchError, match=r"of a different fit: \w+ was .*, now"):
         clone(model).set_params(**second).fit(X, y)
 
 

@@ -1,0 +1,60 @@
+"""Where rows hold what no float64 stands for: text, or numbers beyond its range."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+
+REMEDIES = {
+    "X": "Encode string columns first, for example with sklearn.preprocessing.OneHotEncoder in a "
+    "ColumnTransformer.",
+    "y": "Convert the targets to numbers, or drop these rows.",
+}
+
+
+def explain(given: Mapping[str, Any]) -> str | None:
+    """A message about the first value, of the arrays by name, that cannot be converted.
+
+    None where no such value is found.
+    """
+    for name, rows in given.items():
+        found = _first(rows)
+        if found is None:
+            continue
+        place, value = found
+        if isinstance(value, str):
+            return f"{name} contains text: {value!r} in {place}. {REMEDIES.get(name, '')}".strip()
+        return (
+            f"{name} contains a number beyond the range of float64 in {place}: a magnitude of "
+            f"{len(str(abs(value)))} digits. Rescale that column, or take logarithms."
+        )
+    return None
+
+
+def _first(rows: Any) -> tuple[str, Any] | None:
+    """Place and value of the first that cannot be converted."""
+    try:
+        table = np.asarray(rows, dtype=object)
+        table = table.reshape(len(table), -1)
+    except Exception:
+        # what is no array has other errors
+        return None
+    names = getattr(rows, "column_names", getattr(rows, "columns", None))
+    for j, column in enumerate(table.T):
+        for i, value in enumerate(column):
+            if isinstance(value, str | int) and not _is_convertible(value):
+                place = f"row {i}"
+                if np.ndim(rows) == 2 or names is not None:
+                    place += f", column {j if names is None else names[j]!r}"
+                return place, value
+    return None
+
+
+def _is_convertible(value: Any) -> bool:
+    try:
+        float(value)
+    except (ValueError, OverflowError):
+        return False
+    return True
