@@ -54,6 +54,7 @@ from sktorch_linreg import (
 )
 from sktorch_linreg._runtime import memory
 from sktorch_linreg.model_selection import evaluation
+from sktorch_linreg.model_selection.scoring import SCORES
 
 LINEAR = TorchLinearRegressor(optimizer="adam", batch_size=32, max_epochs=8, random_state=0)
 MLP = TorchMLPRegressor(
@@ -249,6 +250,21 @@ def test_scorers(base, scoring):
     compare(base, RATES, X, y, scoring=scoring, return_train_score=True)
     if not callable(scoring):
         compare(make_pipeline(StandardScaler(), LINEAR), {}, X, y, scoring=scoring)
+
+
+@pytest.mark.parametrize("metric", list(SCORES), ids=lambda metric: metric.__name__)
+@pytest.mark.parametrize("weighted", [True, False])
+def test_stacked_scores_are_those_of_the_metric(metric, weighted):
+    rng = np.random.default_rng(0)
+    true, predicted = rng.normal(size=(2, 30)), rng.normal(size=(4, 2, 30))
+    # perfect predictions, and a constant target
+    predicted[0], true[1] = true, 1.0
+    weight = rng.uniform(0.1, 2.0, 30) if weighted else None
+    options = {"sample_weight": weight} if weighted else {}
+    expected = [metric(true.T, p.T, **options) for p in predicted]
+    sign = -1.0 if "error" in metric.__name__ else 1.0
+    found = SCORES[metric](true, predicted, weight)
+    np.testing.assert_allclose(sign * found, expected, rtol=1e-12, atol=1e-12)
 
 
 def test_several_scores():

@@ -9,7 +9,7 @@ from sklearn.base import clone
 from torch import optim
 
 from sktorch_linreg import TorchLinearRegressor, TorchMLPRegressor
-from sktorch_linreg._modules.activations import ACTIVATIONS
+from sktorch_linreg._modules.activations import ACTIVATIONS, Activation
 from sktorch_linreg._modules.initialize import draw_weights_
 from sktorch_linreg._modules.network import MLPModule
 from sktorch_linreg._objective.losses import LOSSES, resolve_loss
@@ -70,10 +70,23 @@ def compare(module, batch, loss, l2=0.0):
 
 @pytest.mark.parametrize("dropout", [0.0, 0.4])
 @pytest.mark.parametrize("weighted", [True, False])
-@pytest.mark.parametrize("activation", list(ACTIVATIONS))
+@pytest.mark.parametrize("activation", [a for a in ACTIVATIONS if ACTIVATIONS[a].by_hand])
 def test_gradients_of_every_activation(activation, weighted, dropout):
     module = make(activation=activation, dropout=dropout)
     compare(module, make_batch(weighted=weighted), resolve_loss("squared_error", {}), l2=0.3)
+
+
+def test_an_activation_without_a_written_out_derivative_is_left_to_autograd(monkeypatch):
+    monkeypatch.setitem(ACTIVATIONS, "softplus", Activation(torch.nn.Softplus))
+    loss, penalty, batch = resolve_loss("squared_error", {}), Penalty(l2=0.3), make_batch()
+    module = make(activation="softplus")
+    out, expected = by_autograd(module, batch, loss, penalty)
+    objective = ModuleObjective(module, loss, penalty, own_penalty=False)
+    assert objective.backprop is None
+    objective.gradient_(batch)
+    torch.testing.assert_close(batch.out, out, **TIGHT)
+    for p, gradient in zip(module.parameters(), expected, strict=True):
+        torch.testing.assert_close(p.grad, gradient, **TIGHT)
 
 
 @pytest.mark.parametrize("weighted", [True, False])
