@@ -1,4 +1,4 @@
-"""Timing in turn: every contender once per round, so that a slow moment hits all of them."""
+"""Interleaved timing: each contender runs once per round, so a slow moment affects all."""
 
 import os
 import subprocess
@@ -8,14 +8,14 @@ from statistics import median
 
 import numpy as np
 
-# seconds from which on a contender may have used threads, and until they have gone to sleep
+# seconds above which a run may have used threads, and until these have gone to sleep
 THREADED, PAUSE = 0.003, 0.05
 
 
 def rounds(contenders, n_rounds):
-    """Seconds of each contender in each round, after one round that is not counted.
+    """Seconds of each contender in each round, after a warm-up round that is not counted.
 
-    Each round begins with another contender, so that nobody always comes after the same one.
+    Each round begins with a different contender.
     """
     seconds = {name: [] for name in contenders}
     names = list(contenders)
@@ -29,7 +29,7 @@ def rounds(contenders, n_rounds):
             if number:
                 seconds[name].append(taken)
             if taken > THREADED:
-                # idle threads of BLAS keep a core busy for a while, at the expense of the next
+                # idle BLAS threads keep a core busy for a while, which would slow down the next run
                 time.sleep(PAUSE)
     return seconds
 
@@ -43,7 +43,7 @@ def n_rounds(contenders, budget=3.0, most=101, least=5):
 
 
 class Table:
-    """Lines of peer, ours, ratio and spread, and geometric means of the ratios at the end."""
+    """A printed table of times, ratios and their spread, with geometric means at the end."""
 
     def __init__(self, title):
         self.ratios = {}

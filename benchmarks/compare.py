@@ -1,7 +1,7 @@
-"""A dozen jobs as a git revision and as the working tree does them, in processes that take turns.
+"""A git revision against the working tree on a dozen jobs, in processes that take turns.
 
-Run ``python benchmarks/compare.py BASE``; BASE is anything that git knows as a commit, and the peer
-of the table. Ratios are its median time over that of the working tree: above 1 the tree is faster.
+Run ``python benchmarks/compare.py BASE``; BASE is any git commit, and is the peer in the table.
+Ratios are its median time over that of the working tree: above 1, the working tree is faster.
 """
 
 import json
@@ -20,12 +20,12 @@ from common import Table
 
 HERE = Path(__file__).resolve().parent
 ROUNDS = 15
-# what a job may take in one turn, in seconds
+# time budget of a job per turn, in seconds
 PATIENCE = 0.15
 
 
 def jobs():
-    """Functions to time, by name; each has its data made already."""
+    """Functions to time, by name, with their data prepared."""
     import numpy as np
     import scipy.sparse as sp
 
@@ -77,7 +77,7 @@ def jobs():
 
 
 def serve():
-    """Time the jobs that are asked for on standard input, a name a line, until it ends."""
+    """Time the jobs named on standard input, one per line, until it ends."""
     import sktorch_linreg
 
     warnings.simplefilter("ignore")
@@ -94,7 +94,7 @@ def serve():
 
 
 class Worker:
-    """A process that times jobs with the package of a folder."""
+    """A process that times jobs with the package in a folder."""
 
     def __init__(self, place, folder):
         path = os.pathsep.join([place, str(HERE)])
@@ -110,18 +110,18 @@ class Worker:
     def _answer(self):
         line = self.process.stdout.readline()
         if not line:
-            sys.exit("A worker has ended early; its error is above.")
+            sys.exit("A worker process ended early; see its error above.")
         return json.loads(line)
 
     def seconds(self, job):
-        """Median time of a job over a moment."""
+        """Median time of a job in one turn."""
         self.process.stdin.write(f"{job}\n")
         self.process.stdin.flush()
         return self._answer()
 
 
 def checkout(revision, folder):
-    """The package as a revision has it."""
+    """Extract the package of a revision into a folder; return the root of the repository."""
     root = subprocess.run(
         ["git", "rev-parse", "--show-toplevel"],
         cwd=HERE,
@@ -148,7 +148,7 @@ def main(revision):
             for number in range(ROUNDS + 1):
                 for which, worker in sorted(workers.items(), reverse=bool(number % 2)):
                     seconds = worker.seconds(job)
-                    # the first turn warms up
+                    # the first turn is a warm-up
                     if number:
                         found[which].append(seconds)
             table.add(job, found)

@@ -1,4 +1,4 @@
-"""Correct digits of the worst coefficient, intercept included, against 150-digit arithmetic.
+"""Correct digits of the worst coefficient, including the intercept, against 150-digit arithmetic.
 
 Run ``python benchmarks/digits.py``; it needs mpmath (extra `test`).
 """

@@ -1,8 +1,8 @@
-"""Whole searches, without the final fit, against scikit-learn's search over skorch, itself and us.
+"""Searches without the refit, against GridSearchCV over skorch, scikit-learn and our models.
 
-Run it without arguments for one and two threads, or with a number of threads and, after that, words
-of the names of the jobs to run. `cost` prints what a search costs against the
-number of candidates instead. Everything is run with one and with two jobs, and the faster counts.
+Run without arguments for one and two threads, or with a number of threads and then words that
+select jobs by name. With `cost`, it prints the cost of a search by number of candidates instead.
+Each search is run with one and with two jobs, and the faster one counts.
 """
 
 import sys
@@ -25,9 +25,9 @@ from torch import nn
 from sktorch_linreg import BatchedGridSearchCV, TorchLinearRegressor, TorchMLPRegressor
 
 RATES, FEW_RATES = np.geomspace(1e-4, 0.1, 20), np.geomspace(1e-4, 0.1, 12)
-# searches that take longer are run this often only
+# mean seconds above which searches are run in fewer rounds
 SLOW = 2.0
-# and those that take longer than this only once
+# seconds above which a search is run only once
 ENDLESS = 30.0
 
 
@@ -119,7 +119,7 @@ def ridge(table):
     X = rng.normal(size=(20000, 100))
     y = X @ rng.normal(size=100) + rng.normal(size=20000)
     alphas = np.geomspace(1e-6, 10, 50)
-    # the objective of Ridge is not divided by the rows
+    # Ridge does not divide its objective by the number of rows
     theirs = alphas * 0.5 * len(X)
     contenders = {
         "ours": partial(
@@ -141,7 +141,7 @@ def timed(run):
 
 
 def best_jobs(cls, estimator, grid, X, y):
-    """The faster of one and two jobs, and its seconds; workers are started before."""
+    """Seconds of the faster of one and two jobs, and its run; workers are started beforehand."""
     search(cls, estimator, {k: v[:1] for k, v in grid.items()}, 2, X[:200], y[:200])
     runs = [partial(search, cls, estimator, grid, n, X, y) for n in (1, 2)]
     return min(((timed(run), run) for run in runs), key=itemgetter(0))
@@ -158,7 +158,7 @@ def compare(n_threads):
         entrants = {"ours": (BatchedGridSearchCV, ours, grid, X, y)}
         entrants |= {name: (GridSearchCV, *peer) for name, peer in peers.items()}
         found = {name: best_jobs(*entrant) for name, entrant in entrants.items()}
-        # what takes minutes is run once
+        # slow searches are run only once
         contenders = {name: run for name, (seconds, run) in found.items() if seconds < ENDLESS}
         slow = sum(found[name][0] for name in contenders) > SLOW * len(contenders)
         seconds = rounds(contenders, 3 if slow else 7)
@@ -171,7 +171,7 @@ def compare(n_threads):
 
 
 def cost():
-    """Seconds against the number of candidates, 5 folds each."""
+    """Seconds by number of candidates, with 5 folds each."""
     warnings.simplefilter("ignore")
     print("\n| candidates | linear ms | per fit us | 32 units ms | per fit us |")
     print("|---|---|---|---|---|")

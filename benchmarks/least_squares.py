@@ -1,6 +1,6 @@
 """Exact least squares against scikit-learn and scikit-learn-intelex: time, prediction, memory.
 
-Run ``python benchmarks/least_squares.py``. scikit-learn-intelex is a peer where it is installed
+Run ``python benchmarks/least_squares.py``. scikit-learn-intelex is a peer if it is installed
 (``pip install scikit-learn-intelex``). Ratios are the peer's median time over ours.
 """
 
@@ -103,7 +103,7 @@ def grown_by(n, d, whose, weighted):
     y, w = X[:, 0] + 1.0, np.linspace(0.5, 2.0, n) if weighted else None
     model = TorchLinearRegressor() if whose == "ours" else LinearRegression()
     model.fit(X[:1000], y[:1000])
-    # forget the peak so far, which a child process inherits from its parent
+    # reset the peak so far, which a child process inherits from its parent
     with open("/proc/self/clear_refs", "w") as file:
         file.write("5")
     before = status("VmRSS")
@@ -112,7 +112,7 @@ def grown_by(n, d, whose, weighted):
 
 
 def status(name):
-    """A figure of this process in KiB."""
+    """A memory figure of this process, in KiB."""
     with open("/proc/self/status") as file:
         return int(re.search(rf"{name}:\s+(\d+)", file.read())[1])
 

@@ -1,4 +1,4 @@
-"""How fits grow: rows in one piece, in blocks, through dask, and over two processes of torchrun."""
+"""How fits scale: rows in one piece, in blocks, with dask, and on two torchrun processes."""
 
 import os
 import subprocess
@@ -19,7 +19,7 @@ from sktorch_linreg.distributed import data_parallel
 BLOCK = 100_000
 COLUMNS = 20
 ONE = {**os.environ, "OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1"}
-# what two processes share: rows, columns, and the model
+# jobs for two processes: rows, columns and the model
 JOBS = {
     "exact": (2_000_000, 50, lambda: TorchLinearRegressor()),
     "linear, adam, full batch, 100 epochs": (
@@ -47,7 +47,7 @@ def network(hidden, batch_size):
 
 
 def block(number, n_rows=BLOCK, n_columns=COLUMNS, dtype=np.float64):
-    """A block of rows that is the same whenever it is asked for."""
+    """A reproducible block of rows."""
     rng = np.random.default_rng(number)
     X = rng.normal(size=(n_rows, n_columns)).astype(dtype)
     y = X @ np.linspace(-1, 1, n_columns) + 0.1 * rng.normal(size=n_rows)
@@ -95,7 +95,7 @@ def peak():
 
 
 def stream(way, n_blocks=100):
-    """One pass over rows that never lie in memory together."""
+    """One pass over rows that are never in memory all at once."""
     TorchLinearRegressor().partial_fit(*block(0, 1000))
     if way == "dask-ml Incremental":
         import dask

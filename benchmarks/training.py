@@ -1,12 +1,12 @@
 """Training against hand-written loops, skorch and scikit-learn: time, memory, growth, threads.
 
-Run ``python benchmarks/training.py``. Every contender is given the same job: the same rows, compute
-dtype, optimizer, rate, epochs, batch size and initial weights, and the fused loop and ours the same
-order of rows too. The fused loop is the best, per job, of three that are written by hand. How far a
-peer's mean squared error on the training rows is from ours is printed at the end. Ratios are the
-peer's median time over ours.
+Run ``python benchmarks/training.py``. Every contender gets the same job: the same rows, compute
+dtype, optimizer, learning rate, epochs, batch size and initial weights; the fused loop and ours
+also get the same order of rows. The fused loop is the fastest of three hand-written loops for each
+job. The relative difference of each peer's mean squared error on the training rows from ours is
+printed at the end. Ratios are the peer's median time over ours.
 
-Sections can be named: ``python benchmarks/training.py fits callbacks``; see `SECTIONS`.
+Name sections to run only those: ``python benchmarks/training.py fits callbacks``; see `SECTIONS`.
 """
 
 import os
@@ -48,7 +48,7 @@ class Work:
     batch: int
     epochs: int
     small: bool = False
-    # DataLoader and skorch take minutes for a full batch row by row, so they make fewer epochs
+    # DataLoader and skorch load full batches row by row, which is slow, so they run fewer epochs
     slow_share: int = 1
 
     def data(self):
@@ -102,7 +102,7 @@ def torch_optimizer(work, parameters):
 
 
 def epochs_by_hand(work, X, y, module, optimizer, gather):
-    """Epochs of a loop over slices with autograd; `gather` gives the rows of each batch."""
+    """Epochs of a loop over slices with autograd; `gather` yields the rows of each batch."""
     X, y = torch.from_numpy(X), torch.from_numpy(y)[:, None]
     losses = []
     for _ in range(work.epochs):
@@ -165,12 +165,12 @@ def flat_loop(work, X, y):
     return module
 
 
-# the best of these is the peer
+# the fastest of these is the peer
 FUSED_LOOPS = {"slices": sliced_loop, "index_select": selecting_loop, "flat": flat_loop}
 
 
 def loader_loop(work, X, y):
-    """The loop of the tutorials."""
+    """The loop of the PyTorch tutorials."""
     module = work.module()
     optimizer = torch_optimizer(work, module.parameters())
     rows = TensorDataset(torch.from_numpy(X), torch.from_numpy(y)[:, None])
@@ -243,7 +243,7 @@ def contenders(work):
 
 
 def best_loop(seconds):
-    """The seconds with the best of the loops written by hand in place of all, and its name."""
+    """The seconds with only the fastest of the hand-written loops, and its name."""
     best = min(FUSED_LOOPS, key=lambda name: median(seconds[name]))
     out = {"ours": seconds["ours"], "fused loop": seconds[best]}
     return out | {k: v for k, v in seconds.items() if k not in FUSED_LOOPS}, best
@@ -282,7 +282,7 @@ def fits(threads):
 
 
 def growth(threads):
-    """Seconds of a fit against rows and epochs."""
+    """Seconds of a fit by rows and epochs."""
     print(f"\nfit of a linear model on 10 columns, Adam, {threads} thread(s)\n")
     print("| rows | epochs | batch | seconds | microseconds per 1000 rows and epoch |")
     print("|---|---|---|---|---|")
@@ -338,11 +338,11 @@ print(X.nbytes / 2**20, used)
 
 
 def memory(threads):
-    """Peak beyond the input in a fresh process."""
+    """Peak memory beyond the input, in a fresh process."""
     print(f"\npeak memory of a fresh process beyond input and output, {threads} thread(s)\n")
     print("| what | input MiB | peak MiB beyond |")
     print("|---|---|---|")
-    # rows that are standardised, cast or laid out anew are one copy in the compute dtype
+    # rows that are standardised, cast or made contiguous take one copy in the compute dtype
     for kind, text in [
         ("fit", "fit, float32 in, trained in float32, batch 1024"),
         ("cast", "fit, float64 in, trained in float32, batch 1024"),
@@ -358,7 +358,7 @@ def memory(threads):
 
 
 class Listener(Callback):
-    """Does nothing, but asks to be told of batches and gradients."""
+    """Does nothing, but overrides the batch and gradient hooks."""
 
     def on_batch_begin(self, net, **kwargs):
         """Be told."""
@@ -371,7 +371,7 @@ class Listener(Callback):
 
 
 def callbacks(threads):
-    """With callbacks that are told of every batch."""
+    """Fits with callbacks that are called for every batch."""
     table = Table(f"fit with callbacks that need every batch, {threads} thread(s)")
     for work in (WORKS[0], WORKS[3], WORKS[4], WORKS[6]):
         X, y = work.data()

@@ -2,8 +2,8 @@
 Adam with a validation curve, then a small network
 ==================================================
 
-Ten thousand full-batch epochs of Adam on one feature meet least squares; on a sine, where a line
-cannot, a network of three hidden layers of eight units does.
+On one feature, ten thousand full-batch epochs of Adam reach the least-squares solution. A sine,
+which a line cannot fit, is fitted by a network with three hidden layers of eight units.
 """
 
 import matplotlib.pyplot as plt
@@ -18,7 +18,7 @@ from skorch.callbacks import Callback
 from sktorch_linreg import TorchLinearRegressor, TorchMLPRegressor
 
 # %%
-# "auto" would take a GPU if there is one; a problem this small is faster on the CPU.
+# "auto" would use a GPU if available; a problem this small is faster on the CPU.
 adam = {"optimizer": "adam", "lr": 0.001, "max_epochs": 10_000, "standardize": False}
 adam |= {"batch_size": None, "dtype": "float32", "device": "cpu", "tol": None, "random_state": 0}
 
@@ -45,14 +45,14 @@ report("LinearRegression", exact, X_test, y_test)
 report("TorchLinearRegressor", linear, X_test, y_test)
 
 # %%
-# The recorded path gives the loss of any other rows in every epoch.
+# With the recorded path the loss on other rows can be computed for every epoch.
 fitted = X_valid @ linear.coef_path_[:-1].T + linear.intercept_path_[:-1]
 linear_valid = np.mean((fitted - y_valid[:, None]) ** 2, axis=0)
 print(f"epoch 9000: train {linear.loss_curve_[9000]:.4f}, validation {linear_valid[9000]:.4f}")
 
 
 # %%
-# A network has no path, but callbacks: this one notes the loss of the validation rows.
+# Networks do not record a path, but a callback can record the loss on the validation rows.
 class ValidationLoss(Callback):
     def __init__(self, X, y):
         self.X, self.y, self.losses = torch.from_numpy(X), y, []

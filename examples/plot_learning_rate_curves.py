@@ -2,8 +2,8 @@
 Learning-rate curves: how far is a good rate from a bad one?
 ============================================================
 
-Which learning rate suits an optimizer, and how much does it matter? The honest answer is to try
-them all: four optimizers, 25 rates and ten folds are a thousand networks, which
+Which learning rate suits an optimizer, and how much does it matter? The surest way to find out is
+to try them all: four optimizers, 25 rates and ten folds are a thousand networks, which
 `BatchedGridSearchCV` trains together in a second or two.
 """
 
@@ -24,8 +24,8 @@ optimizers = ["sgd", "adam", "nadam", "rmsprop"]
 folds = KFold(10, shuffle=True, random_state=0)
 
 # %%
-# A small network. Rates at which training diverges score `error_score`; here that of a constant
-# prediction, so that they stay in the picture.
+# A small network. Rates at which training diverges score `error_score`, here 0, the score of a
+# constant prediction, so that they stay in the plot.
 network = TorchMLPRegressor(
     hidden_layer_sizes=(16,), batch_size=64, max_epochs=40, tol=None, random_state=0
 )
@@ -38,7 +38,7 @@ search = BatchedGridSearchCV(
 )
 begin = time.perf_counter()
 with warnings.catch_warnings():
-    # the largest rates are there to fail
+    # the largest rates are expected to fail
     warnings.simplefilter("ignore", FitFailedWarning)
     search.fit(X, y)
 seconds = time.perf_counter() - begin
@@ -46,12 +46,12 @@ n_fits = len(search.cv_results_["params"]) * folds.n_splits
 print(f"{n_fits} networks in {seconds:.1f} s, {1e3 * seconds / n_fits:.2f} ms each")
 
 # %%
-# What no learning rate is needed for: the exact linear model, on the same folds.
+# The exact linear model, which needs no learning rate, on the same folds.
 exact = BatchedGridSearchCV(TorchLinearRegressor(), {"alpha": [0.0]}, cv=folds).fit(X, y)
 print(f"exact linear model: {exact.best_score_:.4f}")
 
 # %%
-# `cv_results_` has GridSearchCV's keys: a mean and a spread for each candidate.
+# `cv_results_` has the keys of GridSearchCV: mean and standard deviation for each candidate.
 results = search.cv_results_
 fig, ax = plt.subplots(figsize=(8, 4.8), layout="constrained")
 print(f"\n{'optimizer':10}{'best rate':>11}{'mean R2':>9}   rates within 0.02 of the best")

@@ -2,7 +2,7 @@
 One line, epoch by epoch
 ========================
 
-Fifty points, full-batch SGD on the data as they are, the weights of every epoch: the numbers equal
+Fifty points, full-batch SGD on the raw data, and the weights of every epoch: the numbers equal
 those of a plain PyTorch loop that starts from ``torch.manual_seed(59); nn.Linear(1, 1)``.
 """
 
@@ -23,7 +23,7 @@ settings = {"optimizer": "sgd", "max_epochs": 50, "standardize": False, "random_
 model = TorchLinearRegressor(lr=0.001, record_path=True, **settings).fit(X, y)
 
 # %%
-# Against the published table.
+# Compare with the published table.
 here = Path(__file__).parent if "__file__" in globals() else Path.cwd()
 table = np.loadtxt(here / "data" / "line_fit_sgd_50_epochs.csv", delimiter=",", skiprows=1)
 weights, intercepts = model.coef_path_.ravel(), model.intercept_path_.ravel()
@@ -36,7 +36,7 @@ for i in (0, 1, 2, 3, 4, 9, 19, 49):
 print(f"after the last update: weight {weights[-1]:.8f}, intercept {intercepts[-1]:.8f}")
 
 # %%
-# Ten times the rate is too much, and says so.
+# Ten times the rate is too large, and raises an error.
 try:
     TorchLinearRegressor(lr=0.01, **settings).fit(X, y)
 except TrainingDivergedError as error:

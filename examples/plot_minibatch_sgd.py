@@ -3,7 +3,7 @@ Mini-batch SGD against LinearRegression
 =======================================
 
 A thousand rows, batches of 128, a hundred epochs: the loss falls to the variance of the noise, and
-the coefficients meet those of least squares.
+the coefficients converge to those of least squares.
 """
 
 import matplotlib.pyplot as plt
@@ -40,12 +40,12 @@ for name, fitted in (("sklearn", exact), ("SGD", model)):
     print(f"mean absolute error, {name}: {mean_absolute_error(y, fitted.predict(X)):.5f}")
 
 # %%
-# A column target is the same problem: y of shape (n,) never meets predictions of shape (n, 1).
+# A column target gives the same result: shapes (n,) and (n, 1) are never broadcast to (n, n).
 column = TorchLinearRegressor(**model.get_params()).fit(X, y[:, None])
 print("column target, same coefficients:", np.array_equal(column.coef_[0], model.coef_))
 
 # %%
-# Weights set by hand predict as well, and predictions come back as numpy.
+# Coefficients can also be set manually, and predictions are numpy arrays.
 by_hand = TorchLinearRegressor()
 by_hand.coef_, by_hand.intercept_ = truth, 0.0
 print("by hand:", by_hand.predict(X[:3]), type(by_hand.predict(X[:3])).__name__)

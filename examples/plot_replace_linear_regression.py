@@ -2,7 +2,7 @@
 Replace LinearRegression, and search learning rates
 ===================================================
 
-Change one import and existing code goes on as it was: same scores, same coefficients. Give the
+Change one import and existing code keeps working: same scores, same coefficients. Give the
 same estimator a learning rate and it trains in PyTorch, inside a Pipeline and a GridSearchCV.
 """
 
@@ -17,7 +17,7 @@ from sklearn.preprocessing import StandardScaler
 from sktorch_linreg import TorchLinearRegressor
 
 # %%
-# Ten measurements of 442 diabetes patients, in the units they were taken in.
+# Ten measurements of 442 diabetes patients, in their original units.
 data = load_diabetes(scaled=False)
 X_train, X_test, y_train, y_test = train_test_split(data.data, data.target, random_state=0)
 
@@ -27,7 +27,7 @@ def pipeline(regressor):
 
 
 # %%
-# The drop-in, and a search over learning rates of the same estimator trained by Adam.
+# The drop-in replacement, and a search over learning rates of the same estimator with Adam.
 rates = np.geomspace(1e-4, 1.0, 9)
 search = GridSearchCV(
     pipeline(TorchLinearRegressor(optimizer="adam", max_epochs=100, random_state=0)),
@@ -47,8 +47,8 @@ for name, model in models.items():
     print(f"{name:28}{train:10.5f}{test:10.5f}{folds:11.5f}")
 
 # %%
-# Coefficients side by side. The blood values s1 to s6 are collinear: a hundred epochs of Adam find
-# other coefficients for them that predict as well.
+# Coefficients side by side. The blood values s1 to s6 are nearly collinear: a hundred epochs of
+# Adam find different coefficients for them that predict equally well.
 coefs = [model.named_steps["regressor"].coef_ for model in models.values()]
 print(f"\n{'coefficient':14}{'sklearn':>12}{'exact':>12}{'trained':>12}")
 for row in zip(data.feature_names, *coefs, strict=True):

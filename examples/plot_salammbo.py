@@ -2,9 +2,9 @@
 Salammbo: three kinds of descent on unscaled data
 =================================================
 
-Letters and A's in the fifteen chapters of a novel. On the raw counts the loss is a very narrow
-valley: batch, stochastic and mini-batch descent find its floor at once, and then hardly move along
-it. On standardised data, which is what the estimator does by itself, the same optimizer arrives.
+The numbers of letters and of A's in the fifteen chapters of a novel. On the raw counts the loss is
+a very narrow valley: batch, stochastic and mini-batch descent reach its floor at once, and then
+hardly move along it. On standardised data, the estimator's default, the same optimizer converges.
 """
 
 from pathlib import Path
@@ -29,7 +29,7 @@ raw = {**nadam, "standardize": False}
 runs = {
     "full batch": TorchLinearRegressor(max_epochs=250, **raw).fit(X, y),
     "one row at a time": TorchLinearRegressor(max_epochs=20, batch_size=1, **raw).fit(X, y),
-    # without shuffling, leaving the last three rows out is dropping the incomplete batch
+    # without shuffling, omitting the last three rows drops the incomplete batch
     "batches of 4": TorchLinearRegressor(max_epochs=40, batch_size=4, shuffle=False, **raw).fit(
         X[:12], y[:12]
     ),
@@ -44,9 +44,9 @@ for name, model in {**runs, "least squares": exact}.items():
     print(f"{name:26}{model.n_iter_:7d}{model.coef_[0]:12.7f}{model.intercept_:12.5f}{mse:12.2f}")
 
 # %%
-# The loss of each epoch, the way of each run over the surface of the loss, and the fitted line. The
-# surface is worked out for all points at once; its axes are those of the published pictures, which
-# the run of the third row does not reach in its 40 epochs. Losses of the last row are shares of the
+# The loss of each epoch, the path of each run on the loss surface, and the fitted line. The surface
+# is computed for all points at once; its axes are those of the published figures, and the run in
+# the third row stays outside them in its 40 epochs. Losses in the last row are fractions of the
 # variance, since it is trained on standardised data; its surface is in the units of the others.
 limits = ((-1000, 1000), (0, 0.15))
 fig, axes = plt.subplots(len(runs), 3, figsize=(13, 3.4 * len(runs)), layout="constrained")

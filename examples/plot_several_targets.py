@@ -2,8 +2,8 @@
 Several targets at once
 =======================
 
-Yields of two crops from temperature, rainfall and humidity, by gradient descent with gradients
-written out in numpy, by the same in PyTorch, and exactly.
+Yields of two crops from temperature, rainfall and humidity: by gradient descent with hand-written
+gradients in numpy, by the same descent in PyTorch, and by the exact solver.
 """
 
 from pathlib import Path
@@ -31,7 +31,7 @@ for _ in range(100):
 print("largest difference of the weights:", np.abs(W - model.coef_).max())
 
 # %%
-# Fifteen rows in shuffled batches of five, and the exact answer.
+# Fifteen rows in shuffled batches of five, and the exact solution.
 X15, Y15 = np.tile(X, (3, 1)), np.tile(Y, (3, 1))
 batches = TorchLinearRegressor(max_epochs=100, batch_size=5, **settings).fit(X15, Y15)
 exact = TorchLinearRegressor().fit(X, Y)

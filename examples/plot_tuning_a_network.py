@@ -2,9 +2,9 @@
 Tuning a network
 ================
 
-How well diabetes progression can be predicted from ten measurements: a range test finds where to
-search, a search finds the learning rate, loss curves tell when to stop, and predictions against
-measurements show what it is worth.
+How well can diabetes progression be predicted from ten measurements? A range test shows where to
+search, a search finds the learning rate, loss curves show when to stop, and predictions against
+measurements show how good the network is.
 """
 
 import matplotlib.pyplot as plt
@@ -29,33 +29,33 @@ network = TorchMLPRegressor(
 )
 
 # %%
-# A few hundred batches at growing rates, on a copy of the network. Above some rate the loss turns
-# round; a tenth of the rate at the lowest loss is a good guess.
+# A few hundred batches at growing rates, on a copy of the network. Above some rate the loss rises
+# again; a tenth of the rate at the lowest loss is a good guess.
 found = lr_range_test(network, X_train, y_train)
 print(f"range test suggests lr = {found.suggested_lr:.2g}")
 
 # %%
-# All rates round the guess, five folds each, trained together.
+# Rates around the guess, five folds each, all trained together.
 rates = found.suggested_lr * np.geomspace(1 / 50, 50, 21)
 search = BatchedGridSearchCV(network, {"lr": rates}, cv=5).fit(X_train, y_train)
 print(f"the search finds lr = {search.best_params_['lr']:.2g}, R2 {search.best_score_:.3f}")
 
 # %%
-# Trained for long, with a tenth of the rows held out; the weights of the best epoch are those of
-# the model.
+# Train for many epochs, with a tenth of the rows held out; the model keeps the weights of the best
+# epoch.
 settings = {"early_stopping": True, "max_epochs": 200, "n_iter_no_change": 200}
 model = search.best_estimator_.set_params(**settings).fit(X_train, y_train)
 best = int(np.argmin(model.validation_loss_curve_)) + 1
 print(f"best epoch {best} of {model.n_iter_}")
 
 # %%
-# On patients that neither has seen the network is worth no more than the exact linear model.
+# On unseen patients the network is no better than the exact linear model.
 linear = TorchLinearRegressor().fit(X_train, y_train)
 scores = {"network": model.score(X_test, y_test), "linear": linear.score(X_test, y_test)}
 print(f"R2 on held-out patients: network {scores['network']:.3f}, linear {scores['linear']:.3f}")
 
 # %%
-# The four pictures. scikit-learn's own display takes the estimator as it takes any other.
+# The four plots. scikit-learn's own display accepts the estimator like any other.
 fig, axes = plt.subplots(2, 2, figsize=(11, 8.5), layout="constrained")
 (first, second), (third, fourth) = axes
 found.plot(ax=first)

@@ -21,14 +21,14 @@ _collected: ContextVar[list[str] | None] = ContextVar("collected", default=None)
 
 @contextmanager
 def came_from(parameter: str, owner: Any) -> Iterator[None]:
-    """Let errors of a user's own code through, with a note on the parameter that they came from.
+    """Pass on errors of the user's own code, with a note on the parameter they came from.
 
     `owner` is the class or object that was given, or its name.
     """
     try:
         yield
     except Exception as error:
-        # what one object calls of another has its note already
+        # an error passed on by a nested object already has its note
         if not any(note.startswith(NOTE) for note in getattr(error, "__notes__", ())):
             cls = owner if isinstance(owner, type | str) else type(owner)
             name = cls if isinstance(cls, str) else cls.__qualname__
@@ -38,7 +38,7 @@ def came_from(parameter: str, owner: Any) -> Iterator[None]:
 
 @contextmanager
 def collect_convergence_warnings() -> Iterator[list[str]]:
-    """Keep ConvergenceWarnings of fits in a list, for somebody who has many of them to report."""
+    """Collect the ConvergenceWarnings of fits in a list, to report many of them at once."""
     messages: list[str] = []
     token = _collected.set(messages)
     try:
@@ -48,11 +48,11 @@ def collect_convergence_warnings() -> Iterator[list[str]]:
 
 
 def collected_warnings() -> list[str] | None:
-    """Where ConvergenceWarnings are to be kept, None where they are to be shown."""
+    """The list that collects ConvergenceWarnings, None if they are to be shown."""
     return _collected.get()
 
 
-# what scikit-learn, torch and others call it, and what it is called here
+# names in scikit-learn, torch and elsewhere, and the names here
 ALIASES = {
     "solver": "optimizer",
     "max_iter": "max_epochs",
@@ -83,7 +83,7 @@ ALIASES = {
 
 
 def nearest(name: Any, known: Iterable[str]) -> str:
-    """A sentence that names the closest known name, empty where none is close."""
+    """A sentence that suggests the closest known name, empty if none is close."""
     known, alias = list(known), ALIASES.get(str(name).lower())
     if alias is not None and (alias in known or alias.partition("__")[0] in known):
         return f" Did you mean {alias!r}?"
@@ -92,7 +92,7 @@ def nearest(name: Any, known: Iterable[str]) -> str:
 
 
 def public_name(cls: type) -> str:
-    """The shortest path from which a class can be imported."""
+    """The shortest dotted name from which a class can be imported."""
     module: list[str] = []
     for part in cls.__module__.split("."):
         module.append(part)
@@ -102,7 +102,7 @@ def public_name(cls: type) -> str:
 
 
 def _in_words(value: Any) -> str:
-    """A value that was given in place of a name, in one line."""
+    """A value that was passed instead of a name, described in one line."""
     if isinstance(value, type):
         return f"the class {public_name(value)}"
     if isinstance(value, FunctionType | BuiltinFunctionType):
@@ -128,7 +128,7 @@ def unknown_name(
     elif isinstance(name, str):
         message = f"Unknown {kind} {name!r}. Supported: {listed}{others}.{nearest(name, known)}"
     else:
-        # of a class, a function or a module, whose name may be close to one that is supported
+        # the name of a class, function or module may be close to a supported one
         called = getattr(name, "__name__", type(name).__name__)
         meant = (
             "" if type(name).__module__ == "builtins" and called == type(name).__name__ else called
@@ -151,7 +151,7 @@ def check_options(
 ) -> None:
     """Raise ValueError for the first of `options` that `owner` does not have.
 
-    `owners_of` names those that have an option; `chosen` says what chose the owner, if anything.
+    `owners_of` lists the owners that have an option; `chosen` says what chose `owner`, if anything.
     """
     known = list(known)
     for option in options:
@@ -175,7 +175,7 @@ class CheckpointMismatchError(ValueError):
     """Raised when the checkpoint in `checkpoint_dir` belongs to a different fit.
 
     Parameters, data or starting weights differ from those the checkpoint was written with. The
-    checkpoint is left as it is: pass another `checkpoint_dir`, or delete the file to start over.
+    checkpoint is left unchanged: pass another `checkpoint_dir`, or delete the file to start over.
 
     Examples
     --------
@@ -186,10 +186,10 @@ class CheckpointMismatchError(ValueError):
 
 
 class TrainingDivergedError(ValueError):
-    """Raised when the training loss stops being a finite number.
+    """Raised when the training loss becomes NaN or infinite.
 
     It is a ``ValueError``, so that ``GridSearchCV`` scores the candidate as its ``error_score``
-    and goes on with the next one.
+    and continues with the next one.
 
     Parameters
     ----------
@@ -206,7 +206,7 @@ class TrainingDivergedError(ValueError):
     """
 
     def __init__(self, epoch: int, lr: float) -> None:
-        # an optimizer of the user's own may keep its rate elsewhere
+        # a custom optimizer may store its learning rate elsewhere
         known = math.isfinite(lr)
         at, smaller = (f" at learning rate {lr:g}", f"lr={lr / 10:g}") if known else ("", "lr")
         super().__init__(
@@ -222,4 +222,4 @@ class TrainingDivergedError(ValueError):
 
 
 class ExtremeScales(RaisedAlike):
-    """The squares of a column overflow or vanish, so that it has to be rescaled first."""
+    """The squares of a column overflow or underflow, so it must be rescaled first."""

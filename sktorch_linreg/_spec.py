@@ -1,4 +1,4 @@
-"""What an engine is told, and what it gives back."""
+"""Inputs and results of the engines that fit models."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ class Objective:
         return Penalty(self.l1, self.l2, self.positive)
 
     def damping(self, weight: float, n_targets: int) -> float:
-        """What the L2 term adds to the squared residuals per squared coefficient of one target."""
+        """What the L2 term adds to the residual sum of squares per squared coefficient."""
         return 0.5 * self.l2 * weight * n_targets
 
 
@@ -60,7 +60,7 @@ class ModelShape:
 
 @dataclass(frozen=True)
 class TrainingOptions:
-    """How parameters are moved, and for how long; `optimizer_class` is None for exact solvers."""
+    """How parameters are updated, and for how long; `optimizer_class` is None for exact solvers."""
 
     optimizer: str = ""
     optimizer_class: type[torch.optim.Optimizer] | None = None
@@ -73,7 +73,7 @@ class TrainingOptions:
     n_iter_no_change: float = 10
     validation_fraction: float | None = None
     seed: int = 0
-    # whether training begins at weights of 0, so that its answer does not depend on chance
+    # whether training starts from zero weights, so that its result does not depend on the seed
     starts_at_zero: bool = False
     record_path: bool = False
 
@@ -88,8 +88,8 @@ class TrainingOptions:
 class FitSpec:
     """Everything an engine needs to know besides the data; names are already resolved.
 
-    `tol` is the gain of the loss that counts in training, and the relative size of singular values
-    that count in exact solvers.
+    `tol` is the smallest improvement of the loss that counts in training, and the relative
+    singular-value cut-off of exact solvers.
     """
 
     objective: Objective
@@ -102,11 +102,11 @@ class FitSpec:
 
     @property
     def is_exact(self) -> bool:
-        """Whether an exact solver is asked for."""
+        """Whether an exact solver is used."""
         return self.training.optimizer_class is None
 
     def scaling(self, x: Moments, y: Moments) -> Scaling:
-        """The scaling of features and targets that have these moments."""
+        """The scaling of features and targets with these moments."""
         if not self.standardize:
             return identity_scaling(len(x.mean), len(y.mean))
         centred = self.shape.fit_intercept
@@ -115,33 +115,33 @@ class FitSpec:
         y_offset, y_scale = self.objective.loss.output_units(
             y,
             centred=centred,
-            # exact solvers divide by their scale, and find coefficients of 0 by themselves
+            # exact solvers divide by the scale, and find zero coefficients by themselves
             keeps_constant_targets=self.is_exact,
         )
         return Scaling(x_offset, column_scale(x, centred), y_offset, y_scale)
 
     def with_training(self, **changes: Any) -> FitSpec:
-        """The same with some of the training options changed."""
+        """A copy with some of the training options changed."""
         return replace(self, training=replace(self.training, **changes))
 
 
 class EpochListener(Protocol):
-    """Somebody who hears of each epoch, and of what the fit would give if it ended there."""
+    """Notified of each epoch, with the result that the fit would have if it ended there."""
 
     def begin_epoch(self, so_far: Callable[[], FitResult], /) -> None:
-        """An epoch begins."""
+        """Called when an epoch begins."""
 
     def end_epoch(self, so_far: Callable[[], FitResult], /) -> bool:
-        """An epoch has ended; returns whether training is to stop."""
+        """Called when an epoch has ended; returns whether to stop training."""
 
 
 @dataclass(frozen=True)
 class RunContext:
-    """What belongs to one call of `fit` or `partial_fit`, and not to what is fitted.
+    """What one call of `fit` or `partial_fit` adds to the spec.
 
-    `group` are the processes that share the fit, each with rows of its own, `callbacks` those of
-    skorch, `listener` hears of epochs, and `checkpoint` is where the state of training is written
-    to every few epochs.
+    `group` is the group of processes that share the fit, each with its own rows; `callbacks` are
+    skorch callbacks; `listener` is notified of epochs; and the training state is written to
+    `checkpoint` every few epochs.
     """
 
     group: ProcessGroup = ONE_PROCESS
@@ -154,9 +154,9 @@ class RunContext:
 
 @dataclass
 class Start:
-    """Where training begins when not from fresh weights: layers, the units they are in, and more.
+    """Where training starts if not from fresh weights: layers, their scaling, and more.
 
-    `x_scale` are the scales of the columns that they were trained on, where these are known.
+    `x_scale` are the scales of the columns that the layers were trained on, if known.
     """
 
     layers: Layers
@@ -168,7 +168,7 @@ class Start:
 
 @dataclass
 class FitResult:
-    """What an engine returns: layers in the user's units, and how training went."""
+    """What an engine returns: layers in the user's units, losses, and training records."""
 
     layers: Layers
     loss: float
@@ -198,7 +198,7 @@ class FitResult:
         curves: tuple[list[float], list[float]],
         **others: Any,
     ) -> FitResult:
-        """What training gives: layers in its own units, the losses of epochs, and other fields."""
+        """The result of training: layers in the trained units, loss curves, and other fields."""
         loss_curve, validation_loss_curve = curves
         return cls(
             to_user_units(trained, scaling),

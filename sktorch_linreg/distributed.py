@@ -1,4 +1,4 @@
-"""One model trained by several processes, on one machine or many."""
+"""Train one model in several processes, on one machine or many."""
 
 from __future__ import annotations
 
@@ -19,12 +19,12 @@ __all__ = ["ProcessInfo", "data_parallel"]
 
 @dataclass(frozen=True)
 class ProcessInfo:
-    """Which of the processes this one is.
+    """Rank of this process, and the number of processes.
 
     Attributes
     ----------
     rank : int
-        Number of this process, from 0.
+        Rank of this process, from 0.
     size : int
         Number of processes.
 
@@ -41,7 +41,7 @@ class ProcessInfo:
 
 
 def _join() -> None:
-    """Join the other processes that torchrun has started."""
+    """Join the other processes started by torchrun."""
     backend = "cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo"
     dist.init_process_group(backend)
     atexit.register(_leave)
@@ -53,7 +53,7 @@ def _leave() -> None:
 
 
 def _own_gpu() -> Any:
-    """The GPU that torchrun numbers this process with, as the current one."""
+    """A context in which the current GPU is the one that torchrun assigned to this process."""
     number = os.environ.get("LOCAL_RANK")
     if number is None or not torch.cuda.is_available():
         return nullcontext()
@@ -62,35 +62,35 @@ def _own_gpu() -> Any:
 
 @contextmanager
 def data_parallel(group: Any = None) -> Iterator[ProcessInfo]:
-    """Distribute every `fit` and `partial_fit` in the block over the processes, each with its rows.
+    """Distribute every `fit` and `partial_fit` in the block over processes with their own rows.
 
-    Start a script on several processes with ``torchrun --nproc-per-node 2 script.py``. Each process
-    passes rows of its own, and all of them end with one and the same model. Started by ``python``
-    the same script is one process.
+    Start a script in several processes with ``torchrun --nproc-per-node 2 script.py``. Each process
+    passes its own rows, and all of them end up with the same model. Started with ``python``, the
+    same script runs as one process.
 
-    Exact solvers add up the sufficient statistics of the processes. Optimizers add up gradients,
-    update by update: `batch_size` counts the rows of an update in all processes, each of which
-    takes its share of them from its own rows, in an order of its own. Full-batch training of a
-    linear model with squared error adds up statistics as well, and needs no exchange after that.
-    Where the order of rows plays no part, results equal those of one process to rounding, which
-    L-BFGS on a network lets grow from epoch to epoch.
+    Exact solvers sum the sufficient statistics of the processes. Optimizers sum gradients in each
+    update: `batch_size` is the number of rows per update over all processes, each of which takes
+    its share from its own rows, in its own order. Full-batch training of a linear model with
+    squared error also sums statistics, once, and then needs no further communication. If the order
+    of rows does not matter, results equal those of one process up to rounding errors, which L-BFGS
+    on a network amplifies from epoch to epoch.
 
     Parameters
     ----------
     group : torch.distributed.ProcessGroup, default=None
-        The processes that take part; None is all of them. Where `torch.distributed` has not been
-        initialised, it is, with gloo for the CPU and nccl for GPUs.
+        The participating processes; None is all of them. If `torch.distributed` has not been
+        initialised, this initialises it, with gloo for the CPU and nccl for GPUs.
 
     Yields
     ------
     ProcessInfo
-        Number of this process, and of all, by which to choose its rows.
+        Rank of this process and number of processes, for choosing its rows.
 
     Raises
     ------
     ValueError
-        If the group cannot exchange tensors on the CPU. Within `fit`: if the processes have
-        different parameters, columns or data types, or one of them has wrong rows, on all of them.
+        If the group cannot exchange tensors on the CPU. Within `fit`, on all
+        processes: if their parameters, columns or data types differ, or one has invalid rows.
 
     See Also
     --------
@@ -98,13 +98,14 @@ def data_parallel(group: Any = None) -> Iterator[ProcessInfo]:
 
     Notes
     -----
-    All processes have to make the same calls in the same order. `predict` and `score` work on
-    local rows, without the other processes. Other steps of a `Pipeline` are fitted to local rows
-    alone, and so are fits that `n_jobs` sends to other processes; scaling needs no step, since
-    `standardize` counts the rows of all. Searches are refused, since their scores would differ.
-    `early_stopping` holds rows out in each process and looks at their common loss. Callbacks run
-    in each process; where one of them stops training, all stop at the end of that epoch. Those that
-    change what is trained have to decide by what is common to all, such as ``train_loss``.
+    All processes must make the same calls in the same order. `predict` and `score` use local rows
+    only, without communication. Other steps of a `Pipeline` are fitted to local rows only, as are
+    fits that `n_jobs` sends to other processes; no scaling step is needed, since `standardize` uses
+    the rows of all processes. Searches raise an error, since their scores would differ.
+    `early_stopping` holds out rows in each process and monitors their joint loss. Callbacks run in
+    each process; if one of them stops training, all processes stop at the end of that epoch.
+    Callbacks that change training must depend only on values that all processes share, such as
+    ``train_loss``.
     With ``device="cuda"`` each process uses the GPU of its ``LOCAL_RANK``.
 
     Examples
@@ -137,8 +138,8 @@ def data_parallel(group: Any = None) -> Iterator[ProcessInfo]:
     backends = dist.get_backend_config(group)
     if "cpu:" not in backends:
         raise ValueError(
-            f"The group works with {backends} alone, and fits exchange numbers on the CPU as well. "
-            "Make it with backend='cpu:gloo,cuda:nccl', or leave its making to data_parallel."
+            f"The group only supports {backends}, but fits also exchange tensors on the CPU. "
+            "Create it with backend='cpu:gloo,cuda:nccl', or let data_parallel create it."
         )
     try:
         with _own_gpu(), shared_by(processes if processes.size > 1 else ONE_PROCESS):

@@ -1,4 +1,4 @@
-"""Models for other runtimes: ONNX, alone and as a step of a pipeline."""
+"""Export models to other runtimes: ONNX, alone and as a step of a pipeline."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from .linear import TorchLinearRegressor
 from .mlp import TorchMLPRegressor
 from .model_selection import BatchedGridSearchCV, BatchedRandomizedSearchCV
 
-# the last version of ONNX's operators that is made use of
+# the ONNX operator set version to export to
 OPSET = 18
 
 
@@ -27,16 +27,16 @@ def to_onnx(
     Parameters
     ----------
     model : TorchLinearRegressor, TorchMLPRegressor, Pipeline or search
-        A fitted model; of a search its best estimator. The other steps of a pipeline have to be
-        known to skl2onnx.
+        A fitted model; of a search, the best estimator is converted. The other steps of a pipeline
+        must be supported by skl2onnx.
     path : str or path-like, default=None
-        File to write, whole or not at all; None writes none.
+        File to write, atomically; None writes no file.
     dtype : {"float32", "float64"}, default="float32"
-        Precision of the input, of everything in between, and of the output; the error function in
-        ``activation="gelu"`` is always worked out in float32, and so are some other steps of a
-        pipeline, for which skl2onnx or onnxruntime know no float64.
+        Precision of the input, the intermediate values and the output. The error function in
+        ``activation="gelu"`` is always computed in float32, as are pipeline steps that skl2onnx or
+        onnxruntime do not support in float64.
     initial_types : list of (str, skl2onnx type), default=None
-        Inputs of the model, for a pipeline that looks for columns by name; one matrix ``X`` by
+        Inputs of the model, for a pipeline that selects columns by name; a single matrix ``X`` by
         default.
 
     Returns
@@ -48,12 +48,12 @@ def to_onnx(
     Raises
     ------
     NotFittedError
-        If the model was not fitted.
+        If the model is not fitted.
     ValueError
-        If `dtype` is another, if no float32 holds the numbers of the model, or if columns are
-        looked for by name and there are no `initial_types`.
+        If `dtype` is not supported, if the parameters of the model overflow float32, or if columns
+        are selected by name and `initial_types` is None.
     ImportError
-        If skl2onnx, which the extra ``onnx`` brings, is not installed.
+        If skl2onnx (extra ``onnx``) is not installed.
 
     Examples
     --------
@@ -64,7 +64,7 @@ def to_onnx(
     ['variable']
     """
     if dtype not in ("float32", "float64"):
-        raise ValueError(f"dtype has to be 'float32' or 'float64', not {dtype!r}.")
+        raise ValueError(f"dtype must be 'float32' or 'float64'; got {dtype!r}.")
     if hasattr(model, "cv_results_"):
         check_is_fitted(model, "best_estimator_")
         model = model.best_estimator_
@@ -75,7 +75,7 @@ def to_onnx(
     from skl2onnx.common.data_types import DoubleTensorType, FloatTensorType
 
     kind = FloatTensorType if dtype == "float32" else DoubleTensorType
-    # coefficients set by hand bring no other attribute
+    # manually set coefficients come without other attributes
     n_features = getattr(model, "n_features_in_", None) or np.shape(model.coef_)[-1]
     types = initial_types or [("X", kind([None, int(n_features)]))]
     try:
@@ -86,7 +86,7 @@ def to_onnx(
         if initial_types is not None or "Unable to find column name" not in str(error):
             raise
         raise ValueError(
-            "The pipeline looks for columns by name. Give each its type: initial_types=["
+            "The pipeline selects columns by name. Pass the type of each: initial_types=["
             "('size', FloatTensorType([None, 1])), ('colour', StringTensorType([None, 1]))], with "
             "the types of skl2onnx.common.data_types."
         ) from error
@@ -96,12 +96,12 @@ def to_onnx(
 
 
 def register_onnx_converters() -> None:
-    """Tell skl2onnx about the estimators, so that its own functions convert them as well.
+    """Register the estimators with skl2onnx, so that its own functions can convert them.
 
     Raises
     ------
     ImportError
-        If skl2onnx, which the extra ``onnx`` brings, is not installed.
+        If skl2onnx (extra ``onnx``) is not installed.
 
     Examples
     --------
@@ -112,8 +112,8 @@ def register_onnx_converters() -> None:
         from skl2onnx import update_registered_converter
     except ImportError as error:
         raise ImportError(
-            "Converting to ONNX needs skl2onnx, which is not installed. Install the extra that "
-            "brings it: pip install 'sktorch_linreg[onnx]'."
+            "Converting to ONNX requires skl2onnx, which is not installed. Install it with "
+            "pip install 'sktorch_linreg[onnx]'."
         ) from error
     for cls in (TorchLinearRegressor, TorchMLPRegressor):
         update_registered_converter(cls, f"Sktorch{cls.__name__}", _shapes, _convert)
@@ -122,7 +122,7 @@ def register_onnx_converters() -> None:
 
 
 def _without_idle_steps(model: Any) -> Any:
-    """A pipeline without steps that do nothing, which skl2onnx does not know."""
+    """A pipeline without its passthrough steps, which skl2onnx does not support."""
     if not isinstance(model, Pipeline):
         return model
     return Pipeline([step for step in model.steps if step[1] not in (None, "passthrough")])
@@ -135,7 +135,7 @@ def _is_double(operator: Any) -> bool:
 
 
 def _shapes(operator: Any) -> None:
-    """The shape and type of the output; integers and booleans become single floats."""
+    """Set the shape and type of the output: float64 for float64 input, otherwise float32."""
     from skl2onnx.common.data_types import DoubleTensorType, FloatTensorType
 
     layers, _ = fitted_step(operator.raw_operator)._trained_layers()
@@ -144,7 +144,7 @@ def _shapes(operator: Any) -> None:
 
 
 def _convert_search(scope: Any, operator: Any, container: Any) -> None:
-    """The graph of the best estimator."""
+    """Add the graph of the best estimator."""
     from skl2onnx.algebra.onnx_operator import OnnxSubEstimator
 
     best, opset = operator.raw_operator.best_estimator_, container.target_opset
@@ -154,7 +154,7 @@ def _convert_search(scope: Any, operator: Any, container: Any) -> None:
 
 
 def _convert(scope: Any, operator: Any, container: Any) -> None:
-    """The graph of a fitted estimator: units, layers, and units again."""
+    """Add the graph of a fitted estimator: input scaling, layers, output scaling."""
     from skl2onnx.algebra.onnx_ops import (
         OnnxAdd,
         OnnxCast,
@@ -193,13 +193,13 @@ def _convert(scope: Any, operator: Any, container: Any) -> None:
 
 
 def _rounded(values: Any, dtype: Any) -> Array:
-    """Numbers of the model in the precision of the graph; raises ValueError where they overflow."""
+    """Parameters of the model in the precision of the graph; raises ValueError on overflow."""
     with np.errstate(over="ignore"):
         out = np.asarray(values, dtype)
     if not np.isfinite(out).all():
         raise ValueError(
-            "The numbers of this model overflow float32. Convert it with dtype='float64', or scale "
-            "its features and targets by powers of ten and fit again."
+            "The parameters of this model overflow float32. Convert it with dtype='float64', or "
+            "scale its features and targets by powers of ten and fit again."
         )
     return out
 
@@ -222,13 +222,13 @@ def _elu(call: Any, x: Any, number: int) -> Any:
 
 
 def _gelu(call: Any, x: Any, number: int) -> Any:
-    # runtimes know the error function in single precision alone
+    # runtimes support the error function in single precision only
     single = call(_ops().OnnxCast, call(_ops().OnnxMul, x, float(0.5**0.5)), to=1)
     bent = call(_ops().OnnxCast, call(_ops().OnnxErf, single), to=number)
     return call(_ops().OnnxMul, call(_ops().OnnxMul, x, 0.5), call(_ops().OnnxAdd, bent, 1.0))
 
 
-# runtimes lack some operators in double precision, so these are made of simpler ones
+# runtimes lack some operators in double precision, so these are composed of simpler ones
 _ACTIVATIONS: dict[str, Any] = {
     "identity": lambda call, x, _: x,
     "relu": lambda call, x, _: call(_ops().OnnxRelu, x),

@@ -26,11 +26,11 @@ from ._runtime.aliases import Array, Layers
 from ._runtime.sklearn_private import available_if, fit_context
 from ._spec import FitResult, FitSpec, ModelShape, RunContext
 
-# attributes that are worked out whenever they are asked for
+# attributes that are computed on each access
 COMPUTED = {"singular_", "coef_std_err_", "intercept_std_err_"}
-# columns from which on that takes longer than a glance
+# number of columns above which they are too slow for a notebook's display
 MANY_FEATURES = 256
-# coefficients below are not exact in float32
+# smaller coefficients are not exact in float32
 SMALL_SINGLE = 1e-30
 
 
@@ -67,9 +67,9 @@ class TorchLinearRegressor(BaseTorchRegressor):
     optimizer : str or class, default="auto"
         ``"lstsq"`` (exact), ``"lbfgs"``, ``"sgd"``, ``"adam"``, ``"adamw"``, ``"nadam"``,
         ``"radam"``, ``"rmsprop"``, ``"adagrad"``, ``"adadelta"``, ``"adamax"`` or a
-        `torch.optim.Optimizer` subclass. ``"auto"`` solves squared error exactly; it takes
-        ``"adam"`` if `lr`, `lr_schedule`, `batch_size`, `early_stopping`, `record_path` or
-        `callbacks` asks for training, and ``"lbfgs"`` for other losses.
+        `torch.optim.Optimizer` subclass. ``"auto"`` solves squared error exactly; it uses
+        ``"adam"`` if any of `lr`, `lr_schedule`, `batch_size`, `early_stopping`, `record_path` and
+        `callbacks` is set, and ``"lbfgs"`` for other losses.
     lr : float or None, default=None
         Learning rate; None is the optimizer's own default.
     lr_schedule : str, class or None, default=None
@@ -79,21 +79,21 @@ class TorchLinearRegressor(BaseTorchRegressor):
     max_epochs : int, default=1000
         Maximum number of epochs.
     batch_size : int, "auto" or None, default=None
-        Rows per update: None is all of them, ``"auto"`` is ``min(200, n_samples)``. L-BFGS always
-        takes all of them.
+        Rows per update: None uses all of them, ``"auto"`` uses ``min(200, n_samples)``. L-BFGS
+        always uses all of them.
     shuffle : bool, default=True
         Whether to shuffle the rows in each epoch.
     tol : float or None, default=None
         In training, stop when the monitored loss has not improved by more than `tol` for more than
-        `n_iter_no_change` epochs; None runs every epoch. For the exact solver, the relative
-        singular-value cut-off of the column-scaled `X`; None is machine epsilon times
-        ``max(X.shape)``, and at most 1e-6.
+        `n_iter_no_change` epochs; None runs all epochs. For the exact solver, the relative
+        singular-value cut-off of the column-scaled `X`; None uses machine epsilon times
+        ``max(X.shape)``, at most 1e-6.
     n_iter_no_change : int or numpy.inf, default=10
         Epochs without improvement to wait before stopping; `numpy.inf` never stops.
     early_stopping : bool, default=False
         Whether to hold out rows, stop on their loss and restore the best weights.
     validation_fraction : float, default=0.1
-        Share of the rows held out under `early_stopping`.
+        Fraction of the rows held out with `early_stopping`.
     standardize : bool, default=True
         Whether to centre and scale features and target internally. Without an intercept they are
         only scaled, by their root mean square.
@@ -101,7 +101,7 @@ class TorchLinearRegressor(BaseTorchRegressor):
         ``"cpu"``, ``"cuda"``, ``"cuda:1"``, ``"mps"``, or ``"auto"`` for the first available of
         cuda, mps and cpu.
     dtype : {"auto", "float32", "float64"} or torch.dtype, default="auto"
-        Compute type; ``"auto"`` keeps float32 and float64 input, other input becomes float64.
+        Computation dtype; ``"auto"`` keeps float32 and float64 and converts other input to float64.
     warm_start : bool, default=False
         Whether `fit` continues from the current coefficients.
     random_state : int, RandomState instance or None, default=None
@@ -149,20 +149,20 @@ class TorchLinearRegressor(BaseTorchRegressor):
     loss_, best_loss_ : float
         The last training loss, and the best of the monitored losses.
     loss_curve_ : list of float
-        Objective per epoch, as seen while training.
+        Objective per epoch, measured during training.
     validation_loss_curve_ : list of float
         Loss of the held-out rows per epoch, without the penalty.
     coef_path_ : ndarray of shape (n_epochs + 1, ...)
-        With `record_path`: `coef_` before the first update, and after each epoch of `fit`. Under
-        `early_stopping` the best of them is `coef_`, and not always the last.
+        With `record_path`: `coef_` before the first update, and after each epoch of `fit`. With
+        `early_stopping`, `coef_` is the best of them, not necessarily the last.
     intercept_path_ : ndarray of shape (n_epochs + 1, ...)
         With `record_path`: `intercept_` likewise.
     optimizer_ : str
         Name of the solver used: one of the optimizers, ``"nnls"`` or ``"fista"``.
     module_ : torch.nn.Module
-        The fitted model over raw features.
+        The fitted model, which takes raw features.
     net_ : skorch.NeuralNet
-        The net that trained it.
+        The net that trained the model.
     history_ : list of dict
         One record per epoch.
     n_features_in_ : int
@@ -274,11 +274,11 @@ class TorchLinearRegressor(BaseTorchRegressor):
         Parameters
         ----------
         X : {array-like, sparse matrix} of shape (n_samples, n_features)
-            Features. A sparse matrix is never made dense as a whole.
+            Features. A sparse matrix is never fully densified.
         y : array-like of shape (n_samples,) or (n_samples, n_targets)
             Targets.
         sample_weight : array-like of shape (n_samples,), default=None
-            Weights of the rows, not negative; rows of weight 0 are left out.
+            Non-negative sample weights; rows with weight 0 are ignored.
 
         Returns
         -------
@@ -288,7 +288,7 @@ class TorchLinearRegressor(BaseTorchRegressor):
         Raises
         ------
         ValueError
-            If input or parameters are wrong; the estimator is left unchanged.
+            If the input or a parameter is invalid; the estimator is left unchanged.
         TrainingDivergedError
             If the training loss is not finite.
 
@@ -303,11 +303,11 @@ class TorchLinearRegressor(BaseTorchRegressor):
     @available_if(can_partial_fit)
     @fit_context
     def partial_fit(self, X: Any, y: Any, sample_weight: Any = None) -> Self:
-        """Learn from one more batch of rows.
+        """Update the model with another batch of rows.
 
-        The exact solver adds the batch to its sufficient statistics, and then equals one `fit` on
-        all rows so far. An optimizer makes one epoch over the batch; weights, optimizer and
-        schedule go on from where they were.
+        The exact solver adds the batch to its sufficient statistics; the result equals that of a
+        single `fit` on all rows so far. An optimizer runs one epoch over the batch; weights,
+        optimizer state and schedule continue from the previous call.
 
         Parameters
         ----------
@@ -316,7 +316,7 @@ class TorchLinearRegressor(BaseTorchRegressor):
         y : array-like of shape (n_samples,) or (n_samples, n_targets)
             Targets.
         sample_weight : array-like of shape (n_samples,), default=None
-            Weights of the rows.
+            Sample weights.
 
         Returns
         -------
@@ -326,9 +326,9 @@ class TorchLinearRegressor(BaseTorchRegressor):
         Raises
         ------
         ValueError
-            If input or parameters are wrong, or if the statistics of an earlier `fit` are gone.
+            If the input or a parameter is invalid, or an earlier `fit` did not keep its statistics.
         AttributeError
-            Under `early_stopping` or ``optimizer="lbfgs"``, which need all rows at once.
+            With `early_stopping` or ``optimizer="lbfgs"``, which need all rows at once.
 
         Examples
         --------
@@ -349,21 +349,21 @@ class TorchLinearRegressor(BaseTorchRegressor):
         X : {array-like, sparse matrix} of shape (n_samples, n_features)
             Features.
         return_std : bool, default=False
-            Whether to return the standard error of the predicted mean too.
+            Whether to also return the standard error of the predicted mean.
 
         Returns
         -------
         y_pred : ndarray of shape (n_samples,) or (n_samples, n_targets)
-            Predictions, shaped as `y` was in `fit`.
+            Predictions, 1-D or 2-D like `y` in `fit`.
         y_std : ndarray of the same shape
-            Standard errors, with `return_std` alone.
+            Standard errors; only returned with `return_std`.
 
         Raises
         ------
         NotFittedError
-            If there is no `coef_` yet; setting `coef_` and `intercept_` by hand is enough.
+            If not fitted; setting `coef_` and `intercept_` manually is enough.
         ValueError
-            If `X` is wrong, or if `return_std` is set where `coef_std_err_` is not defined; the
+            If `X` is invalid, or if `return_std` is set but `coef_std_err_` is undefined; the
             message says why.
 
         Examples
@@ -387,7 +387,7 @@ class TorchLinearRegressor(BaseTorchRegressor):
             out: Array = self._linear(X, X.dtype)
             if X.dtype == np.float32 and not self._fits_single(out):
                 out = self._linear(X.astype(np.float64), np.float64).astype(np.float32)
-        # a value that is not finite shows in its row, unless a coefficient of 0 hides it
+        # non-finite input makes its prediction non-finite, unless a coefficient of 0 hides it
         if unverified is not None and not (np.isfinite(out).all() and np.all(self.coef_)):
             unverified()
         out = inverse_link(out, self._has_log_link)
@@ -401,7 +401,7 @@ class TorchLinearRegressor(BaseTorchRegressor):
         return out
 
     def _prediction_std(self, X: Any) -> Array:
-        """Standard errors of the mean at each row, in the shape of predictions."""
+        """Standard errors of the predicted mean of each row, in the shape of the predictions."""
         try:
             errors = self._standard_errors("The standard error of predictions")
         except AttributeError as error:
@@ -410,26 +410,26 @@ class TorchLinearRegressor(BaseTorchRegressor):
         return out[:, 0] if self._squeeze else out
 
     def _fits_single(self, out: Array) -> bool:
-        """Whether coefficients of a float64 fit, and what came of them, fit into float32."""
+        """Whether float64 coefficients and their predictions can be represented in float32."""
         if not np.isfinite(out).all():
             return False
         coef = np.asarray(self.coef_)
         return coef.dtype == np.float32 or float(np.abs(coef).max(initial=0.0)) > SMALL_SINGLE
 
     def to_sklearn(self) -> Any:
-        """A fitted `LinearRegression` that predicts the same, for servers without torch.
+        """Convert to a fitted `LinearRegression` with the same predictions, for use without torch.
 
         Returns
         -------
         LinearRegression
-            Its pickle needs scikit-learn alone.
+            Its pickle only requires scikit-learn.
 
         Raises
         ------
         NotFittedError
             If the estimator is not fitted.
         ValueError
-            Under ``loss="poisson"``, whose predictions are no linear function.
+            With ``loss="poisson"``, whose predictions are not linear.
 
         Examples
         --------
@@ -444,7 +444,7 @@ class TorchLinearRegressor(BaseTorchRegressor):
     # -- fitted attributes ----------------------------------------------------------------------
 
     def __dir__(self) -> list[str]:
-        """Names of attributes; a notebook's display reads all of them, so none may take long."""
+        """Attribute names; a notebook's display reads every attribute, so slow ones are omitted."""
         names = set(super().__dir__())
         many = vars(self).get("n_features_in_", 0) > MANY_FEATURES
         return sorted(names - COMPUTED if many else names)
@@ -480,9 +480,9 @@ class TorchLinearRegressor(BaseTorchRegressor):
 
     @property
     def intercept_std_err_(self) -> Any:
-        """Standard errors of the fitted intercepts, 0.0 where there are none.
+        """Standard errors of the fitted intercepts, 0.0 without intercepts.
 
-        There under the same conditions as those of the coefficients.
+        Available under the same conditions as `coef_std_err_`.
         """
         errors = self._standard_errors("intercept_std_err_")
         if not errors.stats.intercept:
@@ -492,7 +492,7 @@ class TorchLinearRegressor(BaseTorchRegressor):
 
     @property
     def module_(self) -> MLPModule:
-        """The linear model as a `torch.nn.Module`, made from `coef_` and `intercept_`."""
+        """The linear model as a `torch.nn.Module`, built from `coef_` and `intercept_`."""
         check_is_fitted(self)
         return self._make_module()
 
@@ -506,14 +506,14 @@ class TorchLinearRegressor(BaseTorchRegressor):
             reason = "coef_ was set manually; call fit."
         elif solver != "lstsq":
             reason = (
-                f"the model was trained by {solver!r}. Set optimizer='lstsq', which needs "
+                f"the model was trained by {solver!r}. Set optimizer='lstsq', which requires "
                 "loss='squared_error' and l1_ratio=0, and fit again."
             )
         else:
             reason = (
                 "X was sparse with many columns, had magnitudes beyond 1e-140 or 1e145, or had "
-                "fewer rows than columns and the model was pickled since. Fit again here, with "
-                "fewer columns, a dense X or other units."
+                "fewer rows than columns and the model has been pickled since. Fit again in this "
+                "process, or with fewer columns, a dense X or other units."
             )
         raise AttributeError(
             f"{name} requires an exact fit, and its statistics are unavailable: {reason}"
@@ -551,7 +551,8 @@ class TorchLinearRegressor(BaseTorchRegressor):
         if state is None or state["intercept"] != spec.shape.fit_intercept:
             raise ValueError(
                 "partial_fit cannot continue: the previous fit's statistics were not kept. They "
-                "are dropped by another optimizer or fit_intercept, and by pickling a plain fit. "
+                "are dropped by a switch to another optimizer or fit_intercept, and by pickling a "
+                "plain fit. "
                 "Start with partial_fit, or set warm_start=True before fit."
             )
         return Statistics.from_state(state)
@@ -599,7 +600,7 @@ class TorchLinearRegressor(BaseTorchRegressor):
         stats = state.get("_statistics") or {"n_samples": 0, "n_features": 0}
         wide = stats["n_samples"] < stats["n_features"]
         if wide and not (self.warm_start or state.get("_incremental")):
-            # as large as X itself, and no standard errors come from it
+            # as large as X itself, and standard errors are undefined for wide X
             state.update(_statistics=None)
             if "rank_" in state:
                 state["_singular"] = self.singular_

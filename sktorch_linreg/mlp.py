@@ -67,26 +67,26 @@ class TorchMLPRegressor(BaseTorchRegressor):
     max_epochs : int, default=200
         Maximum number of epochs.
     batch_size : int, "auto" or None, default="auto"
-        Rows per update: None is all of them, ``"auto"`` is ``min(200, n_samples)``. L-BFGS always
-        takes all of them.
+        Rows per update: None uses all of them, ``"auto"`` uses ``min(200, n_samples)``. L-BFGS
+        always uses all of them.
     shuffle : bool, default=True
         Whether to shuffle the rows in each epoch.
     tol : float or None, default=1e-4
         Stop when the monitored loss has not improved by more than `tol` for more than
-        `n_iter_no_change` epochs; None runs every epoch.
+        `n_iter_no_change` epochs; None runs all epochs.
     n_iter_no_change : int or numpy.inf, default=10
         Epochs without improvement to wait before stopping; `numpy.inf` never stops.
     early_stopping : bool, default=False
         Whether to hold out rows, stop on their loss and restore the best weights.
     validation_fraction : float, default=0.1
-        Share of the rows held out under `early_stopping`.
+        Fraction of the rows held out with `early_stopping`.
     standardize : bool, default=True
         Whether to centre and scale features and target internally.
     device : str or torch.device, default="cpu"
         ``"cpu"``, ``"cuda"``, ``"cuda:1"``, ``"mps"``, or ``"auto"`` for the first available of
         cuda, mps and cpu.
     dtype : {"auto", "float32", "float64"} or torch.dtype, default="float32"
-        Compute type in training; predictions are made in the precision of `X`.
+        Computation dtype of training; predictions have the precision of `X`.
     warm_start : bool, default=False
         Whether `fit` continues from the current weights.
     random_state : int, RandomState instance or None, default=None
@@ -123,15 +123,15 @@ class TorchMLPRegressor(BaseTorchRegressor):
     loss_, best_loss_ : float
         The last training loss, and the best of the monitored losses.
     loss_curve_ : list of float
-        Objective per epoch, as seen while training.
+        Objective per epoch, measured during training.
     validation_loss_curve_ : list of float
         Loss of the held-out rows per epoch, without the penalty.
     optimizer_ : str
         Name of the optimizer used.
     module_ : torch.nn.Module
-        The fitted network over raw features.
+        The fitted network, which takes raw features.
     net_ : skorch.NeuralNet
-        The net that trained it.
+        The net that trained the model.
     history_ : list of dict
         One record per epoch.
     n_features_in_ : int
@@ -230,11 +230,11 @@ class TorchMLPRegressor(BaseTorchRegressor):
         Parameters
         ----------
         X : {array-like, sparse matrix} of shape (n_samples, n_features)
-            Features. A sparse matrix is never made dense as a whole.
+            Features. A sparse matrix is never fully densified.
         y : array-like of shape (n_samples,) or (n_samples, n_targets)
             Targets.
         sample_weight : array-like of shape (n_samples,), default=None
-            Weights of the rows, not negative; rows of weight 0 are left out.
+            Non-negative sample weights; rows with weight 0 are ignored.
 
         Returns
         -------
@@ -244,7 +244,7 @@ class TorchMLPRegressor(BaseTorchRegressor):
         Raises
         ------
         ValueError
-            If input or parameters are wrong; the estimator is left unchanged.
+            If the input or a parameter is invalid; the estimator is left unchanged.
         TrainingDivergedError
             If the training loss is not finite.
 
@@ -260,11 +260,11 @@ class TorchMLPRegressor(BaseTorchRegressor):
     @available_if(can_partial_fit)
     @fit_context
     def partial_fit(self, X: Any, y: Any, sample_weight: Any = None) -> Self:
-        """Make one epoch over one more batch of rows.
+        """Train for one epoch on another batch of rows.
 
-        Weights, optimizer and schedule go on from where they were. The statistics that standardise
-        the data take the batch in, and the first and last layers are rewritten so that predictions
-        do not jump.
+        Weights, optimizer state and schedule continue from the previous call. The batch updates the
+        statistics used for standardisation, and the first and last layers are rewritten so that
+        predictions do not jump.
 
         Parameters
         ----------
@@ -273,7 +273,7 @@ class TorchMLPRegressor(BaseTorchRegressor):
         y : array-like of shape (n_samples,) or (n_samples, n_targets)
             Targets.
         sample_weight : array-like of shape (n_samples,), default=None
-            Weights of the rows.
+            Sample weights.
 
         Returns
         -------
@@ -283,9 +283,9 @@ class TorchMLPRegressor(BaseTorchRegressor):
         Raises
         ------
         ValueError
-            If input or parameters are wrong.
+            If the input or a parameter is invalid.
         AttributeError
-            Under `early_stopping` or ``optimizer="lbfgs"``, which need all rows at once.
+            With `early_stopping` or ``optimizer="lbfgs"``, which need all rows at once.
 
         Examples
         --------
@@ -309,7 +309,7 @@ class TorchMLPRegressor(BaseTorchRegressor):
         Returns
         -------
         ndarray of shape (n_samples,) or (n_samples, n_targets)
-            Predictions, shaped as `y` was in `fit`.
+            Predictions, 1-D or 2-D like `y` in `fit`.
 
         Raises
         ------
@@ -338,7 +338,7 @@ class TorchMLPRegressor(BaseTorchRegressor):
         return like_input(out[:, 0] if self._squeeze else out, given)
 
     def _predict_in(self, dtype: torch.dtype, device: torch.device, X: Any) -> Array:
-        """Predictions worked out in a precision, in that of X."""
+        """Predictions computed in `dtype`, returned in the dtype of X."""
         module = self._build_module(dtype, device)
         widest = max(layer.out_features + layer.in_features for layer in module.linears)
         out: Array = np.empty((X.shape[0], self.n_outputs_), dtype=X.dtype)
@@ -350,20 +350,20 @@ class TorchMLPRegressor(BaseTorchRegressor):
         return out
 
     def to_sklearn(self) -> Any:
-        """A fitted `MLPRegressor` that predicts the same, for servers without torch.
+        """Convert to a fitted `MLPRegressor` with the same predictions, for use without torch.
 
         Returns
         -------
         MLPRegressor
-            Its pickle needs scikit-learn alone.
-            It has no (n, 1): where `y` was of that shape, its predictions have the shape (n,).
+            Its pickle only requires scikit-learn.
+            If `y` had the shape (n, 1), its predictions have the shape (n,).
 
         Raises
         ------
         NotFittedError
             If the estimator is not fitted.
         ValueError
-            For activations that `MLPRegressor` does not have.
+            If `MLPRegressor` does not support the activation.
 
         Examples
         --------

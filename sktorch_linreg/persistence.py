@@ -1,4 +1,4 @@
-"""Saving fitted estimators to files that hold numbers and names alone, and loading them."""
+"""Save fitted estimators to files that contain only numbers and strings, and load them."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ KIND = "model"
 DTYPES = ("float16", "bfloat16", "float32", "float64")
 TRAINING_STATE = {"fits", "rates", "optimizer", "schedule", "generator", "dropout"}
 CLASSES = {cls.__name__: cls for cls in (TorchLinearRegressor, TorchMLPRegressor)}
-# what a state holds besides parameters, and of which types
+# what a state contains besides parameters, and the types allowed
 FITTED: dict[str, tuple[type, ...]] = {
     "n_features_in_": (int,),
     "feature_names_in_": (np.ndarray,),
@@ -64,34 +64,34 @@ FITTED: dict[str, tuple[type, ...]] = {
 def save_model(estimator: TorchLinearRegressor | TorchMLPRegressor, path: Any) -> None:
     """Write a fitted estimator to a file.
 
-    The file is in the safetensors format, with parameters, attributes and the versions of packages
-    in its header and a checksum over everything. It is written atomically: to a temporary file,
-    which is synced to the disk and renamed.
+    The file is in the safetensors format, with parameters, attributes and package versions in its
+    header and a checksum over its content. It is written atomically: to a temporary file that is
+    synced to disk and then renamed.
 
     Parameters
     ----------
     estimator : TorchLinearRegressor or TorchMLPRegressor
         A fitted estimator.
     path : str or path-like
-        The file; one that is there is replaced.
+        The file; an existing one is replaced.
 
     Raises
     ------
     NotFittedError
-        If the estimator was not fitted.
+        If the estimator is not fitted.
     TypeError
-        If it is not an estimator of this package. A `Pipeline` can be kept with `skops.io.dump`.
+        If it is not an estimator of this package. Save a `Pipeline` with `skops.io.dump`.
     ValueError
-        If a parameter is neither a number nor a name: a class of optimizer, loss or schedule, or
-        callbacks. `joblib.dump` keeps these.
+        If a parameter is neither a number nor a string: an optimizer, loss or schedule class, or
+        callbacks. Use `joblib.dump` for these.
     ImportError
-        If safetensors, which the extra ``persist`` brings, is not installed.
+        If safetensors (extra ``persist``) is not installed.
     OSError
         If the file cannot be written.
 
     See Also
     --------
-    load_model : The way back.
+    load_model : Load the file.
 
     Examples
     --------
@@ -107,13 +107,13 @@ def save_model(estimator: TorchLinearRegressor | TorchMLPRegressor, path: Any) -
     name = type(estimator).__name__
     if CLASSES.get(name) is not type(estimator):
         raise TypeError(
-            f"save_model takes a {' or a '.join(CLASSES)}; got {name}. Save the step of a pipeline "
-            "or the best_estimator_ of a search, or keep the whole with skops.io.dump."
+            f"save_model takes a {' or a '.join(CLASSES)}; got {name}. Save the last step of a "
+            "pipeline or the best_estimator_ of a search, or save all of it with skops.io.dump."
         )
     check_is_fitted(estimator)
     state = estimator.__getstate__()
     for key in ("coef_", "intercept_"):
-        # which may have been set by hand, to anything that predict takes
+        # may have been set manually, to anything that predict accepts
         if key in state and not hasattr(state[key], "dtype"):
             state[key] = np.asarray(state[key], dtype=np.float64)[()]
         elif key in state and state[key].dtype.kind != "f":
@@ -137,13 +137,13 @@ def save_model(estimator: TorchLinearRegressor | TorchMLPRegressor, path: Any) -
         files.write(path, KIND, content)
     except files.NotStorable as error:
         raise ValueError(
-            f"{error} Set that parameter to a name or a number where there is one, or keep the "
+            f"{error} Set that parameter to a string or a number if possible, or save the "
             "estimator with joblib.dump."
         ) from error
 
 
 def load_model(path: Any) -> TorchLinearRegressor | TorchMLPRegressor:
-    """Read an estimator that `save_model` wrote; nothing in the file is run.
+    """Load an estimator written by `save_model`; nothing in the file is executed.
 
     Parameters
     ----------
@@ -153,22 +153,21 @@ def load_model(path: Any) -> TorchLinearRegressor | TorchMLPRegressor:
     Returns
     -------
     estimator : TorchLinearRegressor or TorchMLPRegressor
-        The fitted estimator. One that was trained on a device that is not there predicts on the
-        CPU.
+        The fitted estimator. If its device is not available, it predicts on the CPU.
 
     Raises
     ------
     FileNotFoundError
         If there is no such file.
     ValueError
-        If it is damaged, was not written by `save_model`, or holds what no fit gives; the message
-        names the file and what is wrong.
+        If it is damaged, was not written by `save_model`, or contains values that no fit
+        produces; the message names the file and the problem.
     ImportError
-        If safetensors, which the extra ``persist`` brings, is not installed.
+        If safetensors (extra ``persist``) is not installed.
 
     See Also
     --------
-    save_model : The way there, with an example.
+    save_model : Write such a file, with an example.
 
     Examples
     --------
@@ -194,16 +193,16 @@ def _versions() -> dict[str, str]:
 
 
 def _restore(content: Mapping[str, Any]) -> TorchLinearRegressor | TorchMLPRegressor:
-    """The estimator of a file; raises where something in it cannot come from a fit."""
+    """Rebuild the estimator from a file; raises if something in it cannot come from a fit."""
     name = content["estimator"]
     if name not in CLASSES:
-        raise ValueError(f"it is of the unknown class {name!r}")
+        raise ValueError(f"its class {name!r} is unknown")
     estimator: Any = CLASSES[name](**content["params"])
     estimator._validate_params()
     fitted = content["fitted"]
     for key, value in fitted.items():
         if not isinstance(value, FITTED[key]):
-            raise ValueError(f"{key} is of the type {type(value).__name__}")
+            raise ValueError(f"{key} has the type {type(value).__name__}")
     network = name == "TorchMLPRegressor"
     layers = fitted["_layers"] if network else _linear_layers(fitted)
     n_features = fitted.get("n_features_in_", layers[0][0].shape[-1])
@@ -215,7 +214,7 @@ def _restore(content: Mapping[str, Any]) -> TorchLinearRegressor | TorchMLPRegre
         _check_scaling(fitted, n_features, n_outputs)
     estimator.__setstate__({**vars(estimator), **fitted})
     squeeze = fitted.get("_squeeze", np.ndim(fitted.get("coef_")) == 1)
-    # whatever else does not fit together shows in a prediction
+    # any other inconsistency shows up in a prediction
     out = estimator.predict(np.zeros((1, n_features)))
     if out.shape != ((1,) if squeeze else (1, n_outputs)) or np.isnan(out).any():
         raise ValueError(f"its predictions are {out}, of the shape {out.shape}")
@@ -223,7 +222,7 @@ def _restore(content: Mapping[str, Any]) -> TorchLinearRegressor | TorchMLPRegre
 
 
 def _linear_layers(fitted: Mapping[str, Any]) -> list[tuple[Array, Array]]:
-    """Coefficients and intercepts as one layer; raises where these do not go together."""
+    """Coefficients and intercepts as one layer; raises if the shape of coef_ is invalid."""
     coef, intercept = np.asarray(fitted["coef_"]), np.atleast_1d(fitted["intercept_"])
     if coef.ndim not in (1, 2) or not coef.size:
         raise ValueError(f"coef_ has the shape {coef.shape}")
@@ -234,19 +233,19 @@ def _linear_layers(fitted: Mapping[str, Any]) -> list[tuple[Array, Array]]:
 
 
 def _check_curves(fitted: Mapping[str, Any]) -> None:
-    """Raise where curves and the history are not as long as each other."""
+    """Raise if the loss curve and the history differ in length."""
     if "history_" not in fitted:
         return
     history, curve = fitted["history_"], fitted["loss_curve_"]
     n_rows = len(history) if isinstance(history, list) else history["n_rows"]
     if curve.ndim != 1 or n_rows != len(curve) or fitted["n_iter_"] < 0:
-        raise ValueError("the history is not as long as the loss curve")
+        raise ValueError("the history and the loss curve differ in length")
     if isinstance(history, list) and not all(isinstance(row, dict) for row in history):
-        raise ValueError("the history is none")
+        raise ValueError("the training history is invalid")
 
 
 def _check_attributes(fitted: Mapping[str, Any], n_features: int, n_outputs: int) -> None:
-    """Raise where attributes do not go with the layers."""
+    """Raise if attributes do not match the layers."""
     names = fitted.get("feature_names_in_")
     if names is not None and names.shape != (n_features,):
         raise ValueError("feature_names_in_ does not match n_features_in_")
@@ -256,7 +255,7 @@ def _check_attributes(fitted: Mapping[str, Any], n_features: int, n_outputs: int
         raise ValueError(f"{n_outputs} outputs do not match the targets it was fitted to")
     link = "exp" if fitted.get("_log_link") else "identity"
     if fitted.get("out_activation_", link) != link:
-        raise ValueError("out_activation_ contradicts the link of its loss")
+        raise ValueError("out_activation_ does not match the link of its loss")
     if fitted.get("_fitted_activation", "identity") not in ACTIVATIONS:
         raise ValueError("its activation is unknown")
     if fitted.get("_trained_dtype", "float64") not in DTYPES:
@@ -281,28 +280,28 @@ def _check_attributes(fitted: Mapping[str, Any], n_features: int, n_outputs: int
 
 
 def _check_scaling(fitted: Mapping[str, Any], n_features: int, n_outputs: int) -> None:
-    """Raise where the units of a network are none."""
+    """Raise if the scaling parameters of a network are invalid."""
     s = Scaling.from_state(fitted["_scaling"])
     shapes = [a.shape for a in (s.x_offset, s.x_scale, s.y_offset, s.y_scale)]
     if shapes != [(n_features,)] * 2 + [(n_outputs,)] * 2:
         raise ValueError("its scaling parameters do not match its layers")
     arrays = np.concatenate([s.x_offset, s.x_scale, s.y_offset, s.y_scale])
     if not np.isfinite(arrays).all() or (s.x_scale < 0).any() or (s.y_scale < 0).any():
-        raise ValueError("its scaling parameters are not finite")
+        raise ValueError("its scaling parameters are negative or not finite")
 
 
 def _check_layers(layers: Any, n_in: int) -> None:
-    """Raise ValueError where layers do not follow on each other, or are not finite."""
+    """Raise ValueError if the shapes of the layers do not match, or values are not finite."""
     for weight, bias in layers:
         arrays = [weight] if bias is None else [weight, bias]
         if any(a.dtype not in (np.float32, np.float64) for a in arrays):
-            raise ValueError("a layer does not hold floats")
+            raise ValueError("a layer does not contain floats")
         if weight.ndim != 2 or weight.shape[1] != n_in or not len(weight):
             raise ValueError(
                 f"a layer of shape {weight.shape} cannot follow a layer of {n_in} units"
             )
         n_in = len(weight)
         if bias is not None and bias.shape != (n_in,):
-            raise ValueError(f"intercepts of shape {bias.shape} belong to {n_in} units")
+            raise ValueError(f"intercepts of shape {bias.shape} do not match {n_in} units")
         if not all(np.isfinite(a).all() for a in arrays):
             raise ValueError("a layer is not finite")

@@ -32,7 +32,7 @@ LEVELS = entries_of_the_map()
 
 
 def entry_of(file):
-    """The wing of a file, or its own name where it stands beside the wings."""
+    """The package or module of a file, as in the map."""
     return Path(file).parts[0].removesuffix(".py")
 
 

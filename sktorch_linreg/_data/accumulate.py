@@ -1,9 +1,9 @@
-"""Sufficient statistics of least squares, gathered in one pass over the rows.
+"""Sufficient statistics of least squares, accumulated in one pass over the rows.
 
-They are one triangular factor R of the weighted, centred rows ``sqrt(w) * (X - mean)``, with the
-targets turned by the same rotation. Where the columns are far from collinear R comes from the Gram
-matrix, by a Cholesky decomposition; else from a tree of QR decompositions, which costs several
-times as much and loses no digits.
+They are the triangular factor R of the weighted, centred rows ``sqrt(w) * (X - mean)``, and the
+targets under the same rotation. If the columns are far from collinear, R is the Cholesky factor of
+the Gram matrix; otherwise it comes from a tree of QR decompositions, which costs several times as
+much but loses no digits.
 """
 
 from __future__ import annotations
@@ -28,21 +28,21 @@ from .rows import TrainingData
 from .scaling import column_scale, rounding_level
 from .statistics import EPS, Statistics
 
-# up to this many entries a second pass costs next to nothing
+# up to this many entries a second pass is almost free
 SMALL_ENTRIES = 2**16
-# a sparse X with more columns has no factor made of it, which would be dense
+# a sparse X with more columns is not factorised, since the factor would be dense
 MAX_FACTOR_FEATURES = 2000
-# rows that are looked at before the pass, to judge means against spreads
+# rows sampled before the pass, to compare means with spreads
 SAMPLED_ROWS = 512
-# columns beside those of X whose products with each other cost next to nothing
+# up to this many columns besides those of X, their products with each other are almost free
 FEW_TARGETS = 16
-# share of stored entries from which on dense products are faster than sparse ones
+# density from which dense products are faster than sparse ones
 SPARSE_SHARE = 1 / 16
-# weight of a row, in median weights, from which on it is what columns are shifted by
+# a row with more than this many times the median weight is used as the shift
 HEAVY = 1e6
-# squared mean over variance from which on columns are shifted
+# ratio of squared mean to variance above which columns are shifted
 LARGE_MEAN = 4.0
-# share of a squared column that centring may cancel before the pass is made once more
+# cancellation by centring above which the pass is repeated with a better shift
 LARGE_CANCELLATION = 100.0
 
 # -- from the Gram matrix -----------------------------------------------------------------------
@@ -50,7 +50,7 @@ LARGE_CANCELLATION = 100.0
 
 @dataclass(frozen=True)
 class _Sums:
-    """Sums over weighted rows; of products of targets with targets the squares alone are of use."""
+    """Sums over weighted rows; of the products among targets, only the squares are needed."""
 
     products: FloatArray  # of the columns [X, y, 1] with those of X
     squares: FloatArray  # of the targets
@@ -59,7 +59,7 @@ class _Sums:
 
     @classmethod
     def of(cls, products: FloatArray, z: FloatArray) -> _Sums:
-        """With the rows [y, 1] beside the products."""
+        """From the products and the rows [y, 1]."""
         return cls(products, np.einsum("ij,ij->i", z[:-1], z[:-1]), z[:-1] @ z[-1], z[-1] @ z[-1])
 
     def __add__(self, other: _Sums) -> _Sums:
@@ -72,7 +72,7 @@ class _Sums:
 
     @property
     def is_finite(self) -> bool:
-        """Whether all sums are numbers, which those of the targets are if their squares are."""
+        """Whether all sums are finite; the totals of the targets are if their squares are."""
         return bool(np.isfinite(self.products.sum() + self.squares.sum()))
 
 
@@ -89,7 +89,7 @@ def _span_gram(
     for part, x in blocks(data, shift, start, stop, rooted=True):
         z = beside(data, shift, part)
         if sums is None:
-            # np.dot and not @, which holds the interpreter's lock where the result is small
+            # np.dot instead of @, which holds the GIL if the result is small
             G[:d] += np.dot(x.T, x, out=square)
         else:
             moved = as_tensor(x).to(device)
@@ -105,7 +105,7 @@ def _span_gram(
 
 
 def _sparse_gram(data: TrainingData, shift: FloatArray) -> _Sums:
-    """The same of all rows of a sparse X, by sparse products."""
+    """The sums over all rows of a sparse X, from sparse products."""
     d = data.n_features
     X, z = data.X.astype(np.float64, copy=False), beside(data, shift, slice(None))
     if data.weight is not None:
@@ -127,7 +127,7 @@ def _gram(data: TrainingData, shift: FloatArray, device: torch.device) -> _Sums:
         if data.weight is not None:
             x *= np.sqrt(data.weight)[:, None]
         if len(z) <= FEW_TARGETS:
-            # one product takes less time than several
+            # one product is faster than several
             rows[:, d:] = z.T
             G = rows.T @ rows
             return _Sums(G[:, :d], np.diagonal(G)[d:-1], G[-1, d:-1], G[-1, -1])
@@ -160,7 +160,7 @@ def _statistics(
 
 @dataclass(frozen=True)
 class _Centred:
-    """A Gram matrix about the means, and how much of its diagonal centring cancelled."""
+    """A centred Gram matrix, and how much of its diagonal was cancelled by centring."""
 
     squares: FloatArray  # n_features + n_targets
     products: FloatArray  # n_features + n_targets, n_features
@@ -184,7 +184,7 @@ def _centre(s: _Sums, shift: FloatArray, intercept: bool) -> _Centred:
     else:
         squares, cancellation = np.maximum(squares, 0.0), np.inf
     if cancellation > LARGE_CANCELLATION:
-        # what is rounding about a constant column's value is not looked at
+        # ignore columns that are constant up to rounding
         significant = np.sqrt(raw / weight) > rounding_level(shift)
         significant &= raw > 0
         lost = raw[significant] / np.maximum(squares[significant], EPS**2 * raw[significant])
@@ -194,7 +194,7 @@ def _centre(s: _Sums, shift: FloatArray, intercept: bool) -> _Centred:
 
 @dataclass(frozen=True)
 class Unit:
-    """The triangle R of the `varying` columns, scaled to unit length, and Q^T y beside it."""
+    """The triangle R of the `varying` columns, scaled to unit length, and Q^T y."""
 
     triangle: FloatArray
     qt_y: FloatArray
@@ -206,7 +206,7 @@ class Unit:
 def _cholesky(
     c: _Centred, data: TrainingData, shift: FloatArray, intercept: bool
 ) -> tuple[Statistics, Unit] | None:
-    """Statistics and their decomposition, or None of a singular Gram matrix."""
+    """Statistics and their decomposition, or None if the Gram matrix is singular."""
     d = data.n_features
     mean = shift + c.offset
     varying = column_scale(Moments(c.weight, mean[:d], c.squares[:d]), intercept) > 0
@@ -225,7 +225,7 @@ def _cholesky(
     body = np.concatenate([U * norms, qt_y], axis=1)
     factor = body
     if n_varying < d:
-        # rows and columns of nothing for the columns that are constant
+        # zero rows and columns for the constant columns
         factor = np.zeros((d, len(mean)))
         factor[np.ix_(varying, np.append(varying, np.ones(len(mean) - d, dtype=bool)))] = body
     residual_ss = np.maximum(c.squares[d:] - np.einsum("ij,ij->j", qt_y, qt_y), 0.0)
@@ -236,13 +236,12 @@ def _cholesky(
 # -- from QR decompositions ---------------------------------------------------------------------
 
 
-# the triangle of [1, X] or X beside the targets turned by the same rotation, and the squares of
-# the targets outside of its rows
+# the triangle of [1, X] or X next to the rotated targets, and their residual sum of squares
 Factored = tuple[torch.Tensor, FloatArray]
 
 
 def _factored(rows: torch.Tensor, n_columns: int) -> Factored:
-    """Rows made triangular in their first columns; the others, of any number, are turned alone."""
+    """QR decomposition of the first columns; the remaining columns are only rotated."""
     body, tau = torch.geqrf(rows[:, :n_columns])
     qt_y = torch.ormqr(body, tau, rows[:, n_columns:], left=True, transpose=True)
     below = qt_y[n_columns:].square().sum(dim=0)
@@ -258,7 +257,7 @@ def _span_qr(
     start: int,
     stop: int,
 ) -> Factored:
-    """The triangle over one span of rows."""
+    """The triangle of one span of rows."""
     d, k, n_ones = data.n_features, data.n_targets, int(intercept)
     n_columns = n_ones + d
     factor = torch.zeros((0, n_columns + k), dtype=torch.float64, device=device)
@@ -310,7 +309,7 @@ def _from_rows(data: TrainingData, shift: FloatArray, intercept: bool) -> Statis
     rows[:, d:] = z[:-1].T
     offset, root = np.zeros(len(shift)), z[-1]
     if intercept:
-        # the Householder reflection that turns the roots of the weights into one number
+        # the Householder reflection that maps the roots of the weights to a single entry
         length = np.sqrt(root @ root)
         v = root.copy()
         v[0] += length
@@ -326,9 +325,9 @@ def _from_rows(data: TrainingData, shift: FloatArray, intercept: bool) -> Statis
 
 @dataclass(frozen=True)
 class Accumulated:
-    """Statistics, the decomposition they come from, and its parts where they are at hand.
+    """Statistics, the decomposition they come from, and its parts if available.
 
-    `cancellation` is what rounding errors of the sums were multiplied by when they were centred.
+    `cancellation` is the factor by which centring amplified the rounding errors of the sums.
     """
 
     stats: Statistics
@@ -338,12 +337,12 @@ class Accumulated:
 
 
 def _sampled_shift(data: TrainingData, intercept: bool) -> FloatArray:
-    """Rough means of the targets, and of the features where these need to be shifted, else 0."""
+    """Rough means of the targets, and of the features if these need a shift, else 0."""
     d = data.n_features
     if not intercept:
         return np.zeros(d + data.n_targets)
     if data.weight is not None and data.weight.max() > HEAVY * np.median(data.weight):
-        # the mean is next to this row, and rounding of its distance would count for all others
+        # the mean is close to this row, and rounding of the difference would affect all others
         i = int(np.argmax(data.weight))
         row = data.X[[i]].toarray()[0] if sp.issparse(data.X) else data.X[i]
         heavy: FloatArray = np.concatenate([row, data.y[i]]).astype(np.float64)
@@ -377,10 +376,10 @@ def accumulate(
 ) -> Accumulated:
     """Statistics of `data`, from its Gram matrix if that is good enough, else from QR.
 
-    Raises ValueError if the rows are not finite, which sums tell.
+    Raises ValueError if the rows are not finite, as their sums show.
     """
     d = data.n_features
-    # there is no float64 on that device
+    # MPS does not support float64
     device = torch.device("cpu") if device.type == "mps" else device
     with np.errstate(invalid="ignore", over="ignore"):
         shift = _sampled_shift(data, intercept)
@@ -405,7 +404,7 @@ def accumulate(
     if data.verify is not None:
         data.verify()
     if not (finite and np.isfinite(shift).all()):
-        # sums of finite numbers overflow
+        # the numbers are finite, but their sums overflow
         raise ExtremeScales
     if data.n_samples < d + intercept:
         return Accumulated(_from_rows(data, shift, intercept), "qr")

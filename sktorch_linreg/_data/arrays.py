@@ -1,4 +1,4 @@
-"""Arrays of any kind as NumPy arrays and tensors of floating-point numbers."""
+"""Conversion of array-likes to NumPy arrays and tensors of floating-point numbers."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from sklearn.utils import assert_all_finite
 
 from .._runtime.aliases import Array
 
-# rows of float64 work space at a time, in bytes
+# size of the float64 work space in bytes
 CHUNK_BYTES = 8 * 2**20
 
 
@@ -27,9 +27,9 @@ def chunks(n_rows: int, n_columns: int, budget: int = CHUNK_BYTES) -> Iterator[s
 
 
 def as_tensor(a: Any) -> torch.Tensor:
-    """A tensor over the memory of an array that is only read, or over a copy of it.
+    """A tensor for reading an array, sharing its memory where torch can.
 
-    torch warns of read-only memory, and has neither negative strides nor fractions of numbers.
+    torch warns about read-only memory, and strides must be non-negative multiples of the item size.
     """
     a = np.asarray(a)
     if any(stride < 0 or stride % a.itemsize for stride in a.strides):
@@ -54,21 +54,21 @@ def to_host(a: Any) -> Any:
     except (RuntimeError, NotImplementedError) as error:
         raise ValueError(
             f"A tensor of layout {a.layout} and dtype {a.dtype} cannot be read as an array: "
-            f"{error}. Pass a dense tensor of numbers, or a NumPy array."
+            f"{error}. Pass a dense numeric tensor or a NumPy array."
         ) from error
 
 
 def like_input(out: Array, X: Any) -> Any:
-    """Results as a tensor beside `X`, where scikit-learn is set to work on what it is given."""
+    """Results as a tensor on the device of the tensor `X`, if array API dispatch is enabled."""
     if isinstance(X, torch.Tensor) and get_config()["array_api_dispatch"]:
         return torch.from_numpy(out).to(X.device)
     return out
 
 
 def as_float(estimator: BaseEstimator, X: Any) -> Any:
-    """Validated numbers as float32, where they are that, or float64; sparse ones as CSR.
+    """Validated numbers as float32 if they are float32, else as float64; sparse ones as CSR.
 
-    Validation keeps the dtype (a list of dtypes would cast every polars frame to its first).
+    Validation keeps the dtype (a list of dtypes would cast every polars frame to the first one).
     """
     if sp.issparse(X):
         X = X.tocsr()
@@ -79,14 +79,14 @@ def as_float(estimator: BaseEstimator, X: Any) -> Any:
         return X
     out = X.astype(np.float64)
     if X.dtype.kind not in "fiub":
-        # what is None in an array of objects is no number before
+        # None in an array of objects becomes NaN only in this cast
         verify_finite(estimator, X=out)
     return out
 
 
 def verify_finite(estimator: BaseEstimator, **arrays: Array) -> None:
     """Raise scikit-learn's error for the first of the named arrays that is not finite."""
-    # sums of large numbers that overflow are looked into there
+    # assert_all_finite looks more closely if its sums overflow
     with np.errstate(over="ignore", invalid="ignore"):
         for name, a in arrays.items():
             assert_all_finite(a, input_name=name, estimator_name=type(estimator).__name__)

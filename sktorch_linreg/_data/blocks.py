@@ -1,4 +1,4 @@
-"""Rows as float64 blocks that stay in the cache of a core."""
+"""Rows as float64 blocks that fit the cache of a core."""
 
 from __future__ import annotations
 
@@ -16,11 +16,11 @@ from .rows import TrainingData
 
 # entries of float64 work space per thread
 BLOCK_ENTRIES = 2**17
-# rows per column of a block that is a view, since products of few rows are slow to add up
+# minimum rows per column of a block that is a view; adding up many small products is slow
 VIEWED_COLUMNS = 8
-# float64 numbers of a block, which stays in the cache
+# entries of a float64 block that fits the cache
 SMALL_BLOCK_ENTRIES = 2**16
-# what a number costs, in multiplications, to see whether threads pay
+# cost of an entry in multiplications, to decide whether threads pay off
 WORK_PER_ENTRY = 8
 
 
@@ -33,10 +33,10 @@ def blocks(
     rooted: bool,
     least: int = 2,
 ) -> Iterator[tuple[slice, FloatArray]]:
-    """Rows as float64 blocks, less `shift`, and times the root of their weights if `rooted`.
+    """Rows minus `shift` as float64 blocks, times the root of their weights if `rooted`.
 
     A block fits the cache, but has at least `least` times as many rows as columns. It is a view of
-    X where nothing has to be done to it, and else lies in a buffer that the next one overwrites.
+    X if nothing has to be computed, and otherwise a buffer that the next block overwrites.
     """
     d = data.n_features
     weight = data.weight if rooted else None
@@ -63,10 +63,10 @@ def blocks(
 def _write(
     rows: torch.Tensor, shift: torch.Tensor | None, root: FloatArray | None, out: torch.Tensor
 ) -> None:
-    # torch casts and broadcasts in one go, where numpy's loops are as short as a row
+    # torch casts and broadcasts in one loop; numpy's inner loops are only as long as a row
     factor = None if root is None else torch.from_numpy(root)[:, None]
     if rows.dtype != out.dtype or (shift is None and factor is None):
-        # a cast of its own is faster than one inside of the arithmetic
+        # a separate cast is faster than one within the arithmetic
         rows = out.copy_(rows)
     if shift is not None:
         rows = torch.sub(rows, shift, out=out)
@@ -75,7 +75,7 @@ def _write(
 
 
 def beside(data: TrainingData, shift: FloatArray, part: slice) -> FloatArray:
-    """The columns [y - shift, 1] of some rows times the root of their weights, as rows."""
+    """The columns [y - shift, 1] of some rows times the root of their weights, transposed."""
     y = data.y[part]
     out = np.empty((y.shape[1] + 1, len(y)))
     np.subtract(y.T, shift[data.n_features :, None], out=out[:-1])
@@ -86,9 +86,9 @@ def beside(data: TrainingData, shift: FloatArray, part: slice) -> FloatArray:
 
 
 def over_blocks(X: Array, work: Callable[[slice, FloatArray], Any]) -> list[Any]:
-    """``work(rows, room)`` for blocks of rows, in order, over threads where that pays.
+    """Results of ``work(rows, room)`` for blocks of rows, in order; in threads if that pays off.
 
-    `room` is float64 work space of the shape of the block.
+    `room` is float64 work space of the block's shape.
     """
     n_rows, n_columns = X.shape
     step = max(1, SMALL_BLOCK_ENTRIES // max(1, n_columns))
@@ -96,7 +96,7 @@ def over_blocks(X: Array, work: Callable[[slice, FloatArray], Any]) -> list[Any]
     def span(start: int, stop: int) -> list[Any]:
         room = np.empty((min(step, stop - start), n_columns))
         parts = [slice(i, min(i + step, stop)) for i in range(start, stop, step)]
-        # threads do not inherit this from their caller
+        # threads do not inherit the caller's error state
         with np.errstate(over="ignore", invalid="ignore"):
             return [work(part, room[: part.stop - part.start]) for part in parts]
 

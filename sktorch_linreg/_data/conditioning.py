@@ -1,7 +1,7 @@
-"""What rounding errors are multiplied by, and which decomposition and refinement that asks for.
+"""How much rounding errors are amplified, and which decomposition and refinement that requires.
 
-A Gram matrix squares the condition number of its columns. Whether one is good enough, whether
-columns are independent, and how far a solution has to be refined is decided here and nowhere else.
+A Gram matrix squares the condition number of its columns. Whether it is accurate enough, whether
+columns are independent, and how far a solution has to be refined is decided only here.
 """
 
 from __future__ import annotations
@@ -15,54 +15,53 @@ from scipy.linalg import lapack
 from .._runtime.aliases import FloatArray
 from .statistics import EPS, Statistics
 
-# LinearRegression's own cut-off: no column that it keeps is dropped here
+# cut-off of LinearRegression: no column that it keeps is dropped here
 COARSEST_TOL = 1e-6
-# estimated condition numbers may fall short by a factor of three or so
+# safety factor: estimated condition numbers may be too small by a factor of about three
 CERTAINLY = 10.0
-# condition number up to which products of rows tell whether these are independent ...
+# condition number up to which the Gram matrix of rows shows whether they are independent ...
 INDEPENDENT_ROWS = 1e6
-# ... and up to which two refinements of a Cholesky solution reach rounding
+# ... and up to which two refinements of a Cholesky solution reach machine precision
 TWICE_REFINABLE = 1e8
-# rounding errors in units of the precision of X: up to here there is nothing to refine ...
+# rounding errors in units of X's precision: up to this size no refinement is needed ...
 NEGLIGIBLE = 10.0
 NEGLIGIBLE_SINGLE = 0.1
-# ... and up to here a gradient in float64 is good enough
+# ... and up to this size a gradient in float64 is accurate enough
 MODERATE = 1e6
-# up to this many entries a gradient in longer floats costs no more than the checks of a fit,
+# up to this many entries a long double gradient costs no more than the checks of a fit ...
 FEW_ENTRIES = 2**11
-# and is good enough up to here
+# ... and is accurate enough for rounding errors up to this size
 LITTLE = 1e3
-# shares of the squares of a target below which a residual is not taken from sums ...
+# residual share of a target's squares below which the residual is not taken from sums ...
 SMALL_RESIDUAL = 1e-6
-# ... and below which rounding of the target itself would move coefficients
+# ... and below which rounding of the target itself would change the coefficients
 TINY_RESIDUAL = 1e-10
 
 
 @dataclass(frozen=True)
 class GramRequirement:
-    """What a Gram matrix has to keep to be used instead of a QR decomposition.
+    """Requirements on a Gram matrix to be used instead of a QR decomposition.
 
-    It may multiply rounding errors by less than `growth`, and has to leave at least the share
-    `least_residual` of the squares of each target as residuals, below which rounding would show in
-    them.
+    It must amplify rounding errors by less than `growth`, and the residual share of each target's
+    squares must be at least `least_residual`, since rounding would show in smaller residuals.
     """
 
     growth: float
     least_residual: float = 0.0
 
     def is_met(self, condition: float, cancellation: float, stats: Statistics) -> bool:
-        """Whether columns of this condition number, whose sums centring cancelled so much, do."""
+        """Whether columns with this condition number and cancellation meet the requirements."""
         enough = bool((stats.residual_ss >= self.least_residual * stats.target_squares).all())
         return enough and condition**2 * cancellation < self.growth
 
 
 # where the solution is refined on the rows ...
 REFINED_ON_ROWS = GramRequirement(1e6)
-# ... where it is not, since there is a constraint or an L1 penalty ...
+# ... where it is not, because of a constraint or an L1 penalty ...
 NOT_REFINED = GramRequirement(1e4)
-# ... where later batches are merged with the statistics, which have to tell the residual ...
+# ... where later batches are merged in, and residuals come from the statistics alone ...
 MERGED = GramRequirement(1e4, least_residual=1e-4)
-# ... and where a few rows are to stand for all in training
+# ... and where a few rows replace all rows in training
 CONDENSED = GramRequirement(1e4, least_residual=1e-6)
 
 
@@ -75,9 +74,9 @@ class Refinement(Enum):
 
 
 def condition_number(R: FloatArray) -> float:
-    """Bound on the condition number of an upper triangle, from estimates (Hager, 1984) of others.
+    """Estimated bound on the spectral condition number of an upper triangle (Hager, 1984).
 
-    The square of the spectral one is at most that in the 1-norm times that in the maximum norm.
+    Its square is at most the product of the condition numbers in the 1-norm and infinity norm.
     """
     if not len(R):
         return 1.0
@@ -94,18 +93,18 @@ def rank_tolerance(stats: Statistics, tol: float | None) -> float:
 
 
 def surely_independent(condition: float, tol: float) -> bool:
-    """Whether columns of an estimated condition number have full rank at a relative cut-off."""
+    """Whether columns with this estimated condition number have full rank at the cut-off `tol`."""
     return CERTAINLY * condition * tol <= 1.0
 
 
 def residual_share(stats: Statistics) -> float:
-    """The least share of its squares that the columns leave of a target."""
+    """The smallest residual share of the squares, over all targets."""
     varying = stats.target_squares > 0
     return float(np.min(stats.residual_ss[varying] / stats.target_squares[varying], initial=1.0))
 
 
 def is_cheap(n_entries: int, stats: Statistics, *, sparse: bool) -> bool:
-    """Whether a few rows cost so little that no digit is left to chance."""
+    """Whether X is small enough for a more accurate gradient at almost no cost."""
     return n_entries <= FEW_ENTRIES and stats.eps == EPS and not sparse
 
 

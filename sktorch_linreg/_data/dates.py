@@ -1,4 +1,4 @@
-"""Dates and durations, which are not numbers."""
+"""Rejection of dates and durations, which are not numbers."""
 
 from __future__ import annotations
 
@@ -8,17 +8,17 @@ from typing import Any
 import numpy as np
 
 KINDS = (datetime.date, datetime.time, datetime.timedelta, np.datetime64, np.timedelta64)
-# as types of pandas, polars and pyarrow begin
+# prefixes of type names in pandas, polars and pyarrow
 NAMES = ("date", "time", "duration", "period", "interval[date")
 
 
 def refuse_dates(rows: Any, name: str) -> None:
-    """Raise where rows hold dates or durations, naming the columns.
+    """Raise if rows hold dates or durations, naming the columns.
 
     Raises
     ------
     ValueError
-        NaT, the missing date, included.
+        If there is a date or duration; NaT (a missing date) counts as one.
     """
     columns = _columns_of_dates(rows)
     if columns:
@@ -26,13 +26,13 @@ def refuse_dates(rows: Any, name: str) -> None:
         where = f" in the column{'s' * (len(named) > 1)} {', '.join(named)}" if named else ""
         raise ValueError(
             f"{name} holds dates or durations{where}, which are not numbers. Convert them to "
-            "numbers in a unit that you choose, for example (dates - dates.min()) / "
+            "numbers in a unit of your choice, for example (dates - dates.min()) / "
             "numpy.timedelta64(1, 'D')."
         )
 
 
 def _columns_of_dates(rows: Any) -> list[Any]:
-    """Names, or places, of the columns that hold them."""
+    """Names, or indices, of the columns that hold dates or durations."""
     if isinstance(rows, np.ndarray):
         if rows.dtype.kind in "mM":
             return list(range(rows.shape[1] if rows.ndim > 1 else 1))
@@ -47,7 +47,7 @@ def _columns_of_dates(rows: Any) -> list[Any]:
             found |= dict.fromkeys(j for j, v in enumerate(values) if isinstance(v, KINDS))
         return list(found)
     if hasattr(type(rows), "schema"):
-        # of polars, or of pyarrow
+        # polars or pyarrow
         types = rows.dtypes if hasattr(type(rows), "dtypes") else rows.schema.types
         names = rows.columns if hasattr(type(rows), "dtypes") else rows.column_names
         return [name for name, dtype in zip(names, types, strict=True) if _is_date(dtype)]
@@ -60,7 +60,7 @@ def _columns_of_dates(rows: Any) -> list[Any]:
 
 
 def _holds_dates(column: Any) -> bool:
-    """Whether a column of pandas is of dates, or of objects with dates among them."""
+    """Whether a pandas column has a date dtype, or holds objects some of which are dates."""
     if column.dtype == object:
         return any(isinstance(value, KINDS) for value in column)
     return _is_date(column.dtype)

@@ -1,4 +1,4 @@
-"""Columns whose squares no float64 holds, found by their sums."""
+"""Detection of columns whose squares overflow or underflow float64, from their sums."""
 
 from __future__ import annotations
 
@@ -12,14 +12,14 @@ from .._runtime.aliases import Array, FloatArray
 from .moments import Moments
 from .rows import TrainingData
 
-# squares are as exact as other numbers between these
+# sums of squares are accurate in this range ...
 SMALLEST_SQUARES, LARGEST_SQUARES = 1e-280, 1e300
-# and so are those of numbers above this
+# ... and squares of numbers above this
 SMALLEST = 1e-140
 
 
 def largest_size(X: Any, columns: Array, weight: FloatArray | None = None) -> FloatArray:
-    """The largest absolute value in each of some columns, times the root of its weight."""
+    """Largest absolute value, times the root of its weight, in each of the given columns."""
     root = None if weight is None else np.sqrt(weight)
     if sp.issparse(X):
         csc = X.tocsc()
@@ -39,15 +39,15 @@ def _is_extreme(X: Any, weight: FloatArray | None, squares: FloatArray) -> bool:
     small = np.flatnonzero(squares < SMALLEST_SQUARES)
     if not len(small):
         return False
-    # zeros and constants have no squares either
+    # zero and constant columns have no squared deviations either
     size = largest_size(X, small, weight)
     return bool(((size > 0) & (size < SMALLEST)).any())
 
 
 def check_squares(data: TrainingData, x_squares: FloatArray, y_squares: FloatArray | None) -> None:
-    """Raise ExtremeScales where the squares of a column overflow or vanish.
+    """Raise ExtremeScales if the squares of a column overflow or underflow.
 
-    Those of targets are None where nothing is scaled by them.
+    `y_squares` is None if nothing is scaled by the targets.
     """
     if _is_extreme(data.X, data.weight, x_squares):
         raise ExtremeScales
@@ -61,7 +61,7 @@ def check_moments(data: TrainingData, x: Moments, y: Moments | None) -> None:
 
 
 def column_exponents(X: Any, weight: FloatArray | None) -> Array:
-    """Powers of two that bring each column to about one; one and the same where that will do."""
+    """Exponents of two that scale each column to about one; a common one if that suffices."""
     size = largest_size(X, np.arange(X.shape[1]), weight)
     exponent = np.frexp(size)[1]
     varying = size > 0

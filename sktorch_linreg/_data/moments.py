@@ -18,7 +18,7 @@ from .blocks import over_blocks
 class Moments:
     """Weighted count, mean and sum of squared deviations of each column; batches merge exactly.
 
-    Weights, and so the count and the squares, are in units of two to the power of `exponent`.
+    Weights, and so the count and the deviations, are in units of ``2**exponent``.
     """
 
     weight: float
@@ -27,7 +27,7 @@ class Moments:
     exponent: int = 0
 
     def in_units_of(self, exponent: int) -> Moments:
-        """The same with weights in other units."""
+        """The same moments with weights in units of ``2**exponent``."""
         by = self.exponent - exponent
         if by == 0:
             return self
@@ -54,7 +54,7 @@ def _sparse_moments(X: Any, weight: FloatArray, total: float) -> Moments:
         return np.bincount(column, values, minlength=n_features).astype(np.float64)
 
     stored = np.bincount(column, minlength=n_features)
-    # zeros that are not stored; exactly none of them in a full column, whatever the rounding
+    # weight of the zeros that are not stored; exactly 0 for a full column, despite rounding
     absent = np.where(stored == n_rows, 0.0, np.maximum(total - per_column(w), 0.0))
     mean = per_column(w * entries.data) / total
     centred = entries.data - mean[column]
@@ -64,9 +64,9 @@ def _sparse_moments(X: Any, weight: FloatArray, total: float) -> Moments:
 
 
 def moments(X: Any, weight: FloatArray | None) -> Moments:
-    """Weighted mean and squared deviations of each column, in one pass of float64 blocks.
+    """Weighted mean and squared deviations of each column, in one pass over float64 blocks.
 
-    Where squares overflow they are not finite, which the callers look at.
+    If squares overflow, the results are not finite, which the callers check.
     """
     if sp.issparse(X):
         weight = np.ones(X.shape[0]) if weight is None else weight
@@ -84,7 +84,7 @@ def moments(X: Any, weight: FloatArray | None) -> Moments:
         np.copyto(room, X[rows])
         mean = average(room)
         np.subtract(room, mean, out=room)
-        # what the rounding of the mean left
+        # corrects for the rounding of the mean
         rest = average(room)
         np.multiply(room, room, out=room)
         deviation = total * np.maximum(average(room) - rest**2, 0.0)

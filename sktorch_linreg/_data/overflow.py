@@ -1,7 +1,7 @@
-"""What a dtype cannot hold, which is refused before or after a fit.
+"""Errors for numbers out of the range of a dtype, raised before or after a fit.
 
-Where float64 can take over, nothing is refused: `Scaling.fits_single` and
-`StackResult.representable` say whether it has to.
+Where float64 can be used instead, nothing is raised: `Scaling.fits_single` and
+`StackResult.representable` tell whether it is needed.
 """
 
 from __future__ import annotations
@@ -15,17 +15,17 @@ from .._runtime.aliases import Array, FloatArray
 from .magnitudes import largest_size
 from .rows import TrainingData
 
-# relative error of a coefficient in float32 from which on it has lost digits
+# relative error above which a float32 coefficient has lost digits
 LOST_DIGITS = 1e-4
-# share of the targets' size from which on a term of a prediction counts
+# share of the largest target above which a term of a prediction matters
 COUNTING_SHARE = 1e-6
 
 
 def check_target_range(data: TrainingData) -> None:
-    """Raise where predictions will be float32, which does not hold the targets."""
+    """Raise if predictions will be float32 and the targets are out of its range."""
     if not (data.X.dtype == np.float32 and data.y.dtype == np.float64):
         return
-    # of each target
+    # one per target
     sizes = np.maximum(data.y.max(axis=0), -data.y.min(axis=0))
     single = np.finfo(np.float32)
     large = sizes[(sizes > single.max) & (sizes < np.inf)]
@@ -40,7 +40,7 @@ def check_target_range(data: TrainingData) -> None:
 
 
 def check_penalty(alpha: float, dtype: torch.dtype) -> None:
-    """Raise where the precision of the computation does not hold the penalty."""
+    """Raise if the penalty overflows the compute dtype."""
     largest = torch.finfo(dtype).max
     if alpha > largest:
         raise ValueError(
@@ -50,7 +50,7 @@ def check_penalty(alpha: float, dtype: torch.dtype) -> None:
 
 
 def check_coefficients(coef: Array, intercept: Any, exact: FloatArray, data: TrainingData) -> None:
-    """Raise where the coefficients, in float32, have lost what `exact` says they are."""
+    """Raise if float32 coefficients differ from `exact` in a way that affects predictions."""
     lost = np.abs(np.atleast_2d(coef) - exact) > LOST_DIGITS * np.abs(exact)
     gone = False
     if lost.any():

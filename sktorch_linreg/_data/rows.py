@@ -1,4 +1,4 @@
-"""The rows of a fit: equal ones grouped and merged, some split off and held out."""
+"""The rows of a fit: grouping and merging equal rows, and holding out validation rows."""
 
 from __future__ import annotations
 
@@ -21,8 +21,8 @@ from .arrays import CHUNK_BYTES
 class TrainingData:
     """Validated rows: `X` dense or CSR, `y` of shape (n_samples, n_targets), no zero weights.
 
-    The weights given are `weight` times two to the power of `exponent`, which is even. `verify`
-    raises if X or y are not finite; it is None where that was looked at already.
+    The user's weights are `weight` times ``2**exponent``; the exponent is even. `verify` raises
+    if X or y is not finite; it is None if that has been checked already.
     """
 
     X: Any
@@ -45,7 +45,7 @@ class TrainingData:
 
     @property
     def weights(self) -> FloatArray:
-        """The weights, ones where none were given."""
+        """The weights; ones if none were given."""
         return np.ones(self.n_samples) if self.weight is None else self.weight
 
     @property
@@ -54,18 +54,18 @@ class TrainingData:
         return float(self.n_samples if self.weight is None else self.weight.sum())
 
     def rows(self, index: Any) -> TrainingData:
-        """The rows that `index` (a slice or an integer array) names."""
+        """The rows selected by `index` (a slice or an integer array)."""
         weight = None if self.weight is None else self.weight[index]
         return TrainingData(self.X[index], self.y[index], weight, exponent=self.exponent)
 
 
-# up to this many rows, whole weights counted, held-out rows do not depend on repetition
+# up to this many rows, counting integer weights, the split does not depend on repeated rows
 COUNTED_ROWS = 1000
 FEW_UNITS = 50
 
 
 def _dense_columns(X: Any, y: Array) -> Iterator[Array]:
-    """The columns of X and y in their order, some at a time and dense; the first comes alone."""
+    """The columns of X and y in order, in dense chunks; the first chunk is a single column."""
     columns = X.tocsc() if sp.issparse(X) else X
     n_columns = X.shape[1]
     step = max(1, CHUNK_BYTES // (8 * len(y)))
@@ -78,15 +78,15 @@ def _dense_columns(X: Any, y: Array) -> Iterator[Array]:
 def group_rows(X: Any, y: Array) -> tuple[Array, Array]:
     """Index of the first row of each group of equal rows, and the group of each row.
 
-    Groups are ordered by value, column after column, which neither scaling nor shifting a column
-    changes, nor whether X is sparse.
+    Groups are ordered by value, column by column. This order does not change if a column is
+    scaled or shifted, or if X is sparse.
     """
     n_rows = len(y)
     group = np.zeros(n_rows, dtype=np.intp)
     first = np.zeros(1, dtype=np.intp)
     for columns in _dense_columns(X, y):
         if len(first) == n_rows:
-            # most often the first column tells all rows apart
+            # usually the first column already distinguishes all rows
             break
         if columns.shape[1] == 1 and len(first) == 1:
             _, first, group = np.unique(columns[:, 0], return_index=True, return_inverse=True)
@@ -98,10 +98,10 @@ def group_rows(X: Any, y: Array) -> tuple[Array, Array]:
 
 
 def distinct_rows(data: TrainingData) -> TrainingData:
-    """Merge equal rows into one that carries their weight.
+    """Merge equal rows into one with their total weight.
 
-    They come in an order that is theirs alone, so that rows in any order, and repeated rows as
-    well as integer weights, give the same bits. A full-batch objective does not change by this.
+    The result is sorted by value, so fits are bit-identical for any order of the rows, and for
+    repeated rows and integer weights. A full-batch objective is unchanged.
     """
     first, group = group_rows(data.X, data.y)
     weight: FloatArray = np.bincount(group, data.weights).astype(np.float64)
@@ -110,17 +110,17 @@ def distinct_rows(data: TrainingData) -> TrainingData:
 
 
 def n_held_out(n_rows: int, fraction: float) -> int:
-    """Rows that are held out for validation."""
+    """Number of rows held out for validation."""
     return math.ceil(fraction * n_rows)
 
 
 def split_rows(
     data: TrainingData, fraction: float, seed: int, *, counted: bool
 ) -> tuple[TrainingData, TrainingData]:
-    """Training and validation rows for early stopping; raises ValueError where one is empty.
+    """Training and validation rows for early stopping; ValueError if no row is left to train on.
 
-    With `counted`, a small set of rows is split in a way that depends on neither their order nor
-    on whether they are repeated or carry whole weights; see `_held_out_shares`.
+    With `counted`, the split of a small set of rows depends neither on their order nor on whether
+    rows are repeated or have integer weights; see `_held_out_shares`.
     """
     share = _held_out_shares(data, fraction, seed) if counted else None
     if share is None:
@@ -131,18 +131,19 @@ def split_rows(
     if not (share < 1).any():
         raise ValueError(
             f"early_stopping=True with validation_fraction={fraction} leaves no row to train on: "
-            f"there are n_samples={data.n_samples} rows with non-zero weight. Give more rows, a "
+            f"there are n_samples={data.n_samples} rows with non-zero weight. Use more rows, a "
             "smaller validation_fraction, or early_stopping=False."
         )
     return _weighted_rows(data, 1.0 - share), _weighted_rows(data, share)
 
 
 def _held_out_shares(data: TrainingData, fraction: float, seed: int) -> FloatArray | None:
-    """The share of each row that is held out, or None for too many rows to count.
+    """The held-out share of each row, or None if there are too many rows to count.
 
-    Whole weights count as that many rows. Each distinct row is cut into units, as many as it
-    counts for, but no more of them in all than there are distinct rows (or a few tens): so large
-    weights do not put every row on both sides, and few distinct rows stay on both.
+    A row with an integer weight counts as that many rows. Each distinct row is divided into as
+    many units as it counts for, scaled down to about as many units in total as there are distinct
+    rows (but at least `FEW_UNITS`): large weights then do not put every row on both sides of the
+    split, and a few distinct rows remain on both.
     """
     whole = bool((data.weights % 1 == 0).all())
     total = data.weights.sum() if whole else data.n_samples
@@ -154,7 +155,7 @@ def _held_out_shares(data: TrainingData, fraction: float, seed: int) -> FloatArr
     units = np.maximum(1, np.rint(scale * count)).astype(np.int64)
     n_valid = n_held_out(int(units.sum()), fraction)
     held = np.random.default_rng([1, seed]).multivariate_hypergeometric(units, n_valid)
-    # the first of several equal rows are held out whole, and at most one of them in part
+    # of equal rows the first are held out entirely, and at most one is held out in part
     weight = data.weights if whole else np.ones(data.n_samples)
     order = np.argsort(group, kind="stable")
     before = np.empty(len(group))
@@ -167,7 +168,7 @@ def _held_out_shares(data: TrainingData, fraction: float, seed: int) -> FloatArr
 def _weighted_rows(data: TrainingData, share: FloatArray) -> TrainingData:
     keep = share > 0
     weight = (data.weights * share)[keep]
-    # thirds of a weight and the like are to give back whole numbers
+    # shares such as thirds are rounded, so that integer weights stay integers
     nearest = np.rint(weight)
     weight = np.where(np.abs(weight - nearest) < 1e-9 * np.abs(weight), nearest, weight)
     kept = None if (weight == 1).all() else weight

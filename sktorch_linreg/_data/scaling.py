@@ -1,4 +1,4 @@
-"""The scaling between the units of the user and those that are trained in."""
+"""The scaling between the user's units and those used in training."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from .moments import Moments
 
 
 def reciprocal(scale: FloatArray) -> FloatArray:
-    """1 / scale, and 0 where the scale is 0: what a column of nothing is multiplied by."""
+    """1 / scale, and 0 where the scale is 0, as for a constant column."""
     factor = np.zeros_like(scale)
     np.divide(1.0, scale, out=factor, where=scale > 0)
     return factor
@@ -22,11 +22,11 @@ def reciprocal(scale: FloatArray) -> FloatArray:
 
 @dataclass(frozen=True)
 class Scaling:
-    """The linear maps between the user's units and the space that is trained in.
+    """The affine maps between the user's units and those used in training.
 
-    A constant column has `x_scale` 0: nothing is learned from it and its coefficient is 0. So has a
-    constant target `y_scale` 0: its predictions are that constant. Targets are shifted and scaled
-    as `Loss.target_units` says.
+    A constant column has `x_scale` 0: nothing is learned from it and its coefficient is 0. A
+    constant target has `y_scale` 0: its predictions are that constant. `Loss.target_units` defines
+    how targets are shifted and scaled.
     """
 
     x_offset: FloatArray
@@ -36,30 +36,30 @@ class Scaling:
 
     @classmethod
     def from_state(cls, state: Mapping[str, Any]) -> Scaling:
-        """The scaling that `vars` gave; version 0.1 kept the link there, which is the loss's."""
+        """Inverse of `vars`; version 0.1 also stored the link, which now belongs to the loss."""
         return cls(**{name: value for name, value in state.items() if name != "log_link"})
 
     @property
     def fits_single(self) -> bool:
-        """Whether float32 holds all of it with room to compute in."""
+        """Whether all of it fits float32 with headroom for the computation."""
         sizes = np.abs(np.concatenate([self.x_offset, self.x_factor, self.y_offset, self.y_scale]))
         return bool(sizes.max(initial=0.0) < 1e30)
 
     @property
     def x_factor(self) -> FloatArray:
-        """What a centred column is multiplied by: 1 / `x_scale`, and 0 for a constant column."""
+        """Factor of each centred column: 1 / `x_scale`, and 0 for a constant column."""
         return reciprocal(self.x_scale)
 
 
 def identity_scaling(n_features: int, n_targets: int) -> Scaling:
-    """Units left as they are."""
+    """The scaling that leaves all units unchanged."""
     return Scaling(
         np.zeros(n_features), np.ones(n_features), np.zeros(n_targets), np.ones(n_targets)
     )
 
 
 def rounding_level(mean: FloatArray) -> FloatArray:
-    """Deviations up to which values about a mean are taken as constant."""
+    """Deviations up to which values around a mean count as constant."""
     level: FloatArray = 4 * np.finfo(np.float64).eps * np.abs(mean)
     return level
 
@@ -88,7 +88,7 @@ def to_user_units(layers: Layers, scaling: Scaling) -> Layers:
 def scaled(X: Array, offset: FloatArray, factor: FloatArray, dtype: Any) -> Array:
     """(X - offset) * factor in float64, then cast.
 
-    Rows are contiguous. Where there is nothing to do, it is the memory of `X` itself.
+    Rows are contiguous. If there is nothing to do, the result may share the memory of `X`.
     """
     if not offset.any() and (factor == 1.0).all():
         return np.ascontiguousarray(X, dtype=dtype)
@@ -103,10 +103,10 @@ def scaled(X: Array, offset: FloatArray, factor: FloatArray, dtype: Any) -> Arra
 
 
 def rewrite_layers(layers: Layers, old: Scaling, new: Scaling) -> Layers:
-    """Layers over the units of `old` as layers over those of `new`, with the same predictions.
+    """Convert layers from the units of `old` to those of `new`, with the same predictions.
 
-    Weights of a column that has had one value so far have never been used, and stay as they are.
-    So do those of a column, or target, that has one value now.
+    Weights of a column that was constant so far have never been used, and are left unchanged, as
+    are those of a column or target that is constant now.
     """
     out = [(w.astype(np.float64), None if b is None else b.astype(np.float64)) for w, b in layers]
     weight, bias = out[0]

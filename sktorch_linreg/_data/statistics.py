@@ -1,4 +1,4 @@
-"""Sufficient statistics of least squares, which merge stably."""
+"""Sufficient statistics of least squares, with a numerically stable merge."""
 
 from __future__ import annotations
 
@@ -21,10 +21,10 @@ EPS = float(np.finfo(np.float64).eps)
 class Statistics:
     """Sufficient statistics of weighted least squares.
 
-    `factor` has shape (m, n_features + n_targets), m at most n_features, and starts with the
-    triangle R and Q^T y; `residual_ss`, of shape (n_targets,), is the residual sum of squares
-    outside of its rows. Means are ``shift + offset``: two parts, since a large mean would round the
-    second away. Weights are in units of two to the power of `exponent`, which is even.
+    `factor`, of shape (m, n_features + n_targets) with m at most n_features, holds the triangle R
+    and Q^T y; `residual_ss`, of shape (n_targets,), is the residual sum of squares not contained
+    in its rows. Means are ``shift + offset``, kept apart because adding the offset to a large shift
+    would round it away. Weights are in units of ``2**exponent``; the exponent is even.
     """
 
     factor: FloatArray
@@ -45,7 +45,7 @@ class Statistics:
 
     @cached_property
     def target_squares(self) -> FloatArray:
-        """Weighted squares of the centred targets."""
+        """Weighted sums of squares of the centred targets."""
         qt_y = self.factor[:, self.n_features :]
         out: FloatArray = self.residual_ss + np.einsum("ij,ij->j", qt_y, qt_y)
         return out
@@ -62,41 +62,41 @@ class Statistics:
     def to_state(self) -> dict[str, Any]:
         """Plain numbers and arrays, for pickling."""
         state = {field.name: getattr(self, field.name) for field in fields(self)}
-        # the name that files have had from the beginning
+        # the name used in files since the first version
         state["rest"] = state.pop("residual_ss")
         return state
 
     @classmethod
     def from_state(cls, state: Mapping[str, Any]) -> Statistics:
-        """What `to_state` was given."""
+        """Inverse of `to_state`."""
         return cls(**{("residual_ss" if k == "rest" else k): v for k, v in state.items()})
 
     @staticmethod
     def pack(state: dict[str, Any]) -> dict[str, Any]:
-        """What `to_state` gave, without the zeros of the triangle, where it is one."""
+        """The result of `to_state`, without the zeros below the diagonal of a triangular factor."""
         out = dict(state)
         factor = out.pop("factor")
         if np.tril(factor, -1).any():
-            # the rows themselves, of which there were few
+            # not triangular: the few rows themselves
             return state
         at = np.triu_indices(len(factor), m=factor.shape[1])
         return {**out, "triangle": factor[at], "shape": factor.shape}
 
     @staticmethod
     def unpack(state: dict[str, Any]) -> dict[str, Any]:
-        """What `pack` was given."""
+        """Inverse of `pack`."""
         out = dict(state)
         shape = out.pop("shape")
         triangle, (n_rows, n_columns) = out.pop("triangle"), shape
         full = n_rows * n_columns - n_rows * (n_rows - 1) // 2
         if n_rows > n_columns or triangle.shape != (full,):
-            raise ValueError("the statistics have another shape than their triangle")
+            raise ValueError("the shape of the statistics does not match their triangle")
         out["factor"] = np.zeros(shape)
         out["factor"][np.triu_indices(n_rows, m=n_columns)] = triangle
         return out
 
     def in_units_of(self, exponent: int) -> Statistics:
-        """The same with weights in other units."""
+        """The same statistics with weights in units of ``2**exponent``."""
         by = self.exponent - exponent
         return replace(
             self,
@@ -107,7 +107,7 @@ class Statistics:
         )
 
     def merge(self, other: Statistics) -> Statistics:
-        """Statistics of the rows of both, from one QR decomposition of both factors."""
+        """Statistics of the rows of both, from one QR decomposition of the stacked factors."""
         if self.exponent != other.exponent:
             exponent = max(self.exponent, other.exponent)
             return self.in_units_of(exponent).merge(other.in_units_of(exponent))
@@ -115,7 +115,7 @@ class Statistics:
         parts = [self.factor, other.factor]
         offset = self.offset
         if self.intercept:
-            # the spread between both means (Chan, Golub and LeVeque, 1983)
+            # the difference of the means (Chan, Golub and LeVeque, 1983)
             step = (other.shift - self.shift) + other.offset - self.offset
             parts.append(np.sqrt(self.weight / weight * other.weight) * step[None])
             offset = offset + step * (other.weight / weight)
@@ -137,7 +137,7 @@ def triangle(rows: FloatArray) -> FloatArray:
 
 
 def split(body: FloatArray, n_features: int) -> tuple[FloatArray, FloatArray]:
-    """The rows of the features, and the squares of the targets below them."""
+    """The rows of the features, and the targets' sums of squares below them."""
     below = body[n_features:, n_features:]
     return body[:n_features], np.einsum("ij,ij->j", below, below)
 

@@ -1,7 +1,8 @@
-"""Where rows hold what no float64 stands for: text, or numbers beyond its range."""
+"""Location of values that cannot be converted to float64: text, or numbers out of range."""
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from typing import Any
 
@@ -15,9 +16,9 @@ REMEDIES = {
 
 
 def explain(given: Mapping[str, Any]) -> str | None:
-    """A message about the first value, of the arrays by name, that cannot be converted.
+    """A message about the first value in the named arrays that cannot be converted.
 
-    None where no such value is found.
+    None if there is no such value.
     """
     for name, rows in given.items():
         found = _first(rows)
@@ -26,20 +27,22 @@ def explain(given: Mapping[str, Any]) -> str | None:
         place, value = found
         if isinstance(value, str):
             return f"{name} contains text: {value!r} in {place}. {REMEDIES.get(name, '')}".strip()
+        # not by str, which refuses to write very long numbers
+        n_digits = math.ceil(value.bit_length() * math.log10(2))
         return (
-            f"{name} contains a number beyond the range of float64 in {place}: a magnitude of "
-            f"{len(str(abs(value)))} digits. Rescale that column, or take logarithms."
+            f"{name} contains a number beyond the range of float64 in {place}: it has {n_digits} "
+            "digits. Rescale that column, or take logarithms."
         )
     return None
 
 
 def _first(rows: Any) -> tuple[str, Any] | None:
-    """Place and value of the first that cannot be converted."""
+    """Place and value of the first value that cannot be converted."""
     try:
         table = np.asarray(rows, dtype=object)
         table = table.reshape(len(table), -1)
     except Exception:
-        # what is no array has other errors
+        # inputs that are not arrays raise other errors
         return None
     names = getattr(rows, "column_names", getattr(rows, "columns", None))
     for j, column in enumerate(table.T):

@@ -1,4 +1,4 @@
-"""From X, y and sample_weight of the user to validated rows."""
+"""Validation of the user's X, y and sample_weight."""
 
 from __future__ import annotations
 
@@ -21,19 +21,19 @@ from .dates import refuse_dates
 from .rows import TrainingData
 from .text import explain
 
-# largest weights that leave columns of any size room for their squares ...
+# range of the largest weight in which squares of columns of any size have room ...
 LEAST_WEIGHT, MOST_WEIGHT = 1e-10, 1e10
-# ... and what is let pass where several processes would have to agree on other units
+# ... and the range accepted where several processes would have to agree on other units
 LEAST_SHARED_WEIGHT, MOST_SHARED_WEIGHT = 1e-100, 1e100
 SPARSE_FORMATS = ["csr", "csc", "coo"]
 
 
 @contextmanager
 def patient_validation(**given: Any) -> Iterator[None]:
-    """Around scikit-learn's checks: let sums overflow, and say where text is and what to do.
+    """Wrap scikit-learn's checks: let sums overflow, and say where text is and what to do.
 
-    Dates and durations in the arrays `given` by name are refused, since NumPy would take them as
-    numbers of whatever unit they have.
+    Dates and durations in the `given` arrays are rejected, since NumPy would convert them to
+    numbers in whatever unit they have.
     """
     for name, rows in given.items():
         refuse_dates(rows, name)
@@ -52,7 +52,7 @@ def patient_validation(**given: Any) -> Iterator[None]:
 
 
 def is_plain(a: Any, dimensions: tuple[int, ...]) -> bool:
-    """Whether an array is what scikit-learn's checks would return unchanged, if it is finite."""
+    """Whether scikit-learn's checks would return an array unchanged, provided it is finite."""
     return (
         type(a) in (np.ndarray, np.memmap)
         and a.ndim in dimensions
@@ -62,7 +62,7 @@ def is_plain(a: Any, dimensions: tuple[int, ...]) -> bool:
 
 
 def adopt_names(estimator: BaseEstimator, X: Array, reset: bool) -> None:
-    """What `validate_data` does about feature names and counts, quickly for plain arrays."""
+    """Handle feature names and counts as `validate_data` does, but fast for plain arrays."""
     state = vars(estimator)
     if reset:
         state.pop("feature_names_in_", None)
@@ -76,8 +76,8 @@ def validate_rows(
 ) -> tuple[TrainingData, int]:
     """Check a training set with scikit-learn's own errors; return it with the dimensions of y.
 
-    Whether plain float arrays are finite is not checked, since that takes a pass over them: who
-    uses the rows has to look at their sums, or to call `verify`.
+    Plain float arrays are not checked for finiteness, which would take a pass over them: the
+    caller has to check sums of the rows, or to call `verify`.
     """
     X, y, sample_weight = to_host(X), to_host(y), to_host(sample_weight)
     verify: Callable[[], object] | None = None
@@ -104,7 +104,7 @@ def validate_rows(
         y = np.asarray(y)
         verify_finite(estimator, y=y)
     if y.dtype != X.dtype:
-        # float32 is kept only where it loses nothing of what was given
+        # y stays float32 only if X is float32 too
         y = y.astype(np.float64)
     n_dim = y.ndim
     y = y.reshape(len(y), -1)
@@ -130,7 +130,7 @@ def validate_rows(
 
 
 def _in_moderate_units(weight: FloatArray) -> tuple[FloatArray, int]:
-    """Weights in units of a power of two, whose exponent is even, where they are extreme."""
+    """Weights divided by an even power of two if they are extreme, and its exponent."""
     most = float(weight.max())
     if LEAST_WEIGHT <= most <= MOST_WEIGHT or most == 0:
         return weight, 0
@@ -142,6 +142,6 @@ def _in_moderate_units(weight: FloatArray) -> tuple[FloatArray, int]:
             f"between {LEAST_SHARED_WEIGHT:g} and {MOST_SHARED_WEIGHT:g}. Only the ratios of "
             "weights matter: multiply those of all processes by the same power of ten."
         )
-    # powers of two round nothing, and neither do their roots if the exponent is even
+    # scaling by a power of two is exact, and so is its root if the exponent is even
     exponent = 2 * (math.frexp(most)[1] // 2)
     return np.ldexp(weight, -exponent), exponent

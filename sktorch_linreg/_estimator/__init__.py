@@ -1,1 +1,1 @@
-"""What the estimators share."""
+"""Code shared by the estimators."""

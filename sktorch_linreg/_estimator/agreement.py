@@ -1,4 +1,4 @@
-"""What the processes of a shared fit have to agree on before it begins."""
+"""What the processes of a distributed fit must agree on before it begins."""
 
 from __future__ import annotations
 
@@ -18,13 +18,13 @@ from .._runtime.python_numbers import as_python
 from .._spec import FitResult, FitSpec, RunContext
 from .make_spec import with_batch_size
 
-# what may differ without a difference to the fit
+# parameters that may differ without affecting the fit
 FREE = {"copy_X", "device", "n_jobs", "verbose"}
 
 
 @dataclass(frozen=True)
 class Local:
-    """Validated rows, the dimensions of y, and the spec, as one process has them."""
+    """Validated rows, the number of dimensions of y, and the spec of one process."""
 
     data: TrainingData
     n_dim: int
@@ -32,10 +32,10 @@ class Local:
 
 
 def _comparable(name: str, value: Any) -> Any:
-    """A parameter as something that is equal on all processes where it was given alike."""
+    """A parameter as a value that is equal on all processes if they were given the same."""
     value = as_python(value)
     if name == "callbacks":
-        # each process may have some of its own, of the same kinds
+        # each process may have its own callbacks, of the same types
         return value and tuple(_kind(callback) for callback in value)
     if value is None or isinstance(value, bool | int | float | str):
         return value
@@ -55,7 +55,7 @@ def _kind(value: Any) -> str:
 def _facts(
     estimator: Any, local: Local, start: Layers | None, incremental: bool, *, listens: bool
 ) -> dict[str, Any]:
-    """What has to be the same on all processes."""
+    """What must be the same on all processes."""
     spec, data, digest = local.spec, local.data, None
     names = vars(estimator).get("feature_names_in_")
     if start is not None:
@@ -71,7 +71,7 @@ def _facts(
         "the dtype of X": str(data.X.dtype),
         "the dtype of the computation": str(spec.dtype),
         "whether X is sparse": bool(sp.issparse(data.X)),
-        "whether there are callbacks of scikit-learn": listens,
+        "whether scikit-learn callbacks are set": listens,
         "the checksum of the model being resumed": digest,
         **{k: _comparable(k, v) for k, v in estimator.get_params().items() if k not in FREE},
     }
@@ -85,9 +85,10 @@ def agree(
     *,
     listens: bool,
 ) -> Local:
-    """Validate on each process, and see that all are about to fit the same model.
+    """Validate on each process, and check that all are about to fit the same model.
 
-    Returns what this process has, with the seed of the first, and with batches of the rows of all.
+    Returns this process's data and spec, with the seed of the first process and the batch size for
+    the rows of all.
     """
     group = context.group
     if group.size == 1:
@@ -123,7 +124,7 @@ def agree(
 
 
 def _compare(facts: list[dict[str, Any]]) -> None:
-    """Raise ValueError, on all processes alike, for the first fact that differs."""
+    """Raise the same ValueError on all processes, for the first fact that differs."""
     first = facts[0]
     for rank, other in enumerate(facts[1:], start=1):
         for name in {**first, **other}:
@@ -132,16 +133,16 @@ def _compare(facts: list[dict[str, Any]]) -> None:
             if mine != theirs and not (mine != mine and theirs != theirs):
                 raise ValueError(
                     f"The processes of data_parallel() are fitting different models: {name} is "
-                    f"{mine!r} on process 0 and {theirs!r} on process {rank}. Give all of them an "
+                    f"{mine!r} on process 0 and {theirs!r} on process {rank}. Pass all of them an "
                     "estimator with the same parameters, and rows with the same columns."
                 )
 
 
 def result_of_first(group: ProcessGroup, result: FitResult) -> FitResult:
-    """The result with what the first process has found, whose rounding may differ from others'.
+    """The result with the first process's values, since rounding may differ between processes.
 
-    The net, the state of the optimizer, the statistics and what callbacks have noted stay those of
-    each process.
+    The net, the optimizer state, the statistics, the history and the warnings remain those of each
+    process.
     """
     if group.size == 1:
         return result

@@ -1,4 +1,4 @@
-"""What the estimators share: constraints of parameters, the steps of a fit, and state."""
+"""Base class of the estimators: parameter constraints, the steps of a fit, and state."""
 
 from __future__ import annotations
 
@@ -57,7 +57,7 @@ class BaseTorchRegressor(
     RegressorMixin,  # type: ignore[misc]
     ParametersMixin,
 ):
-    """The steps of a fit: validate, make the spec, run an engine, take the result over."""
+    """The steps of a fit: validate, make the spec, run an engine, adopt the result."""
 
     _parameter_constraints: ClassVar[dict[str, Any]] = {
         "loss": "no_validation",
@@ -87,7 +87,7 @@ class BaseTorchRegressor(
     # -- fit ------------------------------------------------------------------------------------
 
     def _fit(self, X: Any, y: Any, sample_weight: Any, *, incremental: bool) -> Self:
-        """Fit, or leave the estimator exactly as it was."""
+        """Fit, or leave the estimator unchanged if that fails."""
         before = dict(vars(self))
         context = RunContext(current_group(), incremental, self.callbacks, int(self.verbose))
         try:
@@ -104,19 +104,19 @@ class BaseTorchRegressor(
             if collected is not None and category is ConvergenceWarning:
                 collected.append(message)
                 continue
-            # past _fit, fit and scikit-learn's wrapper, to the caller's line
+            # skips _fit, fit and scikit-learn's wrapper, to point to the caller's line
             warnings.warn(message, category, stacklevel=4)
         return self
 
     def _fit_steps(self, X: Any, y: Any, sample_weight: Any, context: RunContext) -> FitResult:
-        """Validate the rows, make the spec, run an engine, and take its result over."""
+        """Validate the rows, make the spec, run an engine, and adopt its result."""
         goes_on = hasattr(self, "n_iter_") and (context.incremental or self.warm_start)
         listens = not vars(self).keys().isdisjoint(("_skl_callbacks", "_parent_callback_ctx"))
 
         def prepare() -> Local:
             data, n_dim = validate_rows(self, X, y, sample_weight, reset=not goes_on)
             spec = self._make_spec(data, context)
-            # an exact solver looks at sums of its own rows, where it works alone
+            # in a single process, an exact solver checks the sums of its rows instead
             if data.verify is not None and not (spec.is_exact and context.group.size == 1):
                 data.verify()
             if goes_on:
@@ -133,12 +133,12 @@ class BaseTorchRegressor(
             folder, every = self.checkpoint_dir, int(self.checkpoint_every)
             seed = spec.training.seed
             checkpoint = Checkpoint(folder, every, self.get_params(), data, start(), seed)
-            # the seed of the run that it goes on with
+            # the seed of the run being resumed
             spec = spec.with_training(seed=checkpoint.seed)
             context = replace(context, checkpoint=checkpoint)
 
         def take_over(estimator: Self, result: FitResult) -> None:
-            # an exact solver has one value each time, and streams have no end
+            # an exact solver adds one value per call, without end in a stream of batches
             if goes_on and not spec.is_exact:
                 estimator._append_curves(result)
             estimator._adopt(result, data, spec, local.n_dim)
@@ -152,7 +152,7 @@ class BaseTorchRegressor(
         try:
             result = self._run_engine(data, spec, context, goes_on)
         except ExtremeScales:
-            # others, and what was fitted before, cannot choose their units
+            # distributed and continued fits cannot change their units
             allowed = not (goes_on or context.incremental) and context.group.size == 1
             run = partial(self._run_engine, spec=spec, context=context, goes_on=False)
             result = fit_rescaled(run, data, spec, allowed=allowed)
@@ -165,11 +165,11 @@ class BaseTorchRegressor(
     def _run_engine(
         self, data: TrainingData, spec: FitSpec, context: RunContext, goes_on: bool
     ) -> FitResult:
-        """Train; the linear model puts its exact solvers before this."""
+        """Train; the linear model overrides this to try its exact solvers first."""
         return train(data, spec, context, self._start(spec, context) if goes_on else None)
 
     def _start(self, spec: FitSpec, context: RunContext) -> Start:
-        """Where training goes on from."""
+        """Where training continues from."""
         layers, units = self._trained_layers()
         if not spec.shape.fit_intercept:
             layers = [(weight, None) for weight, _ in layers]
@@ -183,7 +183,7 @@ class BaseTorchRegressor(
         return start
 
     def _append_curves(self, result: FitResult) -> None:
-        """Let curves and history go on, as MLPRegressor does."""
+        """Append to the curves and the history, as MLPRegressor does."""
         result.loss_curve = self.loss_curve_ + result.loss_curve
         result.validation_loss_curve = self.validation_loss_curve_ + result.validation_loss_curve
         result.best_loss = min(self.best_loss_, result.best_loss)
@@ -192,7 +192,7 @@ class BaseTorchRegressor(
         result.history = self.history_ + later
 
     def _adopt(self, result: FitResult, data: TrainingData, spec: FitSpec, n_dim: int) -> None:
-        """Take over a result as fitted attributes."""
+        """Set the fitted attributes from a result."""
         self.n_iter_ = result.n_iter
         self.loss_ = result.loss
         self.best_loss_ = result.best_loss
@@ -207,10 +207,10 @@ class BaseTorchRegressor(
         self._training_state = result.state
         self._moments = result.moments and tuple(dict(vars(m)) for m in result.moments)
 
-    # -- what the subclasses say ----------------------------------------------------------------
+    # -- implemented by subclasses --------------------------------------------------------------
 
     def _make_spec(self, data: TrainingData, context: RunContext) -> FitSpec:
-        """What an engine is told for these rows."""
+        """The spec of a fit to these rows."""
         raise NotImplementedError
 
     def _user_layers(self) -> Layers:
@@ -218,13 +218,13 @@ class BaseTorchRegressor(
         raise NotImplementedError
 
     def _trained_layers(self) -> tuple[Layers, Scaling]:
-        """Weights and intercepts as they were trained, and the scaling round them."""
+        """Weights and intercepts as they were trained, and the scaling around them."""
         raise NotImplementedError
 
     # -- after fit ------------------------------------------------------------------------------
 
     def _validate_predict(self, X: Any) -> tuple[Any, Callable[[], object] | None]:
-        """X as floats, and what raises if they are not finite, where that is not known yet."""
+        """X as floats, and a function that raises if it is not finite, None if already checked."""
         check_is_fitted(self)
         return self._validate_predict_rows(X)
 
@@ -248,17 +248,17 @@ class BaseTorchRegressor(
         y : array-like of shape (n_samples,) or (n_samples, n_targets)
             Targets; scores of several targets are averaged.
         sample_weight : array-like of shape (n_samples,), default=None
-            Weights of the rows.
+            Sample weights.
 
         Returns
         -------
         float
-            1 for exact predictions, 0 for those of the mean, below 0 for worse ones.
+            1 for exact predictions, 0 for predicting the mean, negative for worse ones.
 
         Raises
         ------
         NotFittedError
-            If the estimator was not fitted.
+            If the estimator is not fitted.
 
         Examples
         --------
@@ -268,7 +268,7 @@ class BaseTorchRegressor(
         1.0
         """
         if not get_config()["array_api_dispatch"]:
-            # scores want arrays, where tensors may need gradients or lie on a device
+            # scores need arrays, but tensors may require gradients or be on a device
             y, sample_weight = to_host(y), to_host(sample_weight)
         return float(super().score(X, y, sample_weight))
 
@@ -286,12 +286,12 @@ class BaseTorchRegressor(
 
     @property
     def _has_log_link(self) -> bool:
-        """Whether predictions are exponentials of outputs, for coefficients set by hand as well."""
+        """Whether predictions are exponentials of outputs, also with manually set coefficients."""
         link: bool = getattr(self, "_log_link", self.loss == "poisson")
         return link
 
     def _fitted_device(self) -> torch.device:
-        """The device asked for, or the CPU where that is not there (any more)."""
+        """The requested device, or the CPU if that is not available (any more)."""
         try:
             return resolve_device(self.device)
         except ValueError:
@@ -299,7 +299,7 @@ class BaseTorchRegressor(
 
     @property
     def module_(self) -> MLPModule:
-        """The trained `torch.nn.Module`; it takes raw features and gives predictions."""
+        """The trained `torch.nn.Module`; it takes raw features and returns predictions."""
         check_is_fitted(self)
         net = vars(self).get("_net")
         return self._make_module() if net is None else net.module_
@@ -319,7 +319,7 @@ class BaseTorchRegressor(
         state = dict(super().__getstate__())
         state.pop("_net", None)
         if not (self.warm_start or state.get("_incremental")):
-            # a plain fit may go on in partial_fit, but its copies are for prediction
+            # a plain fit may continue in partial_fit, but its pickles are for prediction
             state.pop("_training_state", None)
             state.pop("_moments", None)
         if "history_" in state:
@@ -327,7 +327,7 @@ class BaseTorchRegressor(
         for name in CURVES & state.keys():
             state[name] = np.array(state[name], dtype=np.float64)
         for name in ("device", "dtype", "checkpoint_dir"):
-            # objects of torch and paths by the names that the parameters take as well
+            # torch objects and paths become strings, which the parameters accept too
             if not isinstance(state[name], str | None):
                 state[name] = str(state[name]).removeprefix("torch.")
         return state
@@ -346,7 +346,7 @@ class BaseTorchRegressor(
         return out
 
     def __deepcopy__(self, memo: dict[int, Any]) -> Self:
-        """Copy all that a later partial_fit needs, which a pickle may leave out."""
+        """Copy everything that a later partial_fit needs, which a pickle may omit."""
         out = self.__copy__()
         out.__dict__.update(copy.deepcopy(vars(out), memo))
         return out

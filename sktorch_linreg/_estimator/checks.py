@@ -1,4 +1,4 @@
-"""Whether rows fit the loss and the model being continued, and an estimator learns from batches."""
+"""Checks of targets, of the model being continued, and of support for partial_fit."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from .._spec import FitSpec
 
 
 def check_targets(data: TrainingData, spec: FitSpec) -> None:
-    """Raise where the loss, or the precision of predictions, cannot take these targets."""
+    """Raise if the loss, or the precision of predictions, does not support these targets."""
     check_target_range(data)
     loss, minimum = spec.objective.loss, spec.objective.loss.minimum_target
     if minimum is not None and float(data.y.min()) < minimum:
@@ -30,9 +30,9 @@ def check_targets(data: TrainingData, spec: FitSpec) -> None:
 
 
 def check_start(layers: Layers, log_link: bool, data: TrainingData, spec: FitSpec) -> None:
-    """Raise where training cannot go on with the layers that are there.
+    """Raise if training cannot continue from the current layers.
 
-    `log_link` says whether these were fitted with one.
+    `log_link` says whether they were fitted with a log link.
     """
     hidden = spec.shape.hidden
     n_out = layers[-1][0].shape[0]
@@ -44,7 +44,7 @@ def check_start(layers: Layers, log_link: bool, data: TrainingData, spec: FitSpe
         )
     if before != hidden:
         raise ValueError(
-            f"The model was fitted with hidden_layer_sizes={before}, which is now "
+            f"The model was fitted with hidden_layer_sizes={before}, but it is now "
             f"{hidden}. To start over, set warm_start=False and call fit."
         )
     if log_link != spec.objective.loss.log_link:
@@ -56,7 +56,7 @@ def check_start(layers: Layers, log_link: bool, data: TrainingData, spec: FitSpe
 
 
 def can_partial_fit(estimator: Any) -> bool:
-    """Whether the estimator learns from single batches; raises AttributeError saying why not."""
+    """Whether the estimator supports partial_fit; raises AttributeError saying why not."""
     if estimator.early_stopping:
         raise AttributeError(
             "partial_fit cannot be combined with early_stopping=True: it sees one batch at a "

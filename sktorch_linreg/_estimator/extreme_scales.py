@@ -1,4 +1,4 @@
-"""Columns whose squares no float64 holds, fitted in units of powers of two, which round nothing."""
+"""Fits of columns whose squares under- or overflow float64, rescaled by powers of two."""
 
 from __future__ import annotations
 
@@ -16,20 +16,20 @@ from .._errors import ExtremeScales
 from .._runtime.aliases import Array, Layers
 from .._spec import FitResult, FitSpec
 
-# share of the largest term of a prediction that rounding hides
+# terms of a prediction below this share of the largest are lost to rounding
 NEGLIGIBLE = 1e-12
 
 
 @dataclass(frozen=True)
 class Units:
-    """What columns were divided by: two to the power of integers."""
+    """The powers of two that columns were divided by, as their exponents."""
 
     x: Array
     y: Array
 
     @classmethod
     def of(cls, data: TrainingData, *, scales_target: bool) -> Units:
-        """Units in which the columns are about one; targets as they are where the loss asks so."""
+        """Units in which the columns are about one; those of targets only if `scales_target`."""
         y = np.zeros(data.n_targets, dtype=np.int64)
         if scales_target:
             y = column_exponents(data.y, data.weight)
@@ -68,28 +68,28 @@ class Units:
 
     @staticmethod
     def _vanish(before: Layers, after: Layers) -> bool:
-        """Whether a coefficient that counts is too small for a float64."""
+        """Whether a coefficient that matters underflows float64."""
         if len(before) > 1:
-            # a network predicts from its layers and its units
+            # a network predicts from its trained layers and their scaling
             return False
         scaled, restored = np.abs(before[0][0]), np.abs(after[0][0])
         counts = scaled > NEGLIGIBLE * scaled.max(axis=1, keepdims=True)
-        # numbers below the smallest normal one lose digit after digit
+        # subnormal numbers lose digits
         return bool((counts & (restored < 1e-6 * np.finfo(np.float64).tiny)).any())
 
     def restore(self, result: FitResult) -> FitResult:
-        """The result of a fit in these units, in those of the user.
+        """Convert the result of a fit in these units to the user's units.
 
         Raises
         ------
         ValueError
-            If a coefficient is too large for a float64.
+            If a coefficient overflows or underflows float64.
         """
         with np.errstate(over="ignore", under="ignore"):
             layers = self._layers(result.layers)
             path = [self._layers(entry) for entry in result.path]
             scaling = None if result.scaling is None else self._scaling(result.scaling)
-            # what predictions near the rows add up
+            # the terms that predictions near the rows sum up
             terms = np.abs(layers[0][0]) @ np.ldexp(1.0, self.x) if len(layers) == 1 else 0.0
         arrays = [terms, *(a for layer in layers for a in layer if a is not None)]
         if not all(np.isfinite(a).all() for a in arrays) or self._vanish(result.layers, layers):
@@ -98,12 +98,12 @@ class Units:
                 "underflow float64. Multiply the columns of X, or y, by a power of ten."
             )
         out = replace(result, layers=layers, path=path, scaling=scaling)
-        # what goes on from a fit, and its net, do not know of the units
+        # the net and a continued fit would ignore these units
         out.state = out.moments = out.net = out.statistics = None
         return out
 
     def loss(self, data: TrainingData, layers: Layers) -> float:
-        """The mean squared error, in the user's units, of a linear model of rescaled rows."""
+        """The mean squared error, in the user's units, of a linear model on rescaled rows."""
         (weight, bias), *_ = layers
         residual = data.y - data.X @ weight.T
         residual = residual if bias is None else residual - bias
@@ -115,10 +115,10 @@ class Units:
 def fit_rescaled(
     fit: Callable[[TrainingData], FitResult], data: TrainingData, spec: FitSpec, *, allowed: bool
 ) -> FitResult:
-    """Fit columns whose squares no float64 holds, in units of powers of two.
+    """Fit columns whose squares under- or overflow float64, rescaled by powers of two.
 
-    It is `allowed` for a fit of one process that does not go on from an earlier one: others cannot
-    choose their units.
+    This is `allowed` for a single-process fit that does not continue an earlier one: others cannot
+    change their units.
     """
     refusal = ValueError(
         "X or y has magnitudes beyond 1e-140 or 1e145, whose squares underflow or overflow "
@@ -134,11 +134,11 @@ def fit_rescaled(
     try:
         result = fit(rescaled)
     except ExtremeScales:
-        # numbers in one and the same column may be as far apart
+        # values within a single column may be that far apart
         raise refusal from None
     out = units.restore(result)
     if not spec.standardize:
-        # of least squares, the only objective that gets here without standardisation
+        # this is least squares, the only objective allowed here without standardisation
         out.loss = out.best_loss = units.loss(rescaled, result.layers)
         out.loss_curve, out.history = [out.loss], [{"epoch": 1, "train_loss": out.loss}]
     return out

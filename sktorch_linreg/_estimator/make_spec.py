@@ -1,4 +1,4 @@
-"""From an estimator's parameters to what an engine is told."""
+"""Make the spec of a fit from an estimator's parameters."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ def make_spec(
     Raises
     ------
     ValueError
-        If a parameter is wrong, or two of them do not go together.
+        If a parameter is invalid, or two of them cannot be combined.
     """
     device = resolve_device(estimator.device)
     check_callbacks(estimator.callbacks)
@@ -62,15 +62,15 @@ def make_spec(
 
 
 def with_batch_size(spec: FitSpec, batch_size: Any, n_samples: int) -> FitSpec:
-    """Fill in the rows per update, of so many in all."""
+    """Fill in the number of rows per update, given the total number."""
     sizes: dict[Any, int] = {None: n_samples, "auto": min(200, n_samples)}
-    # L-BFGS needs one and the same function from step to step
+    # L-BFGS needs the same objective in every step
     size = n_samples if spec.training.is_lbfgs else sizes.get(batch_size)
     return spec.with_training(batch_size=int(batch_size) if size is None else size)
 
 
 def _asks_for_training(estimator: Any) -> bool:
-    """Whether a parameter of a linear model has a meaning in training alone."""
+    """Whether a linear model sets a parameter that only applies to gradient training."""
     values = estimator.lr, estimator.lr_schedule, estimator.batch_size, estimator.callbacks
     return any(v is not None for v in values) or estimator.early_stopping or estimator.record_path
 
@@ -78,7 +78,7 @@ def _asks_for_training(estimator: Any) -> bool:
 def _of_linear(
     estimator: Any, data: TrainingData, objective: Objective, context: RunContext
 ) -> TrainingOptions:
-    """Training options of a linear model, those of an exact solver where one is to be used."""
+    """Training options of a linear model, or those of an exact solver if one is used."""
     can_be_exact = solve.handles(data, objective, context)
     optimizer, starts_at_zero, chosen = estimator.optimizer, False, ""
     if isinstance(optimizer, str) and optimizer == "auto":
@@ -108,7 +108,7 @@ def _of_linear(
         )
     options = estimator._options_of("optimizer__")
     check_options("optimizer", "lstsq", options, (), optimizers_with, chosen)
-    _schedule(estimator, 0.0)  # a wrong name is an error also where no schedule is needed
+    _schedule(estimator, 0.0)  # an unknown name is an error even if no schedule is used
     return TrainingOptions()
 
 
@@ -121,7 +121,7 @@ def _training_options(
     *,
     starts_at_zero: bool = False,
 ) -> TrainingOptions:
-    """Options of an optimizer; `other_names` are known as well, to errors."""
+    """Options of an optimizer; error messages also list `other_names`."""
     given = estimator._options_of("optimizer__")
     name, cls, options = resolve_optimizer(optimizer, estimator.lr, given, other_names, chosen)
     schedule_class, schedule_options = _schedule(estimator, float(options.get("lr", 0.0)))
@@ -136,7 +136,7 @@ def _training_options(
         shuffle=bool(estimator.shuffle),
         n_iter_no_change=as_python(estimator.n_iter_no_change),
         validation_fraction=fraction,
-        # where nothing is drawn, a RandomState that others go on with is left as it is
+        # if nothing is drawn, do not advance a RandomState that the user may share
         seed=0 if starts_at_zero else resolve_seed(estimator.random_state),
         starts_at_zero=starts_at_zero,
         record_path=bool(getattr(estimator, "record_path", False)) and not context.incremental,

@@ -15,12 +15,12 @@ from .._runtime.processes import current_group
 from .._runtime.python_numbers import as_python
 from .._runtime.sklearn_private import InvalidParameterError, validate_parameter_constraints
 
-# prefixes of options that are handed on: `optimizer__momentum` reaches the optimizer as `momentum`
+# prefixes of options that are passed on: `optimizer__momentum` reaches the optimizer as `momentum`
 PREFIXES = ("optimizer__", "loss__", "lr_schedule__")
 
 
 class ParametersMixin(BaseEstimator):  # type: ignore[misc]
-    """Constructor parameters, and options with a prefix beside them."""
+    """Constructor parameters, and additional options with a prefix."""
 
     _parameter_constraints: ClassVar[dict[str, Any]]
     _options: dict[str, Any]
@@ -28,7 +28,7 @@ class ParametersMixin(BaseEstimator):  # type: ignore[misc]
     # -- dunder options -------------------------------------------------------------------------
 
     def _set_options(self, options: Mapping[str, Any]) -> None:
-        """Keep the constructor's dunder options as they are; other names are not parameters."""
+        """Store the constructor's dunder options unchanged; other names raise a TypeError."""
         known = type(self)._get_param_names()
         for name in options:
             if not name.startswith(PREFIXES):
@@ -43,7 +43,7 @@ class ParametersMixin(BaseEstimator):  # type: ignore[misc]
         options = self.__dict__.get("_options", {})
         if name in options:
             return options[name]
-        # once more, so that a property or an unavailable method says why it is not there
+        # look it up again, so that a property or an unavailable method says why it is missing
         return object.__getattribute__(self, name)
 
     def __setattr__(self, name: str, value: Any) -> None:
@@ -58,7 +58,7 @@ class ParametersMixin(BaseEstimator):  # type: ignore[misc]
         Parameters
         ----------
         deep : bool, default=True
-            Kept for scikit-learn; there are no nested estimators.
+            Accepted for compatibility; there are no nested estimators.
 
         Returns
         -------
@@ -81,7 +81,7 @@ class ParametersMixin(BaseEstimator):  # type: ignore[misc]
         ----------
         **params : dict
             Parameters by name; ``optimizer__*``, ``loss__*`` and ``lr_schedule__*`` need not have
-            been given before.
+            been set before.
 
         Returns
         -------
@@ -91,7 +91,7 @@ class ParametersMixin(BaseEstimator):  # type: ignore[misc]
         Raises
         ------
         ValueError
-            If a name is not that of a parameter.
+            If a name is not a parameter.
 
         Examples
         --------
@@ -112,13 +112,13 @@ class ParametersMixin(BaseEstimator):  # type: ignore[misc]
         return self
 
     def _options_of(self, prefix: str) -> dict[str, Any]:
-        """Options of a prefix, under the names of their owner, with Python's own numbers."""
+        """Options with a prefix, by their names without it, with numbers as Python numbers."""
         named = {k: v for k, v in self._options.items() if k.startswith(prefix)}
         return {k.removeprefix(prefix): as_python(v) for k, v in named.items()}
 
     @classmethod
     def _get_param_names(cls) -> list[str]:
-        # scikit-learn reads the signature anew each time, which takes longer than a small fit
+        # scikit-learn inspects the signature on every call, which takes longer than a small fit
         return list(cls._param_names())
 
     @classmethod
@@ -127,11 +127,11 @@ class ParametersMixin(BaseEstimator):  # type: ignore[misc]
         return tuple(super()._get_param_names())
 
     def _validate_params(self) -> None:
-        """Check parameters, on all processes of a shared fit alike."""
+        """Check parameters, on all processes of a distributed fit."""
         current_group().run(self._check_params)
 
     def _check_params(self) -> None:
-        """Check what is not a valid default; checking everything takes longer than a small fit."""
+        """Check values that are not valid defaults; checking all takes longer than a small fit."""
         values = {name: getattr(self, name) for name in self._param_names()}
         known = self._valid_defaults()
         params = {k: v for k, v in values.items() if k not in known or v is not known[k]}

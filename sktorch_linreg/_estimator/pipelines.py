@@ -13,6 +13,6 @@ def fitted_step(estimator: Any) -> Any:
 
 
 def before_last_step(estimator: Any, X: Any) -> Any:
-    """The rows as the last step of a pipeline, or of the best one of a search, sees them."""
+    """The rows as seen by the last step of a pipeline, or of the best pipeline of a search."""
     found = getattr(estimator, "best_estimator_", estimator)
     return found[:-1].transform(X) if len(getattr(found, "steps", ())) > 1 else X

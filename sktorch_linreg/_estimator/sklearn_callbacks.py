@@ -1,4 +1,4 @@
-"""scikit-learn's callbacks: a fit as a task, and each epoch as a task below it."""
+"""scikit-learn's callbacks: a fit is a task, and each epoch a subtask."""
 
 from __future__ import annotations
 
@@ -8,23 +8,23 @@ from typing import Any
 
 from .._spec import FitResult
 
-# what scikit-learn keeps on the estimator while a fit goes on, and needs to tear callbacks down
+# set by scikit-learn on the estimator during a fit, and needed to tear down callbacks
 TASK_ATTRIBUTES = ("_callback_fit_ctx", "_skl_callbacks_to_teardown")
 
 
 class FitTask:
-    """Tells the callbacks that `set_callbacks` gave to an estimator how its fit goes.
+    """Reports the progress of a fit to the callbacks set by `set_callbacks`.
 
     Parameters
     ----------
     estimator : BaseTorchRegressor
-        Being fitted; it has `_init_callback_context`.
+        The estimator being fitted; it has `_init_callback_context`.
     X, y, sample_weight : array-like
-        As they were given to `fit`.
+        As passed to `fit`.
     n_epochs : int
-        The most epochs that there will be, 0 for an exact solver.
+        Maximum number of epochs, 0 for an exact solver.
     adopt : callable
-        ``adopt(estimator, result)`` makes a copy of the estimator one that is fitted with a result.
+        ``adopt(estimator, result)`` sets fitted attributes of a copy of the estimator.
     """
 
     def __init__(
@@ -46,16 +46,16 @@ class FitTask:
         self.epoch: Any = None
 
     def begin_epoch(self, so_far: Callable[[], FitResult]) -> None:
-        """Tell of an epoch that begins."""
+        """Report the start of an epoch."""
         self.epoch = self.context.subcontext(task_name="epoch")
         self.epoch.call_on_fit_task_begin(**self._about(so_far))
 
     def end_epoch(self, so_far: Callable[[], FitResult]) -> bool:
-        """Tell of an epoch that is done; returns whether a callback asks to stop."""
+        """Report the end of an epoch; returns whether a callback requests a stop."""
         return bool(self.epoch.call_on_fit_task_end(**self._about(so_far)))
 
     def _about(self, so_far: Callable[[], FitResult]) -> dict[str, Any]:
-        """What a hook may ask for; the fitted attributes are only made where one does."""
+        """Arguments of a hook; fitted attributes are only created if the hook requests them."""
 
         def attributes() -> dict[str, Any]:
             fitted = copy.copy(self.estimator)
@@ -65,5 +65,5 @@ class FitTask:
         return {**self.given, "reconstruction_attributes": attributes}
 
     def end(self) -> None:
-        """Tell that the estimator is fitted."""
+        """Report the end of the fit."""
         self.context.call_on_fit_task_end(**self.given, reconstruction_attributes={})

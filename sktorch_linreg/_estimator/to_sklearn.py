@@ -1,4 +1,4 @@
-"""Fitted estimators of scikit-learn that predict as a fitted model does, for where torch is not."""
+"""Convert fitted models to scikit-learn estimators with the same predictions, without torch."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import numpy as np
 
 from .._runtime.aliases import Layers
 
-# what MLPRegressor has as well, under the same names
+# activations that MLPRegressor also has, under the same names
 SHARED_ACTIVATIONS = ("identity", "logistic", "tanh", "relu")
 # fitted attributes that both have
 SHARED = (
@@ -25,14 +25,14 @@ def _take_over(model: Any, estimator: Any) -> Any:
 
 
 def as_linear_regression(estimator: Any) -> Any:
-    """A fitted LinearRegression with the coefficients; raises ValueError under a log link."""
+    """A fitted LinearRegression with the same coefficients; raises ValueError for a log link."""
     if estimator._has_log_link:
         raise ValueError(
             "to_sklearn does not support loss='poisson', whose predictions are the "
-            "exponential of a linear function. Keep the model with save_model, or export it with "
+            "exponential of a linear function. Save the model with save_model, or export it with "
             "to_onnx."
         )
-    # which takes time that most users need not spend
+    # a slow import that most users do not need
     from sklearn.linear_model import LinearRegression
 
     names = ("fit_intercept", "copy_X", "n_jobs", "positive")
@@ -45,11 +45,11 @@ def as_linear_regression(estimator: Any) -> Any:
 
 
 def as_mlp_regressor(estimator: Any, layers: Layers, activation: str) -> Any:
-    """A fitted MLPRegressor with the layers; raises ValueError for other activations than its."""
+    """A fitted MLPRegressor with the same layers; raises ValueError for unsupported activations."""
     if activation not in SHARED_ACTIVATIONS and len(layers) > 1:
         raise ValueError(
             f"MLPRegressor has no activation {activation!r}, only "
-            f"{', '.join(map(repr, SHARED_ACTIVATIONS))}. Train with one of these, keep the model "
+            f"{', '.join(map(repr, SHARED_ACTIVATIONS))}. Train with one of these, save the model "
             "with save_model, or export it with to_onnx."
         )
     from sklearn.neural_network import MLPRegressor
@@ -67,6 +67,6 @@ def as_mlp_regressor(estimator: Any, layers: Layers, activation: str) -> Any:
     model.t_ = 0
     model._no_improvement_count = 0
     _take_over(model, estimator)
-    # in units of the training here, which a warm start there would compare its own with
+    # ours is in other units, and a warm start in scikit-learn would compare against it
     model.best_loss_ = np.inf
     return model

@@ -1,1 +1,1 @@
-"""Solved exactly."""
+"""Exact solvers."""

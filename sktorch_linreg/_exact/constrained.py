@@ -20,7 +20,7 @@ from .least_squares import Problem, damped
 def _active_set_solution(
     H: FloatArray, q: FloatArray, l1: FloatArray, x: FloatArray, positive: bool
 ) -> FloatArray | None:
-    """The minimiser if `x` has its signs already, else None."""
+    """The exact minimiser if `x` already has its signs, else None."""
     sign = np.sign(x)
     active = sign != 0
     exact = np.zeros_like(x)
@@ -28,7 +28,7 @@ def _active_set_solution(
         right = q[active] - (l1 * sign)[active]
         exact[active] = np.linalg.lstsq(H[np.ix_(active, active)], right, rcond=None)[0]
     gradient = H @ exact - q
-    # rounding of each entry of the gradient, generously
+    # a generous bound on the rounding error of each entry of the gradient
     slack = 1e-10 * (np.abs(H) @ np.abs(exact) + np.abs(q) + l1)
     held = np.abs(gradient + l1 * sign) <= slack
     free = (-gradient if positive else np.abs(gradient)) <= l1 + slack
@@ -53,16 +53,16 @@ def proximal_quadratic(
     l1 : float
         Weight of the L1 norm.
     positive : bool, default=False
-        Whether x has to be non-negative.
+        Whether to constrain x to be non-negative.
     max_iter : int, default=20000
-        Proximal steps at the most; a ConvergenceWarning says when they did not suffice.
+        Maximum number of proximal steps; if they do not suffice, a ConvergenceWarning is issued.
 
     Returns
     -------
     ndarray of shape (n_features,)
         The minimiser, with exact zeros.
     """
-    # in units in which H has ones on its diagonal, columns of any scale converge alike
+    # with H scaled to a unit diagonal, columns of any scale converge equally fast
     factor = reciprocal(np.sqrt(np.diag(H)))
     if not factor.any():
         return np.zeros_like(q)
@@ -118,7 +118,7 @@ def solve_non_negative(p: Problem, objective: Objective) -> FloatArray:
 
 
 def solve_elastic_net(p: Problem, objective: Objective) -> FloatArray:
-    """Squared error with an L1 term, target by target, in the space that is penalised."""
+    """Squared error with an L1 term, target by target, in the penalised units."""
     A, c = p.A * p.scaling.x_factor, p.c / p.scaling.y_scale
     share = 2.0 / (p.weight * c.shape[1])
     H = share * (A.T @ A) + objective.l2 * np.eye(A.shape[1])
@@ -137,7 +137,7 @@ def solve_elastic_net(p: Problem, objective: Objective) -> FloatArray:
 
 
 def _polished(A: FloatArray, c: FloatArray, x: FloatArray, objective: Objective) -> FloatArray:
-    """The minimiser with the signs of `x`, from the rows A instead of their products."""
+    """The minimiser with the signs of `x`, from the rows `A` instead of their Gram matrix."""
     sign = np.sign(x)
     active = sign != 0
     rows, right = damped(A[:, active], c[:, None], objective.l2)

@@ -1,4 +1,4 @@
-"""What the statistics of an exact fit tell besides the coefficients: spectrum, standard errors."""
+"""Singular values and standard errors from the statistics of an exact fit."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ def singular_values(stats: Statistics) -> FloatArray:
 
 
 def why_undefined(stats: Statistics, rank: int) -> str | None:
-    """Why least squares on these rows has no standard errors, None where it has."""
+    """Why least squares on these rows has no standard errors, or None if it does."""
     n_parameters = stats.n_features + stats.intercept
     if rank < stats.n_features:
         return (
@@ -33,18 +33,18 @@ def why_undefined(stats: Statistics, rank: int) -> str | None:
         )
     if stats.n_samples <= n_parameters:
         return (
-            "there are no residual degrees of freedom "
-            f"({stats.n_samples} rows of non-zero weight, {n_parameters} parameters). Use more rows"
+            f"there are no residual degrees of freedom ({stats.n_samples} rows with non-zero "
+            f"weight, {n_parameters} parameters). Use more rows"
         )
     return None
 
 
 @dataclass(frozen=True)
 class StandardErrors:
-    """Standard errors of least squares without a penalty, of full rank.
+    """Standard errors of unpenalised full-rank least squares.
 
-    `inverse` is that of the triangular factor of unit columns, `norms` are the lengths of the
-    columns, and `variance` is that of the residuals of each target.
+    `inverse` is the inverse of the triangular factor of the unit columns, `norms` are the column
+    norms, and `variance` is the residual variance of each target.
     """
 
     stats: Statistics
@@ -54,27 +54,27 @@ class StandardErrors:
 
     @classmethod
     def of(cls, stats: Statistics) -> StandardErrors:
-        """From the statistics of the rows; weights count as precisions."""
+        """From the statistics of the rows; weights are inverse variances."""
         unit, norms = unit_columns(stats.factor[:, : stats.n_features])
         inverse = lapack.dtrtri(unit, lower=0)[0]
         degrees = stats.n_samples - stats.n_features - stats.intercept
         return cls(stats, inverse, norms, stats.residual_ss / degrees)
 
     def of_coefficients(self) -> FloatArray:
-        """Those of the coefficients, of shape (n_targets, n_features)."""
+        """Standard errors of the coefficients, of shape (n_targets, n_features)."""
         leverage = np.sqrt(np.einsum("ij,ij->i", self.inverse, self.inverse)) / self.norms
         out: FloatArray = np.sqrt(self.variance)[:, None] * leverage
         return out
 
     def of_intercepts(self) -> FloatArray:
-        """Those of the intercepts, of shape (n_targets,)."""
+        """Standard errors of the intercepts, of shape (n_targets,)."""
         stats = self.stats
         mean = (stats.mean[: stats.n_features] / self.norms) @ self.inverse
         out: FloatArray = np.sqrt(self.variance * (1.0 / stats.weight + mean @ mean))
         return out
 
     def of_means(self, X: Any) -> FloatArray:
-        """Those of the predicted mean at each row, of shape (n_rows, n_targets)."""
+        """Standard errors of the predicted mean at each row, of shape (n_rows, n_targets)."""
         stats, d = self.stats, self.stats.n_features
         leverage = np.empty(X.shape[0])
         for part in chunks(X.shape[0], d):

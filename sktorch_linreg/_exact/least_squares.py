@@ -1,7 +1,7 @@
 """Least squares and ridge in closed form from their statistics, of full rank or not.
 
-What is left of the rows here is a matrix A of at most as many rows as columns, square and
-triangular if the rows were many.
+The rows are represented by a matrix A with at most as many rows as columns, square and triangular
+if there were enough rows.
 """
 
 from __future__ import annotations
@@ -24,11 +24,11 @@ from .._runtime.aliases import Array, FloatArray, Mask
 from .._spec import FitSpec
 from .refinement import Preconditioner
 
-# sizes of rows that differ by less need no care in a QR decomposition
+# rows whose sizes differ by less than this factor need no sorting in a QR decomposition
 EVEN_SIZES = 100.0
-# share of a dependency below which a column has no part in it
+# relative coefficient below which a column takes no part in a linear dependency
 NO_PART = 1e-11
-# columns up to which a basis of their null space is worked out
+# up to this many columns a basis of their null space is computed
 MANY_COLUMNS = 1000
 
 
@@ -57,8 +57,8 @@ def make_problem(stats: Statistics, spec: FitSpec) -> Problem:
 class Solution:
     """Coefficients of shape (n_features, n_targets) in the user's units, and the rank of X.
 
-    `precondition` is there where the columns that are not constant are independent, `squares` of
-    the residuals where they are known already, `path` where it was not straight.
+    `precondition` is set if the non-constant columns are independent, `squares` if the residual
+    sums of squares are already known, and `path` if it differs from that of the statistics.
     """
 
     coef: FloatArray
@@ -69,9 +69,9 @@ class Solution:
 
 
 def is_of_full_rank(p: Problem, tol: float) -> bool:
-    """Whether columns, or rows where these are fewer, are independent at a relative cut-off.
+    """Whether the columns, or the rows if fewer, are independent at a relative cut-off.
 
-    Constant columns are not looked at.
+    Constant columns are ignored.
     """
     unit, norms = unit_columns(p.A)
     varying = norms > 0
@@ -82,14 +82,14 @@ def is_of_full_rank(p: Problem, tol: float) -> bool:
 
 
 def ridge_path(p: Problem, dampings: FloatArray) -> FloatArray:
-    """Ridge for several penalties above 0, from one decomposition.
+    """Ridge for several positive penalties, from one decomposition.
 
     Parameters
     ----------
     p : Problem
         Centred least squares.
     dampings : ndarray of shape (n_penalties,)
-        What each adds to the squared residuals per squared coefficient.
+        Weights of the squared coefficients relative to the residual sum of squares.
 
     Returns
     -------
@@ -105,29 +105,29 @@ def ridge_path(p: Problem, dampings: FloatArray) -> FloatArray:
 
 
 def _triangular(A: FloatArray, c: FloatArray, varying: Mask) -> tuple[FloatArray, FloatArray]:
-    """The varying columns of A, square and triangular if A has as many rows, and c beside them."""
+    """The varying columns of A, square and triangular if A has enough rows, and c to match."""
     if varying.all():
         return A, c
     constant = ~varying
     if len(A) == len(varying) and not A[constant].any():
-        # a factor from the Gram matrix has nothing there
+        # a factor from the Gram matrix has zero rows there
         return A[np.ix_(varying, varying)], c[varying]
     Q, R = np.linalg.qr(A[:, varying])
     return R, Q.T @ c
 
 
 def of_full_rank(p: Preconditioner, qt_y: FloatArray) -> Solution:
-    """Least squares from the triangle of independent columns, and the targets turned by it."""
+    """Least squares from the triangle of independent columns and the rotated targets."""
     coef = p.factor[:, None] * lapack.dtrtrs(p.triangle, qt_y, lower=0)[0]
     return Solution(p.scatter(coef), len(coef), p)
 
 
 def closed_form(p: Problem, spec: FitSpec, tol: float) -> Solution:
-    """Least squares or ridge, of least norm where the columns are dependent.
+    """Least squares or ridge; the minimum-norm solution if the columns are dependent.
 
-    The solution lies in the row space, of the penalised units if there is a penalty and of the
-    user's if not. If that is not the whole space, a basis of it takes the place of the columns,
-    and of all least-squares solutions the one of least norm comes out.
+    The solution lies in the row space, in the penalised units if there is a penalty and in the
+    user's if not. If the columns are dependent, the problem is solved in a basis of the row space,
+    which yields the least-squares solution of minimum norm.
     """
     scaled, norms = unit_columns(p.A)
     varying = norms > 0
@@ -165,24 +165,24 @@ def _uneven(sizes: FloatArray) -> bool:
 
 
 def _least_norm(unit: FloatArray, norms: FloatArray, c: FloatArray, rank: int) -> FloatArray:
-    """The solution of least norm over columns ``unit * norms`` of far sizes and this rank.
+    """Minimum-norm solution for columns ``unit * norms`` of very different sizes and this rank.
 
-    One of least squares in unit columns, less what the null space has of it in the user's units:
-    predictions do not depend on how well that is known, and its zeros are those that columns with
-    no part in a dependency have.
+    A least-squares solution in unit columns, minus its projection onto the null space in the user's
+    units. Predictions do not depend on the accuracy of that projection, which is exactly 0 for
+    columns that take no part in a dependency.
     """
     Q, R, pivots = scipy.linalg.qr(unit, mode="economic", pivoting=True)
     solved = lapack.dtrtrs(R[:rank, :rank], np.column_stack([Q.T[:rank] @ c, R[:rank, rank:]]))[0]
     t = np.zeros((len(norms), c.shape[1]))
     t[pivots[:rank]] = solved[:, : c.shape[1]]
-    # by which of the others each dependent column is made up, without what is rounding
+    # each dependent column as a combination of the others, with rounding errors set to 0
     parts = solved[:, c.shape[1] :]
     parts[np.abs(parts) < NO_PART * np.abs(parts).max(axis=0, initial=0.0)] = 0.0
     null = np.zeros((len(norms), len(norms) - rank))
     null[pivots[:rank]] = -parts
     null[pivots[rank:]] = np.eye(len(norms) - rank)
     exponent = -np.frexp(norms)[1]
-    # units of a power of two keep the largest about one
+    # scaling by a power of two keeps the largest factor near one
     factor = np.ldexp(1.0 / norms, -int(exponent.max()))
     Q, R, pivots = _sorted_qr(factor[:, None] * null, factor)
     for _ in range(2):
@@ -195,10 +195,10 @@ def _least_norm(unit: FloatArray, norms: FloatArray, c: FloatArray, rank: int) -
 def _of_few_rows(
     unit: FloatArray, sizes: FloatArray, c: FloatArray, damping: float, tol: float
 ) -> FloatArray | None:
-    """Solution of least norm, or ridge, of independent rows ``unit * sizes``, from their products.
+    """Minimum-norm or ridge solution for independent rows ``unit * sizes``, from their Gram matrix.
 
-    None where the rows are too close to dependent for that. Units are powers of two in which
-    squares of the rows, and quotients of targets and squares, are about one.
+    None if the rows are too close to dependent for that. Rows and targets are scaled by powers of
+    two, so that squares of the rows, and targets over squares, are about one.
     """
     at = np.frexp(max(float(sizes.max()), np.sqrt(damping)))[1]
     at_right = np.frexp(np.abs(c).max(axis=0))[1]
@@ -236,9 +236,9 @@ def _least_squares(
 
 
 def _rank(unit: FloatArray, tol: float) -> tuple[int, FloatArray, float]:
-    """Rank of unit columns; columns that span the row space if it is not whole; condition number.
+    """Rank of unit columns, vectors that span their row space, and their condition number.
 
-    Singular values are only worked out where a triangle does not tell the rank well enough.
+    Singular values are only computed if the triangle does not settle the rank.
     """
     wide = len(unit) < unit.shape[1]
     Q, R = np.linalg.qr(unit.T) if wide else (None, unit)
@@ -252,16 +252,16 @@ def _rank(unit: FloatArray, tol: float) -> tuple[int, FloatArray, float]:
 
 
 def _orthonormal(columns: FloatArray, sizes: FloatArray) -> FloatArray:
-    """Orthonormal basis of what `columns` span, whose rows are of these sizes."""
+    """Orthonormal basis of the span of `columns`, whose rows have these sizes."""
     if not _uneven(sizes):
         return np.linalg.qr(columns)[0]
     return _sorted_qr(columns, sizes)[0]
 
 
 def _sorted_qr(columns: FloatArray, sizes: FloatArray) -> tuple[FloatArray, FloatArray, Array]:
-    """A pivoted QR decomposition whose rows are of very different sizes.
+    """Pivoted QR decomposition of columns whose rows have very different sizes.
 
-    Sorted by these it stays accurate row by row (Cox and Higham, 1998).
+    With the rows sorted by size it is accurate row by row (Cox and Higham, 1998).
     """
     order = np.argsort(-sizes, kind="stable")
     Q, R, pivots = scipy.linalg.qr(columns[order], mode="economic", pivoting=True)
@@ -271,7 +271,7 @@ def _sorted_qr(columns: FloatArray, sizes: FloatArray) -> tuple[FloatArray, Floa
 
 
 def damped(rows: FloatArray, right: FloatArray, damping: float) -> tuple[FloatArray, FloatArray]:
-    """Rows and right-hand sides with those of the ridge term below."""
+    """Rows and right-hand sides, with those of the ridge term appended."""
     if damping == 0:
         return rows, right
     d = rows.shape[1]

@@ -1,4 +1,4 @@
-"""Least squares of a wide sparse X by LSQR, which multiplies with X and never decomposes it."""
+"""Least squares for a wide sparse X by LSQR, which multiplies by X but never factorises it."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from .._spec import FitSpec
 
 
 def _lsqr(operator: LinearOperator, right: FloatArray, damp: float = 0.0) -> FloatArray:
-    """LSQR (Paige and Saunders, 1982) to rounding, with one refinement on the residual."""
+    """LSQR (Paige and Saunders, 1982) to machine precision; one refinement if not damped."""
     limit = max(1000, 10 * min(operator.shape))
     options = {"damp": damp, "atol": 1e-15, "btol": 1e-15, "conlim": 0, "iter_lim": limit}
     x = lsqr(operator, right, **options)[0]
@@ -29,7 +29,7 @@ def _lsqr(operator: LinearOperator, right: FloatArray, damp: float = 0.0) -> Flo
 def _centred_operator(
     X: Any, offset: FloatArray, factor: FloatArray, root: FloatArray
 ) -> LinearOperator:
-    """sqrt(w) * (X - offset) * factor without forming it."""
+    """The operator ``sqrt(w) * (X - offset) * factor``, without forming the matrix."""
 
     def matvec(v: Array) -> Array:
         v = factor * v.ravel()
@@ -46,7 +46,7 @@ def _centred_operator(
 
 @dataclass(frozen=True)
 class Iterated:
-    """Coefficients (n_features, n_targets), intercepts, weighted squares of the residuals."""
+    """Coefficients (n_features, n_targets), intercepts, and weighted residual sums of squares."""
 
     coef: FloatArray
     intercept: FloatArray
@@ -56,7 +56,7 @@ class Iterated:
 
 
 def solve_iteratively(data: TrainingData, spec: FitSpec) -> Iterated:
-    """Least squares of a wide sparse X: LSQR on scaled columns that are never centred in memory."""
+    """Least squares for a wide sparse X: LSQR on scaled columns, not centred in memory."""
     X, y = data.X.astype(np.float64), data.y.astype(np.float64)
     mx, my = moments(X, data.weight), moments(y, data.weight)
     check_moments(data, mx, my)
@@ -72,12 +72,12 @@ def solve_iteratively(data: TrainingData, spec: FitSpec) -> Iterated:
     factor = reciprocal(scale) if damping == 0 else scaling.x_factor * varying
     operator = _centred_operator(X, x_mean, factor, root)
     right = root[:, None] * (y - y_mean)
-    # in units in which LSQR's own absolute tolerances are below rounding
+    # scaled so that LSQR's own absolute tolerances are below rounding errors
     exponent = np.frexp(np.abs(right).max(axis=0))[1]
     right = np.ldexp(right, -exponent)
     b = np.stack([factor * _lsqr(operator, r, np.sqrt(damping)) for r in right.T], axis=1)
     if damping == 0:
-        # onto the row space: of all solutions the one of least norm in the user's units
+        # project onto the row space: the minimum-norm solution in the user's units
         at = np.frexp(float(scale.max(initial=0.0)))[1]
         unit = np.ldexp(varying.astype(np.float64), -at)
         plain = _centred_operator(X, x_mean, unit, root)

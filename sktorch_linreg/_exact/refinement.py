@@ -1,9 +1,9 @@
-"""Iterative refinement of least squares: what is left of the gradient, solved for once more.
+"""Iterative refinement of least squares: Newton steps from the remaining gradient.
 
-The gradient at the solution is taken from the rows themselves, so rounding errors of the
-statistics do not stay in it. In float64 one pass mends what a Cholesky decomposition of the Gram
-matrix lost; in twice the precision (Björck, 1967) passes go on until every coefficient has settled,
-which they do as long as the columns are not collinear to the last bit.
+The gradient at the solution is computed from the rows themselves, so it is free of the rounding
+errors of the statistics. In float64 one step recovers what a Cholesky decomposition of the Gram
+matrix lost; in twice the precision (Björck, 1967) steps are repeated until every coefficient has
+converged, which they do unless the columns are collinear to the last bit.
 """
 
 from __future__ import annotations
@@ -23,25 +23,25 @@ from .._runtime.aliases import FloatArray, Mask
 from .._runtime.double_double import Pair, add, halves, total, two_product, two_sum
 from .._runtime.threads import n_spans, over_spans
 
-# entries that a residual in twice the precision works on at a time, with a dozen copies of them
+# entries per block of a residual in twice the precision, which takes a dozen copies of them
 EXTENDED_ENTRIES = 2**14
 MAX_PASSES = 12
-# changes this small are rounding, even if they do not get smaller
+# changes this small count as rounding, even if they no longer shrink
 SETTLED = 1e-9
-# relative change from which on no digit of a float64 number moves
+# relative change below which no digit of a float64 number changes
 SETTLING = EPS / 16
 
 
 def residual_gradient(
     X: FloatArray, y: FloatArray, weight: FloatArray | None, coef: Pair, intercept: Pair
 ) -> tuple[Pair, float]:
-    """Residuals r of one target: the sums ``(w * r) @ [X, 1]``, and their weighted squares.
+    """Sums ``(w * r) @ [X, 1]`` of the residuals r of one target, and of their weighted squares.
 
-    `coef` is a pair of shape (n_features,), `intercept` one of numbers.
+    `coef` is a pair of arrays of shape (n_features,), `intercept` a pair of scalars.
     """
     X_halves = halves(X)
     terms = np.empty((X.shape[1] + 2, len(X)))
-    # features first, so that sums go over whole rows of memory
+    # features first, so that sums run over contiguous rows
     product, error = two_product(X, coef[0], X_halves)
     np.negative(product.T, out=terms[2:])
     terms[0], terms[1] = y, -intercept[0]
@@ -93,9 +93,9 @@ class Preconditioner:
 
 @dataclass(frozen=True)
 class Refined:
-    """Coefficients (n_features, n_targets), intercepts, and weighted squares of the residuals.
+    """Coefficients (n_features, n_targets), intercepts, and weighted residual sums of squares.
 
-    The squares are those before the last step, which changes them by its own square alone.
+    `squares` is from before the last step, which changes it only to second order.
     """
 
     coef: FloatArray
@@ -137,14 +137,14 @@ def _gradient(
     def work(start: int, stop: int) -> FloatArray:
         return _span_gradient(data, shift, coef, constant, start, stop)
 
-    # two products that memory feeds, so rows of them count for more than their multiplications
+    # both products are limited by memory, so rows cost more than their multiplications
     return reduce(np.add, over_spans(work, data.n_samples, n_spans(data.n_samples, 16 * d, d)))
 
 
 def _long_gradient(
     data: TrainingData, shift: FloatArray, coef: FloatArray, constant: FloatArray
 ) -> FloatArray:
-    """The same of a few dense rows, in the widest floats that the processor has."""
+    """As `_gradient`, for a few dense rows, in long double."""
     d = len(coef)
     x = data.X.astype(np.longdouble) - shift[:d]
     r = data.y - shift[d:].astype(np.longdouble)
@@ -156,7 +156,7 @@ def _long_gradient(
 
 
 def residual_squares(data: TrainingData, stats: Statistics, coef: FloatArray) -> FloatArray:
-    """Weighted squares of the residuals of each target, from the rows themselves."""
+    """Weighted residual sum of squares of each target, from the rows themselves."""
     d = stats.n_features
     constant = np.zeros(coef.shape[1])
     if stats.intercept:
@@ -174,7 +174,7 @@ def refine_once(
     *,
     few: bool = False,
 ) -> Refined:
-    """One step from `coef`, with the gradient in float64, or in longer floats for a few rows."""
+    """One step from `coef`, with the gradient in float64, or in long double for a few rows."""
     d = stats.n_features
     shift, x_mean, y_mean = stats.shift, stats.offset[:d], stats.offset[d:]
     constant = y_mean - x_mean @ coef if stats.intercept else np.zeros(len(y_mean))
@@ -189,7 +189,7 @@ def refine_once(
         change = change - x_mean @ step
     coef = coef + step
     if few:
-        # as exact as the pairs of affine in what they can tell of one step
+        # for a single step this is as accurate as the pairs of affine
         intercept = shift[d:].astype(np.longdouble) - shift[:d].astype(np.longdouble) @ coef
         return Refined(coef, (intercept + constant + change).astype(np.float64), squares)
     base = np.stack([shift[d:], constant, change])
@@ -206,7 +206,7 @@ def _both(a: tuple[Pair, FloatArray], b: tuple[Pair, FloatArray]) -> tuple[Pair,
 def _extended_gradient(
     data: TrainingData, coef: Pair, intercept: Pair
 ) -> tuple[Pair, Pair, FloatArray]:
-    """Gradient (n_features, n_targets), sums of the residuals, and their squares."""
+    """Gradient (n_features, n_targets), sums of the residuals, and sums of their squares."""
     d, k = coef[0].shape
     step = max(1, EXTENDED_ENTRIES // d)
 
@@ -231,7 +231,7 @@ def _extended_gradient(
 
 
 def _natural_sizes(stats: Statistics, coef: FloatArray) -> FloatArray:
-    """What a coefficient, and last an intercept, has to be seen against if it is nearly zero."""
+    """Natural size of each coefficient, and last the intercept, for values near zero."""
     x, y = stats.moments()
     slopes = np.sqrt(y.deviation) * np.sqrt(reciprocal(x.deviation))[:, None]
     terms = np.abs(y.mean) + np.abs(x.mean) @ np.abs(coef)
@@ -239,7 +239,7 @@ def _natural_sizes(stats: Statistics, coef: FloatArray) -> FloatArray:
 
 
 def _largest(moved: FloatArray, against: FloatArray) -> float:
-    """Largest of the changes relative to what they are seen against."""
+    """Largest change relative to its reference size."""
     return float((moved * reciprocal(against)).max())
 
 
@@ -250,7 +250,7 @@ def refine_fully(
     penalty: FloatArray,
     coef: FloatArray,
 ) -> Refined | None:
-    """Steps from `coef` until no number changes; None where they do not come nearer."""
+    """Steps from `coef` until no digit changes; None if they do not converge."""
     d, k = coef.shape
     mean = stats.mean
     both: Pair = (coef, np.zeros((d, k)))
@@ -271,16 +271,16 @@ def refine_fully(
             change = change - mean[:d] @ step
         moved = np.abs(np.concatenate([step, change[None]]))
         value = np.abs(np.concatenate([both[0], constant[0][None]]))
-        # progress is seen against natural sizes, since what should be 0 moves by all of itself
+        # progress is relative to natural sizes, since a value that should be 0 changes by 100 %
         size = _largest(moved, np.maximum(value, natural))
         if not np.isfinite(size + squares.sum()):
             return None
         if size > 0.5 * before:
-            # at the limit of the precision, or too collinear to come nearer
+            # at the limit of the precision, or too collinear to converge
             return None if size > SETTLED else Refined(both[0], constant[0], squares)
         both = add(both, (step, np.zeros((d, k))))
         constant = add(constant, (change, np.zeros(k)))
-        # what the next step would be, if it were smaller by as much again
+        # the expected size of the next step, if it shrinks by the same factor
         shrinking = max(size if before == np.inf else size / before, rate)
         if _largest(moved, np.maximum(value, EPS * natural)) * shrinking <= SETTLING:
             break

@@ -1,7 +1,7 @@
 """Exact least squares: closed form, ridge, non-negative and L1-penalised.
 
-All of them are solved from the sufficient statistics, and least squares then is refined on the
-rows, as far as their conditioning asks for it.
+All of them are solved from the sufficient statistics; least squares is then refined on the rows
+as far as their conditioning requires.
 """
 
 from __future__ import annotations
@@ -51,7 +51,7 @@ from .refinement import Preconditioner, Refined, refine_fully, refine_once, resi
 
 
 def _directly(g: Accumulated, spec: FitSpec) -> Solution | None:
-    """Least squares from the decomposition at hand, unless it may be rank-deficient."""
+    """Least squares from the existing decomposition, unless it may be rank-deficient."""
     u, stats = g.unit, g.stats
     if u is None or spec.objective.l2 or solver_name(spec.objective) != "lstsq":
         return None
@@ -69,7 +69,7 @@ def solver_name(objective: Objective) -> str:
 
 
 def handles(data: TrainingData, objective: Objective, context: RunContext) -> bool:
-    """Whether an exact solver fits this objective and size."""
+    """Whether there is an exact solver for this objective and size."""
     if objective.loss.name != "squared_error":
         return False
     if sp.issparse(data.X) and data.n_features > MAX_FACTOR_FEATURES:
@@ -91,7 +91,7 @@ def _intercept(stats: Statistics, coef: FloatArray) -> FloatArray | None:
     if not stats.intercept:
         return None
     d = stats.n_features
-    # large means cancel among themselves
+    # subtract large means first, since they cancel
     large: FloatArray = stats.shift[d:] - stats.shift[:d] @ coef
     return large + (stats.offset[d:] - stats.offset[:d] @ coef)
 
@@ -99,7 +99,7 @@ def _intercept(stats: Statistics, coef: FloatArray) -> FloatArray | None:
 def _refine(
     data: TrainingData, g: Accumulated, s: Solution, penalty: FloatArray
 ) -> tuple[Refined | None, str]:
-    """The solution refined on the rows as far as its conditioning asks, and how that was done."""
+    """The solution refined on the rows as far as its conditioning requires, and how."""
     if s.precondition is None:
         return None, ""
     n_entries = data.n_samples * data.n_features
@@ -116,9 +116,9 @@ def _refine(
 
 
 def _loss(spec: FitSpec, stats: Statistics, squares: FloatArray, coef: FloatArray) -> float:
-    """The objective, given the weighted squares of the residuals of each target."""
+    """The objective, given the weighted residual sum of squares of each target."""
     if not spec.objective.alpha:
-        # most fits are this one, and the scales of the features then do not matter
+        # the usual case, in which the scales of the features do not matter
         variance: FloatArray | float = 1.0
         if spec.standardize:
             variance = stats.target_squares / stats.weight
@@ -133,13 +133,13 @@ def _loss(spec: FitSpec, stats: Statistics, squares: FloatArray, coef: FloatArra
 def objective_value(
     objective: Objective, scaling: Scaling, squares: FloatArray, weight: float, coef: FloatArray
 ) -> float:
-    """The objective with its penalty, in the space that is penalised."""
+    """The objective with its penalty, in the penalised units."""
     w = coef * scaling.x_scale[:, None] / scaling.y_scale
     loss = float(np.mean(squares / weight / scaling.y_scale**2))
     if objective.l1:
         loss += objective.l1 * float(np.abs(w).sum())
     if objective.l2:
-        # squares of large coefficients, which no penalty asks for, may overflow
+        # only computed if penalised, since squares of large coefficients may overflow
         loss += 0.5 * objective.l2 * float(np.sum(w**2))
     return loss
 
@@ -167,7 +167,7 @@ def _result(
 
 
 def _solution(g: Accumulated, spec: FitSpec) -> tuple[Solution, FloatArray]:
-    """The minimiser from the statistics alone, and what is added per squared coefficient."""
+    """The minimiser from the statistics alone, and the penalty per squared coefficient."""
     direct = _directly(g, spec)
     if direct is not None:
         return direct, np.zeros(g.stats.n_features)
@@ -180,7 +180,7 @@ def _solution(g: Accumulated, spec: FitSpec) -> tuple[Solution, FloatArray]:
 
 
 def _with_residual(stats: Statistics, squares: FloatArray, coef: FloatArray) -> Statistics:
-    """The statistics with what squares of residuals, taken from the rows, tell of the rest."""
+    """The statistics with `residual_ss` from residual sums of squares taken from the rows."""
     d = stats.n_features
     of_factor = stats.factor[:, d:] - stats.factor[:, :d] @ coef
     rest = np.maximum(squares - np.einsum("ij,ij->j", of_factor, of_factor), 0.0)
@@ -195,14 +195,14 @@ def _path(g: Accumulated, s: Solution, spec: FitSpec) -> str:
 
 
 def _check_scales(data: TrainingData, stats: Statistics) -> None:
-    """Raise ExtremeScales where squares of the columns overflow or vanish."""
+    """Raise ExtremeScales if squares of the columns overflow or underflow."""
     R = stats.factor[:, : stats.n_features]
     with np.errstate(over="ignore"):
         check_squares(data, np.einsum("ij,ij->j", R, R), stats.target_squares)
 
 
 def _solve(g: Accumulated, spec: FitSpec, data: TrainingData | None) -> FitResult:
-    """The exact minimiser, refined on the rows of `data` where they are at hand."""
+    """The exact minimiser, refined on the rows of `data` if these are given."""
     stats = g.stats
     if data is not None:
         _check_scales(data, stats)
@@ -216,12 +216,12 @@ def _solve(g: Accumulated, spec: FitSpec, data: TrainingData | None) -> FitResul
         intercept = refined.intercept if stats.intercept else None
     assert squares is not None
     if refined is not None and not spec.objective.l2 and s.rank == len(stats.factor):
-        # at the minimum the rows of the factor, as many as columns, leave no residual
+        # at the minimum a factor of full row rank has no residual of its own
         stats = replace(stats, residual_ss=squares)
     elif refined is not None:
         stats = _with_residual(stats, squares, coef)
     elif data is not None and g.unit is not None and residual_share(stats) < SMALL_RESIDUAL:
-        # sums do not tell what is left
+        # the residual is too small to be accurate from sums
         squares = residual_squares(data, stats, coef)
         stats = _with_residual(stats, squares, coef)
     loss = _loss(spec, stats, squares, coef)
@@ -231,7 +231,7 @@ def _solve(g: Accumulated, spec: FitSpec, data: TrainingData | None) -> FitResul
 
 
 def _accumulate(data: TrainingData, spec: FitSpec, required: GramRequirement) -> Accumulated:
-    """The statistics of the rows, for a model like this."""
+    """The statistics of the rows, with the intercept and device of `spec`."""
     intercept = spec.shape.fit_intercept
     return accumulate(data, intercept=intercept, device=spec.device, required=required)
 
@@ -242,12 +242,12 @@ def fit(
     context: RunContext,
     previous: Statistics | None = None,
 ) -> FitResult:
-    """The exact minimiser, with the statistics it came from where there are any.
+    """The exact minimiser, with the statistics it was computed from, if any.
 
     `previous` are the statistics of earlier batches.
     """
     if context.incremental or context.group.size > 1:
-        # a fit of several processes is one batch from each of them
+        # a distributed fit is one batch from each process
         return _fit_merged(data, spec, context.group, previous)
     if sp.issparse(data.X) and data.n_features > MAX_FACTOR_FEATURES:
         i = solve_iteratively(data, spec)
@@ -255,7 +255,7 @@ def fit(
         intercept = i.intercept if spec.shape.fit_intercept else None
         return _result(spec, loss, i.coef, intercept, "lsqr")
     with quiet_blas(data.n_samples, data.n_features):
-        # what is not refined on the rows has to be right at once
+        # without refinement on the rows the statistics have to be more accurate
         required = REFINED_ON_ROWS if solver_name(spec.objective) == "lstsq" else NOT_REFINED
         return _solve(_accumulate(data, spec, required), spec, data)
 
@@ -285,8 +285,8 @@ def _fit_merged(
 def fit_path(data: TrainingData, specs: Sequence[FitSpec]) -> list[Layers]:
     """Exact minimisers of objectives that differ in their penalty, from one pass over the rows.
 
-    All ridge penalties come from one decomposition where the columns are independent; of least
-    squares without a penalty there is one refinement on the rows.
+    All ridge solutions come from one decomposition if the columns are independent; unpenalised
+    least squares is refined on the rows.
     """
     first = specs[0]
     out: list[Any] = [None] * len(specs)

@@ -1,1 +1,1 @@
-"""What is trained."""
+"""The modules that are trained."""

@@ -12,7 +12,7 @@ from torch.nn import functional as F
 
 
 def _aten(name: str, overload: str) -> Any:
-    """One of torch's kernels, or None where this torch does not have it under that name."""
+    """A torch kernel, or None if this version of torch has none of that name."""
     return getattr(getattr(torch.ops.aten, name, None), overload, None)
 
 
@@ -22,8 +22,8 @@ class Activation:
 
     `apply_(z, out)` writes the activation of `z` into `out`, which is `z` itself unless
     `needs_input` is set; `backward_(d, saved)` multiplies `d` by the derivative, given the result
-    or, with `needs_input`, the input. Both need the `kernels`, which are not a public part of
-    torch; `apply_` is None where there is nothing to do.
+    or, with `needs_input`, the input. Both need the `kernels`, which are not part of torch's public
+    API; they are None for the identity, and for activations that are left to autograd.
     """
 
     make: Callable[[], nn.Module]
@@ -34,7 +34,7 @@ class Activation:
 
     @property
     def by_hand(self) -> bool:
-        """Whether both are written out, and this torch has the kernels that they need."""
+        """Whether both are written out, and this version of torch has the kernels they need."""
         written = self.make is nn.Identity or self.apply_ is not None
         return written and None not in self.kernels
 

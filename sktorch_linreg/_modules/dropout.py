@@ -1,4 +1,4 @@
-"""Dropout that draws its masks from a generator of its own."""
+"""Dropout that draws its masks from its own generator."""
 
 from __future__ import annotations
 
@@ -13,15 +13,15 @@ from .._runtime.aliases import Array
 
 
 def draw_mask_(mask: Tensor, keep: float, generator: torch.Generator | None) -> Tensor:
-    """Fill in a mask: 0, or what keeps the mean of the units, which are kept with this share."""
+    """Fill in a mask: 1 / keep with probability `keep`, otherwise 0."""
     return mask.bernoulli_(keep, generator=generator).div_(keep)
 
 
 @dataclass
 class Masks:
-    """Share of units that dropout leaves out, and what draws them, for all layers of a module.
+    """Dropout probability and generator for all layers of a module.
 
-    Rows of one group have the same mask where `groups`, of shape (n_rows,), says so.
+    Rows of one group share a mask; `groups`, if set, is of shape (n_rows,).
     """
 
     p: float = 0.0
@@ -47,7 +47,7 @@ class Masks:
 
 
 class Dropout(nn.Module):
-    """Inverted dropout that draws its masks from a generator of its own."""
+    """Inverted dropout that draws its masks from its own generator."""
 
     def __init__(self, masks: Masks) -> None:
         super().__init__()
@@ -56,7 +56,7 @@ class Dropout(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         if not self.training or self.masks.p == 0:
             return x
-        # unit by unit, in the order of the written-out gradients
+        # unit by unit, in the same order as the written-out gradients
         mask = self.masks.draw_(x.new_empty(x.shape[::-1]))
         return x * mask.permute(*reversed(range(x.ndim)))
 
@@ -65,18 +65,18 @@ class Dropout(nn.Module):
 
 
 class StackedMasks:
-    """Seeded masks: models with the same seed, rows and rate have the same ones.
+    """Seeded dropout masks, shared by models with the same seed, rows and rate.
 
     Parameters
     ----------
     generators : list of torch.Generator
-        One for each different sequence of masks.
+        One for each distinct sequence of masks.
     keep : list of float
-        The share of units kept under each.
+        Probability of keeping a unit, for each sequence.
     groups : list of int
-        A group of models that has it, whose rows are counted.
+        For each sequence, a group of models that uses it; its row count is used.
     owner : torch.Tensor of shape (n_models,)
-        The mask of each model.
+        Index of the mask sequence of each model.
     """
 
     def __init__(
@@ -91,10 +91,9 @@ class StackedMasks:
         self._room: dict[tuple[int, int], Tensor] = {}
 
     def draw(self, layer: int, h: Tensor, counts: Sequence[int]) -> Tensor:
-        """Masks, divided by the share kept, for hidden units of shape (n_models, n_units, n_rows).
+        """Masks, divided by `keep`, for hidden units of shape (n_models, n_units, n_rows).
 
-        `counts` are the rows that each group has.
-        They broadcast over the models where all of them have the same.
+        `counts` are the row counts of the groups. A mask shared by all models is left to broadcast.
         """
         n_units, n_rows = h.shape[1:]
         drawn = self._room.get((layer, n_rows))

@@ -1,4 +1,4 @@
-"""Initial weights: those that a seed draws, zeros, or layers that are there already."""
+"""Initial weights: drawn from a seed, zeros, or existing layers."""
 
 from __future__ import annotations
 
@@ -19,10 +19,10 @@ def start_weights_(
     zero: bool = False,
     positive: bool = False,
 ) -> None:
-    """Set the weights that training starts from: `layers`, zeros, or what the generator draws.
+    """Set the initial weights: `layers`, zeros, or random weights drawn from the generator.
 
-    The generator then is where the constructor of the layers would have left it. Under `positive`
-    negative weights become 0.
+    Drawing leaves the generator in the state in which constructing the layers would have left it.
+    With `positive`, negative weights become 0.
     """
     if layers is not None:
         module.load_(layers)
@@ -38,7 +38,7 @@ def start_weights_(
 
 @torch.no_grad()
 def draw_weights_(module: MLPModule, generator: torch.Generator) -> None:
-    """Draw what `nn.Linear` would: weight, then bias, uniform within 1 / sqrt(fan_in).
+    """Draw weights as `nn.Linear` does: weight, then bias, uniform within 1 / sqrt(fan_in).
 
     Numbers are drawn in float32 on the CPU, so that they are the same for any dtype and device.
     """

@@ -1,4 +1,4 @@
-"""The modules that are trained: layers between two scalings."""
+"""The modules that are trained: layers between input and output scaling."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from .dropout import Dropout, Masks
 
 
 class Standardize(nn.Module):
-    """Features less their offset, times a factor; not in training, where rows are scaled before."""
+    """Features minus their offset, times a factor; off in training, where rows are pre-scaled."""
 
     offset: Tensor
     factor: Tensor
@@ -30,7 +30,7 @@ class Standardize(nn.Module):
         self.enabled = False
         self.register_buffer("offset", torch.zeros(n_features))
         self.register_buffer("factor", torch.ones(n_features))
-        # the reciprocal of the factor, of no use to a fitted module
+        # the reciprocal of the factor, not needed by a fitted module
         self.register_buffer("scale", torch.ones(n_features), persistent=False)
 
     def forward(self, x: Tensor) -> Tensor:
@@ -38,7 +38,7 @@ class Standardize(nn.Module):
 
 
 class Rescale(nn.Module):
-    """Outputs of the last layer as predictions in the user's units; not in training."""
+    """Outputs of the last layer as predictions in the user's units; off in training."""
 
     offset: Tensor
     scale: Tensor
@@ -53,23 +53,23 @@ class Rescale(nn.Module):
         return self.to_predictions(output) if self.enabled else output
 
     def to_predictions(self, output: Tensor) -> Tensor:
-        """Outputs as predictions, in training as well."""
+        """Outputs as predictions, also in training."""
         out = torch.addcmul(self.offset, output, self.scale)
         predictions: Tensor = inverse_link(out, self.log_link)
         return predictions
 
 
 class MLPModule(nn.Sequential):
-    """Standardize, fully connected layers with their activations, rescale: one after the other.
+    """Standardize, fully connected layers with their activations, and rescale, in sequence.
 
     Parameters
     ----------
     sizes : sequence of int
         Number of units of each layer, the features first and the targets last.
     activation : str
-        A key of `ACTIVATIONS`; each hidden layer is followed by a module of its own.
+        A key of `ACTIVATIONS`; each hidden layer is followed by its own activation module.
     dropout : float
-        Share of hidden units that are left out in training.
+        Dropout probability of hidden units in training.
     bias : bool
         Whether the layers have intercepts.
     log_link : bool
@@ -77,9 +77,9 @@ class MLPModule(nn.Sequential):
 
     Notes
     -----
-    In training, dense rows come in standardised already and outputs stay in that space
+    In training, dense rows are already standardised and outputs stay in training units
     (`scale_input` and `scale_output` are False); a fitted module has both set and takes raw
-    features. Sparse rows go through `outputs`: they are never centred, and the first layer takes
+    features. Sparse rows go through `outputs`: they are never centred, and the first layer absorbs
     the shift into its intercept.
     """
 
@@ -113,7 +113,7 @@ class MLPModule(nn.Sequential):
         self.activation, self.log_link, self.dropout = activation, log_link, masks
 
     def outputs(self, x: Tensor) -> Tensor:
-        """What a call of the module gives, for sparse rows as well."""
+        """The outputs of the module, for dense and for sparse rows."""
         if x.layout == torch.strided:
             out: Tensor = self(x)
             return out
@@ -135,7 +135,7 @@ class MLPModule(nn.Sequential):
 
     @property
     def scale_input(self) -> bool:
-        """Whether features come in the user's units."""
+        """Whether features are in the user's units."""
         return self.standardize.enabled
 
     @scale_input.setter
@@ -144,7 +144,7 @@ class MLPModule(nn.Sequential):
 
     @property
     def scale_output(self) -> bool:
-        """Whether predictions come out in the user's units."""
+        """Whether outputs are returned as predictions in the user's units."""
         return self.rescale.enabled
 
     @scale_output.setter
@@ -153,7 +153,7 @@ class MLPModule(nn.Sequential):
 
     @contextmanager
     def raw(self) -> Iterator[None]:
-        """Take raw features and give predictions inside this context."""
+        """Take raw features and return predictions inside this context."""
         before = self.scale_input, self.scale_output
         self.scale_input = self.scale_output = True
         try:
@@ -163,16 +163,16 @@ class MLPModule(nn.Sequential):
 
     @property
     def x_offset(self) -> Tensor:
-        """What is subtracted from features."""
+        """Offset subtracted from features."""
         return self.standardize.offset
 
     @property
     def x_factor(self) -> Tensor:
-        """What features are multiplied by then."""
+        """Factor that the shifted features are multiplied by."""
         return self.standardize.factor
 
     def to_user_units(self, y: Tensor) -> Tensor:
-        """Targets out of the trained space."""
+        """Targets, converted from training units to the user's units."""
         offset, scale = self.rescale.offset, self.rescale.scale
         if self.log_link:
             return y * inverse_link(offset, self.log_link)
@@ -183,13 +183,13 @@ class MLPModule(nn.Sequential):
         return self.rescale.to_predictions(output)
 
     def to_user_rows(self, x: Tensor) -> Tensor:
-        """Features out of the trained space; sparse ones were never scaled."""
+        """Features, converted from training units; sparse ones were never scaled."""
         sparse = x.layout != torch.strided
         return x if sparse else torch.addcmul(self.x_offset, x, self.standardize.scale)
 
     @torch.no_grad()
     def set_scaling_(self, scaling: Scaling) -> None:
-        """Fill in the scaling; `scale_input` and `scale_output` say when it is used."""
+        """Set the scaling; `scale_input` and `scale_output` control when it is used."""
         for buffer, values in (
             (self.standardize.offset, scaling.x_offset),
             (self.standardize.factor, scaling.x_factor),
@@ -200,7 +200,7 @@ class MLPModule(nn.Sequential):
             buffer.copy_(torch.from_numpy(np.array(values)))
 
     def finish_(self) -> None:
-        """Take raw features and give predictions from here on."""
+        """Take raw features and return predictions from here on."""
         self.scale_input = self.scale_output = True
         self.dropout.groups = None
         self.eval()
@@ -209,7 +209,7 @@ class MLPModule(nn.Sequential):
 
     @property
     def linears(self) -> list[nn.Linear]:
-        """The linear layers alone."""
+        """The linear layers."""
         return [layer for layer in self.layers if isinstance(layer, nn.Linear)]
 
     @property
@@ -245,7 +245,7 @@ def make_module(
     dtype: torch.dtype,
     device: torch.device,
 ) -> MLPModule:
-    """A module on its device, not yet initialised; linear where there is no hidden layer."""
+    """An uninitialised module on its device; linear if there is no hidden layer."""
     module: MLPModule
     if len(sizes) == 2:
         module = LinearModule(sizes[0], sizes[1], bias=bias, log_link=log_link)
@@ -263,7 +263,7 @@ def build_module(
     dtype: torch.dtype,
     device: torch.device,
 ) -> MLPModule:
-    """A fitted module over raw features from layers in the trained space."""
+    """A fitted module that takes raw features, from layers in training units."""
     sizes = [layers[0][0].shape[1], *(w.shape[0] for w, _ in layers)]
     bias = layers[0][1] is not None
     module = make_module(

@@ -1,6 +1,6 @@
-r"""What is minimised: the loss of the rows plus the penalty of the weights.
+r"""The objective: the loss over the rows plus the penalty on the weights.
 
-Every solver of the package minimises exactly this, over the weights :math:`W` and the intercepts:
+Every solver of the package minimises exactly this over the weights :math:`W` and the intercepts:
 
 .. math::
 
@@ -10,5 +10,5 @@ Every solver of the package minimises exactly this, over the weights :math:`W` a
 with the sample weights :math:`w_i`, ``alpha`` :math:`\alpha` and ``l1_ratio`` :math:`\rho`. The
 loss :math:`\ell` of a row is the mean over its targets, squared error has no factor of one half,
 and intercepts are never penalised. With ``standardize=True`` the features (and the target, where
-the loss allows it) stand in standard units, and so do the weights that the penalty sees.
+the loss allows it) are in standard units, and so are the penalised weights.
 """

@@ -1,4 +1,4 @@
-"""Losses, their smooth envelopes and derivatives, and losses of the user."""
+"""Losses, their smooth envelopes and derivatives, and user-defined losses."""
 
 from __future__ import annotations
 
@@ -73,7 +73,7 @@ def huber_slope(prediction: Tensor, target: Tensor, out: Tensor, *, delta: float
 def quantile_slope(
     prediction: Tensor, target: Tensor, out: Tensor, *, quantile: float = 0.5
 ) -> None:
-    # -quantile below the target, 1 - quantile above it, and their mean on it
+    # -quantile below the target, 1 - quantile above it, and their mean at it
     torch.sub(prediction, target, out=out).sign_().mul_(0.5).add_(0.5 - quantile)
 
 
@@ -106,7 +106,7 @@ SMOOTHED: dict[str, Callable[..., Tensor]] = {
 
 @dataclass(frozen=True)
 class _Entry:
-    """A loss by name; its slope comes divided by `slope_factor`."""
+    """A named loss; its slope is divided by `slope_factor`."""
 
     function: Callable[..., Tensor]
     slope: Callable[..., None]
@@ -127,10 +127,9 @@ LOSSES: dict[str, _Entry] = {
     ),
 }
 
-# of torch's own losses, those that only see the difference of prediction and target; a subclass may
-# see more
+# torch losses that only depend on prediction minus target, which may not hold for subclasses
 SHIFT_INVARIANT = (nn.MSELoss, nn.L1Loss, nn.SmoothL1Loss, nn.HuberLoss)
-# rows that a loss of the user's own is tried on
+# rows on which a user-defined loss is tried
 TRIED_ROWS = 4
 
 
@@ -145,9 +144,9 @@ def resolve_loss(
     dtype: torch.dtype = torch.float32,
     device: Any = "cpu",
 ) -> Loss:
-    """The `Loss` meant by a name or an `nn.Module` class and its `loss__*` options.
+    """The `Loss` for a name or an `nn.Module` class and its `loss__*` options.
 
-    A module is made in this precision and on this device, and tried on so many targets.
+    A module is created with this dtype and device, and tried on `n_targets` targets.
     """
     if isinstance(loss, str):
         if loss not in LOSSES:
@@ -192,8 +191,8 @@ def resolve_loss(
 def _own_loss(
     cls: type[nn.Module], options: Mapping[str, Any], has_reduction: bool, like: Tensor
 ) -> tuple[nn.Module, bool]:
-    """A loss module, and whether it only gives one number for all rows."""
-    # not from a generator that is the user's; different in each row and target, and above 0
+    """A loss module, and whether it only returns a single number for all rows."""
+    # leaves the user's random state alone; different in each row and target, and positive
     numbers = torch.linspace(0.5, 1.5, like.numel(), dtype=like.dtype, device=like.device)
     rows = numbers.view_as(like), numbers.square().flip(0).view_as(like)
 
@@ -201,7 +200,7 @@ def _own_loss(
         return cls(**options, **reduction).to(like)
 
     if has_reduction:
-        # one that refuses, or does not mind, what it is asked for is a mean
+        # a loss that rejects or ignores reduction="none" is treated as a mean
         with suppress(Exception):
             module = make(reduction="none")
             if _is_row_by_row(module, partial(make, reduction="mean"), rows):
@@ -215,9 +214,9 @@ def _own_loss(
     if not isinstance(values, Tensor) or values.numel() != 1:
         raise ValueError(
             f"The loss {cls.__name__} cannot be used: for predictions of shape "
-            f"{tuple(like.shape)} it returned {values!r}. Let its forward return one number as a "
-            "tensor, or give the class a 'reduction' parameter that takes 'none' for one value per "
-            "row and 'mean' for the mean of these."
+            f"{tuple(like.shape)} it returned {values!r}. Make its forward return one number as a "
+            "tensor, or give the class a 'reduction' parameter that accepts 'none' for one value "
+            "per row and 'mean' for their mean."
         )
     return module, True
 
@@ -226,7 +225,7 @@ def _own_loss(
 def _is_row_by_row(
     module: nn.Module, make_mean: Callable[[], nn.Module], rows: tuple[Tensor, Tensor]
 ) -> bool:
-    """Whether a loss is the mean of one value per row, which no other row has a part in."""
+    """Whether a loss is the mean of one value per row that does not depend on other rows."""
     values = module(*rows)
     if not isinstance(values, Tensor) or values.ndim == 0 or len(values) != TRIED_ROWS:
         return False
@@ -237,7 +236,7 @@ def _is_row_by_row(
     try:
         mean = make_mean()(*rows)
     except Exception:
-        # it knows no other reduction
+        # it supports no other reduction
         return True
     return alike(mean.mean(), values.mean())
 
@@ -248,23 +247,23 @@ def _check_call(
     *args: Any,
     options: Mapping[str, Any] | None = None,
 ) -> None:
-    """Raise ValueError where a loss cannot be called as losses are."""
+    """Raise ValueError if a loss does not accept the required arguments."""
     try:
         inspect.signature(called).bind(*args, **(options or {}))
     except TypeError as error:
         raise ValueError(
-            f"The loss {cls.__name__} cannot be used: {error}. It has to be constructed from its "
-            "loss__* options and called with predictions and targets of one shape."
+            f"The loss {cls.__name__} cannot be used: {error}. It must be constructible from its "
+            "loss__* options and callable with predictions and targets of the same shape."
         ) from error
 
 
 def blamed_on(loss: Loss) -> AbstractContextManager[None]:
-    """Round what is done with a loss: errors of a user's own say where they came from."""
+    """A context for using a loss: errors of a user-defined one say where they came from."""
     return came_from("loss", loss.name) if loss.own else nullcontext()
 
 
 class OwnLoss:
-    """A loss module of the user's, whose errors say which parameter it came from."""
+    """A user-defined loss module, whose errors say which parameter it came from."""
 
     def __init__(self, module: nn.Module) -> None:
         self.module = module
@@ -276,25 +275,25 @@ class OwnLoss:
 
 
 def untrained_parameters(loss: Loss) -> list[tuple[str, type[Warning]]]:
-    """What there is to say about parameters of a loss module, which stay as they are."""
+    """A warning if a loss module has trainable parameters, since these are not trained."""
     module = loss.pointwise.module if isinstance(loss.pointwise, OwnLoss) else nn.Module()
     names = [name for name, p in module.named_parameters() if p.requires_grad]
     message = (
         f"The loss {loss.name} has parameters ({', '.join(names)}), which are not trained: they "
-        "keep the values that its constructor gives them. Set these through loss__* options, or "
+        "keep the values set by its constructor. Set them through loss__* options, or "
         "make them buffers."
     )
     return [(message, UserWarning)] if names else []
 
 
 def inverse_link(output: Values, log_link: bool) -> Values:
-    """Predictions from outputs, as tensors or arrays: their exponential under a log link."""
+    """Predictions from outputs (tensors or arrays): their exponential under a log link."""
     if not log_link:
         return output
     if isinstance(output, np.ndarray):
         with np.errstate(over="ignore"):
             return np.exp(output)
-    # a tensor, or what stands for one where a module is traced
+    # a tensor, or its proxy while a module is traced
     return output.exp()
 
 
@@ -302,13 +301,13 @@ def inverse_link(output: Values, log_link: bool) -> Values:
 class Loss:
     """A loss with its options filled in.
 
-    `pointwise(prediction, target)` gives one value per row and target; a user's own module that
-    only gives their mean has `reduced` set, and can then take no sample weights. A loss with kinks
-    has `smoothed(width)`, its Moreau envelope, which L-BFGS follows down to a small width, and
-    `branches`, its slopes on both sides with respect to target less prediction.
+    `pointwise(prediction, target)` returns one value per row and target; a user-defined module that
+    only returns their mean has `reduced` set, and does not support sample weights. A loss with
+    kinks has `smoothed(width)`, its Moreau envelope, which L-BFGS minimises for ever smaller
+    widths, and `branches`, its slopes on both sides with respect to target minus prediction.
     `slope(prediction, target, out)` writes the derivative with respect to the prediction, divided
-    by `slope_factor`; where there is none, autograd has to find it. With `log_link` the loss sees
-    the logarithm of what is predicted.
+    by `slope_factor`; without one, autograd is used. With `log_link` the loss takes the logarithm
+    of the prediction.
     """
 
     name: str
@@ -319,7 +318,7 @@ class Loss:
     branches: tuple[float, float] | None = None
     minimum_target: float | None = None
     reduced: bool = False
-    # whether it is a module of the user's own
+    # whether it is user-defined
     own: bool = False
     slope: Callable[[Tensor, Tensor, Tensor], None] | None = None
     slope_factor: float = 1.0
@@ -327,10 +326,10 @@ class Loss:
     def output_units(
         self, y: Moments, *, centred: bool, keeps_constant_targets: bool
     ) -> tuple[FloatArray, FloatArray]:
-        """What outputs are multiplied by, the second, and then added to, for targets like these.
+        """Offset and scale that map outputs to the units of targets with these moments.
 
-        Constant targets have a scale of 0, or of 1 where they are kept. Under a log link outputs
-        begin at the logarithm of the mean.
+        Constant targets have a scale of 0, or of 1 with `keeps_constant_targets`. Under a log link
+        the offset is the logarithm of the mean.
         """
         zeros, ones = np.zeros_like(y.mean), np.ones_like(y.mean)
         if self.log_link and centred:
@@ -343,9 +342,9 @@ class Loss:
         return (y.mean if centred else zeros), scale
 
     def target_units(self, scaling: Scaling) -> tuple[FloatArray, FloatArray]:
-        """What is subtracted from targets in training, and what they are multiplied by then.
+        """Offset subtracted from targets in training, and factor they are then multiplied by.
 
-        Under a log link an offset of the output multiplies predictions by its exponential.
+        Under a log link, an offset of the output multiplies predictions by its exponential.
         """
         if self.log_link:
             factor: FloatArray = inverse_link(-scaling.y_offset, self.log_link)
@@ -353,7 +352,7 @@ class Loss:
         return scaling.y_offset, reciprocal(scaling.y_scale)
 
     def mean(self, prediction: Tensor, target: Tensor, weight: Tensor | None) -> Tensor:
-        """Mean over the rows; `weight` is relative to its mean over the whole training set."""
+        """Mean over the rows; `weight` is relative to its mean over the training set."""
         values = self.pointwise(prediction, target)
         if self.reduced or weight is None:
             return values.mean()

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-# penalties that are added up in the compute dtype before they go into a longer sum
+# penalties summed in the compute dtype before they are added to the total in double precision
 SHORT_SUM = 256
 
 
@@ -17,10 +17,10 @@ SHORT_SUM = 256
 class Penalty:
     """The elastic-net term and the sign constraint, with their gradients written out.
 
-    L1 and `positive` are kept by a projection after each update, so that zeros are exact: a weight
-    that would cross zero stops there, and one at zero only leaves it where its (pseudo-)gradient
-    says so (Andrew and Gao, 2007, "Scalable training of L1-regularized log-linear models"). The
-    fixed points are the minimisers of the objective under any optimizer.
+    L1 and `positive` are enforced by a projection after each update, so that zeros are exact: a
+    weight that would cross zero stops there, and one at zero only leaves it in the direction of its
+    negative (pseudo-)gradient (Andrew and Gao, 2007, "Scalable training of L1-regularized
+    log-linear models"). The fixed points are the minimisers of the objective under any optimizer.
     """
 
     l1: float = 0.0
@@ -42,7 +42,7 @@ class Penalty:
         return total
 
     def pseudo_gradient(self, weight: Tensor, gradient: Tensor) -> Tensor:
-        """The steepest descent direction's negative, given the gradient of the smooth part."""
+        """The negative steepest-descent direction, given the gradient of the smooth part."""
         right = gradient + self.l1  # derivative towards larger weights
         if self.positive:
             return torch.where(weight > 0, right, right.clamp(max=0.0))
@@ -51,7 +51,7 @@ class Penalty:
         return torch.where(weight > 0, right, torch.where(weight < 0, left, at_zero))
 
     def project_(self, weight: Tensor, gradient: Tensor, before: Tensor) -> None:
-        """After an update from `before`: what crossed zero, or may not leave it, becomes zero."""
+        """After an update from `before`: zero the weights that crossed 0 or may not leave it."""
         blocked = (before == 0) & (weight * gradient >= 0)
         if self.l1:
             blocked |= weight * before < 0
@@ -61,14 +61,14 @@ class Penalty:
 
 
 def longer(total: Any, part: Tensor) -> Any:
-    """A sum gone on with, in double precision where the device has it, and without waiting."""
+    """Add to a running sum, in double precision where supported, without waiting for a device."""
     if part.ndim == 0 and part.device.type == "cpu":
         return total + float(part)
     return total + (part if part.device.type == "mps" else part.double())
 
 
 class PenaltySum:
-    """The penalty of one model or of many, summed over updates that count by their rows.
+    """The penalty of one model or of many, summed over updates and weighted by their rows.
 
     Parameters
     ----------
@@ -77,7 +77,7 @@ class PenaltySum:
     l1, l2 : float or torch.Tensor of shape (n_parameters,)
         Weights of the absolute values and of half the squares.
     per_model : callable
-        Adds the numbers of each model up.
+        Sums the entries of each model.
     """
 
     def __init__(
@@ -88,7 +88,7 @@ class PenaltySum:
         per_model: Callable[[Tensor], Tensor],
     ) -> None:
         self.values, self.per_model = values, per_model
-        # (whether it is that of the squares, its weight, its sum in the compute dtype)
+        # (whether it is the L2 term, its weight, its sum in the compute dtype)
         self.terms = [
             (squares, weight, torch.zeros_like(values))
             for squares, weight in ((False, l1), (True, l2))
@@ -98,7 +98,7 @@ class PenaltySum:
         self.n_summed = 0
 
     def add(self, n_rows: float | Tensor) -> None:
-        """Count the penalty as it is before an update by so many rows, or rows per parameter."""
+        """Add the penalty before an update, weighted by its rows (one number or one each)."""
         values = self.values
         for squares, _, total in self.terms:
             if isinstance(n_rows, Tensor):
@@ -109,11 +109,11 @@ class PenaltySum:
                 total.add_(values.abs(), alpha=n_rows)
         self.n_summed += 1
         if self.n_summed % SHORT_SUM == 0:
-            # many small numbers on top of a large one would round away
+            # small terms would be rounded away in a large sum
             self._move()
 
     def _move(self) -> None:
-        """Add what was summed in the compute dtype to the sum in double precision."""
+        """Add the sum in the compute dtype to the total in double precision."""
         for squares, weight, total in self.terms:
             part = self.per_model(total.mul_(0.5 * weight if squares else weight))
             self.total = longer(self.total, part)

@@ -1,4 +1,4 @@
-"""L1 terms and sign constraints, kept exactly by a projection round each update."""
+"""L1 terms and sign constraints, enforced exactly by a projection around each update."""
 
 from __future__ import annotations
 
@@ -11,18 +11,18 @@ from .penalty import Penalty
 
 
 class Projection:
-    """L1 terms and sign constraints of one model or many, kept exactly round each update.
+    """L1 terms and sign constraints of one model or many, enforced exactly around each update.
 
     Parameters
     ----------
     weight, gradient : torch.Tensor
-        Of one shape; they are written to.
+        Of the same shape; modified in place.
     l1 : float or torch.Tensor
-        Weight of the L1 term, or weights per number.
+        Weight of the L1 term, or one weight per entry.
     positive : bool
-        Whether weights may not be negative.
+        Whether weights must be non-negative.
     reached : torch.Tensor of bool, optional
-        Which of the numbers are penalised; None is all of them.
+        Which entries are penalised; None for all.
     """
 
     def __init__(
@@ -37,12 +37,12 @@ class Projection:
         self.before = torch.empty_like(weight)
         pull: Any = l1
         self.pulling = Penalty(pull, positive=positive)
-        # what is projected does not depend on how large the term is
+        # the projection does not depend on the weight of the L1 term
         has_l1 = isinstance(l1, Tensor) or l1 > 0
         self.projecting = Penalty(1.0 if has_l1 else 0.0, positive=positive)
 
     def pseudo_(self) -> None:
-        """Before an update: put the pseudo-gradient in the place of the gradient."""
+        """Before an update: replace the gradient with the pseudo-gradient."""
         self.before.copy_(self.weight)
         pseudo = self.pulling.pseudo_gradient(self.weight, self.gradient)
         if self.reached is None:
@@ -51,7 +51,7 @@ class Projection:
             torch.where(self.reached, pseudo, self.gradient, out=self.gradient)
 
     def project_(self) -> None:
-        """After an update: what crossed zero, or may not leave it, becomes zero."""
+        """After an update: zero the weights that crossed 0 or may not leave it."""
         if self.reached is None:
             self.projecting.project_(self.weight, self.gradient, self.before)
             return

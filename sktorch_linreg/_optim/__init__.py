@@ -1,1 +1,1 @@
-"""How parameters move."""
+"""Optimizers and learning-rate schedules."""

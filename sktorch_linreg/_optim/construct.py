@@ -1,4 +1,4 @@
-"""Options of optimizers and schedules, and what is made with them."""
+"""Options and construction of optimizers and schedules."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from .._errors import came_from
 
 @cache
 def signature_of(cls: Any) -> tuple[Mapping[str, Any], bool]:
-    """Options that `cls` takes, with their defaults, and whether it takes others as well."""
+    """Options of `cls` with their defaults, and whether it also accepts arbitrary others."""
     parameters = list(inspect.signature(cls).parameters.values())[1:]
     named = {p.name: p.default for p in parameters if p.kind is not p.VAR_KEYWORD}
     return named, len(named) < len(parameters)
@@ -26,7 +26,7 @@ def defaults_of(cls: Any) -> Mapping[str, Any]:
 
 
 def is_torch_or_ours(cls: Any) -> bool:
-    """Whether a class is one of torch, whose errors are about its options, or of this package."""
+    """Whether a class is from torch, whose errors concern its options, or from this package."""
     owner = getattr(cls, "func", cls)
     return str(owner.__module__).partition(".")[0] in ("torch", __package__.partition(".")[0])
 
@@ -37,7 +37,7 @@ def construct(kind: str, cls: Callable[..., Any], target: Any, options: Mapping[
     Raises
     ------
     ValueError
-        Where a class of torch does not take the options. Errors of other classes are their own.
+        If a torch class rejects the options. Errors of other classes are passed through.
     """
     if not is_torch_or_ours(cls):
         with came_from(kind, cls):
@@ -45,8 +45,8 @@ def construct(kind: str, cls: Callable[..., Any], target: Any, options: Mapping[
     try:
         return cls(target, **options)
     except Exception as error:
-        # what constructors do with wrong options is theirs
+        # constructors may raise any exception for invalid options
         given = ", ".join(f"{k}={v!r}" for k, v in options.items())
         raise ValueError(
-            f"The {kind} does not take the options {given}: {error!r}. Check {kind}__*."
+            f"The {kind} rejected the options {given}: {error!r}. Check {kind}__*."
         ) from error

@@ -29,7 +29,7 @@ OPTIMIZERS: dict[str, type[torch.optim.Optimizer]] = {
     "adamax": torch.optim.Adamax,
 }
 
-# L-BFGS is only worth its price when it converges, so it stops on its own, not on torch's defaults
+# L-BFGS only pays off if it converges, so torch's default tolerances must not stop it early
 LBFGS_DEFAULTS = {
     "line_search_fn": "strong_wolfe",
     "history_size": 20,
@@ -39,7 +39,7 @@ LBFGS_DEFAULTS = {
 
 
 def _lbfgs_defaults(options: Mapping[str, Any]) -> dict[str, Any]:
-    """Defaults of L-BFGS, whose line search is not cut short where it makes few iterations."""
+    """Defaults of L-BFGS; with few iterations, the line search still gets enough evaluations."""
     max_iter = options.get("max_iter", 20)
     few = isinstance(max_iter, Real) and float(max_iter) < 20
     return {**LBFGS_DEFAULTS, "max_eval": 25} if few else LBFGS_DEFAULTS
@@ -59,7 +59,8 @@ def resolve_optimizer(
 ) -> tuple[str, type[torch.optim.Optimizer], dict[str, Any]]:
     """Name, class and constructor options (with the learning rate) of an optimizer.
 
-    For errors, `extra_names` are supported as well, and `chosen` says what chose the optimizer.
+    For error messages only, `extra_names` are further supported names, and `chosen` says what
+    selected the optimizer.
     """
     cls: Any
     if isinstance(optimizer, str):
@@ -97,7 +98,7 @@ class StackedOptions:
 
     def __init__(self, specs: Sequence[Sequence[FitSpec]]) -> None:
         cls: Any = specs[0][0].training.optimizer_class
-        # what a model does not name is the default of the class
+        # options that a model does not set take the defaults of the class
         defaults = defaults_of(cls)
         every = [[{**defaults, **spec.training.optimizer_options} for spec in row] for row in specs]
         known = every[0][0]
@@ -121,7 +122,7 @@ class StackedOptions:
             self.varied[name] = table
 
     def group(self, device: Any) -> dict[str, Any]:
-        """As `RuleUpdates` takes them."""
+        """The options in the form that `RuleUpdates` takes."""
         varied, same = dict(self.varied), dict(self.same)
         if "momentum" in varied and "dampening" in {**same, **varied}:
             # without momentum, which schedules may change, there is nothing to dampen
@@ -135,10 +136,10 @@ class StackedOptions:
         return out
 
     def select(self, group: Array, place: Array) -> None:
-        """Keep some models."""
+        """Keep only these models."""
         self.varied = {k: v[group, place] for k, v in self.varied.items()}
 
 
 def option_values(options: Mapping[str, Any]) -> list[Any]:
-    """Values of options, those of pairs one by one."""
+    """Values of options, with pairs flattened."""
     return [x for v in options.values() for x in (v if isinstance(v, tuple) else (v,))]

@@ -18,15 +18,15 @@ class OrthantLBFGS(torch.optim.Optimizer):
     Orthant-wise limited-memory quasi-Newton (Andrew and Gao, 2007, "Scalable training of
     L1-regularized log-linear models"): the direction comes from gradients of the smooth part, is
     kept in the orthant of the pseudo-gradient, and the line search projects onto that orthant.
-    Parameters of two dimensions are penalised, others (intercepts) are not. The closure has to
-    give the smooth part alone.
+    Two-dimensional parameters are penalised, others (intercepts) are not. The closure must return
+    only the smooth part.
 
     Parameters
     ----------
     params : iterable of torch.nn.Parameter
-        What to optimise.
+        Parameters to optimise.
     penalty : Penalty
-        The L1 term and the constraint; its squared norm belongs to the smooth part.
+        The L1 term and the constraint; its L2 term is part of the smooth part.
     lr : float, default=1.0
         First step length tried.
     max_iter : int, default=20
@@ -34,9 +34,10 @@ class OrthantLBFGS(torch.optim.Optimizer):
     history_size : int, default=20
         Number of curvature pairs kept.
     tolerance_grad : float, default=1e-12
-        Stop where no entry of the pseudo-gradient is larger.
+        Stop when no entry of the pseudo-gradient is larger in absolute value.
     tolerance_change, max_eval, line_search_fn
-        Taken as `torch.optim.LBFGS` takes them, and of no effect: the search is always by halving.
+        Accepted for compatibility with `torch.optim.LBFGS` and ignored: the line search always
+        backtracks by halving.
     """
 
     def __init__(
@@ -91,11 +92,11 @@ class OrthantLBFGS(torch.optim.Optimizer):
         return smooth + self.penalty.l1 * float(x[mask].abs().sum())
 
     def state_dict(self) -> dict[str, Any]:
-        """With the curvature pairs."""
+        """The state, including the curvature pairs."""
         return {**super().state_dict(), "pairs": list(self._pairs)}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Go on from what `state_dict` returned."""
+        """Restore what `state_dict` returned."""
         state = dict(state_dict)
         self._pairs = [(s, y) for s, y in state.pop("pairs", [])]
         super().load_state_dict(state)

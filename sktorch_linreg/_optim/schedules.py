@@ -1,4 +1,4 @@
-"""Schedules of the learning rate by name or class, and their options."""
+"""Learning-rate schedules by name or class, and their options."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from .construct import construct, is_torch_or_ours, signature_of
 from .optimizers import StackedOptions
 
 Defaults = Callable[[int, float], dict[str, Any]]
-# name: (class, options that it needs, from the number of epochs and the learning rate)
+# name: (class, default options given the number of epochs and the learning rate)
 SCHEDULES: dict[str, tuple[type[Any], Defaults]] = {
     "constant": (lr_scheduler.LambdaLR, lambda epochs, lr: {"lr_lambda": _one}),
     "step": (lr_scheduler.StepLR, lambda epochs, lr: {"step_size": max(1, epochs // 3)}),
@@ -35,15 +35,15 @@ SCHEDULES: dict[str, tuple[type[Any], Defaults]] = {
     "cosine": (lr_scheduler.CosineAnnealingLR, lambda epochs, lr: {"T_max": epochs}),
     "cosine_restarts": (
         lr_scheduler.CosineAnnealingWarmRestarts,
-        # a cycle of one epoch would be a constant rate
+        # a cycle of one epoch would keep the rate constant
         lambda epochs, lr: {"T_0": max(epochs // 10, min(5, epochs))},
     ),
     "one_cycle": (
         lr_scheduler.OneCycleLR,
-        # a single step would be the last one, whose rate is next to nothing
+        # a single step would be the last one, whose rate is almost zero
         lambda epochs, lr: {"max_lr": lr, "total_steps": max(2, epochs)},
     ),
-    # three falls by the factor of ten that is torch's default
+    # three reductions by a factor of ten, torch's default
     "plateau": (lr_scheduler.ReduceLROnPlateau, lambda epochs, lr: {"min_lr": 1e-3 * lr}),
 }
 
@@ -66,14 +66,14 @@ def resolve_schedule(
 ) -> tuple[type[Any] | None, dict[str, Any]]:
     """Class and constructor options of a learning-rate schedule, (None, {}) for no schedule.
 
-    A plateau, by name, is what else ends training: `patience` epochs that gain less than `tol`.
+    A named "plateau" schedule uses the stopping rule: `patience` epochs that gain less than `tol`.
     """
     if schedule is None:
         if options:
             listed = ", ".join(f"lr_schedule__{k}" for k in options)
             raise ValueError(
                 f"{listed} was given, but lr_schedule is None. Set lr_schedule to one of "
-                f"{', '.join(repr(k) for k in SCHEDULES)}, or leave the option out."
+                f"{', '.join(repr(k) for k in SCHEDULES)}, or remove the option."
             )
         return None, {}
     defaults: dict[str, Any] = {}
@@ -102,21 +102,21 @@ def resolve_schedule(
 
 
 def step_plateau(schedule: Any, monitored: float) -> tuple[bool, bool]:
-    """Step a `ReduceLROnPlateau`; whether it lowered the rate, and whether it is about to."""
+    """Step a `ReduceLROnPlateau`; returns whether it lowered the rate, and is about to."""
     groups = schedule.optimizer.param_groups
     before = [float(group["lr"]) for group in groups]
     schedule.step(monitored)
     after = [float(group["lr"]) for group in groups]
     rates = zip(after, schedule.min_lrs, strict=True)
     falls = any(lr - max(lr * schedule.factor, least) > schedule.eps for lr, least in rates)
-    # relative gains of small losses may count as such for ever
+    # relative gains of small losses may count as improvements forever
     absolute = schedule.threshold_mode == "abs"
     waits = absolute or schedule.num_bad_epochs > 0 or schedule.in_cooldown
     return any(a < b for a, b in zip(after, before, strict=True)), falls and waits
 
 
 def _step(schedule: Any, options: Mapping[str, Any]) -> None:
-    """Step a schedule that does not look at losses."""
+    """Step a schedule that does not depend on losses."""
     if not is_torch_or_ours(type(schedule)) or any(map(callable, options.values())):
         with came_from("lr_schedule", schedule):
             schedule.step()
@@ -131,19 +131,19 @@ def _step(schedule: Any, options: Mapping[str, Any]) -> None:
 
 
 class Schedules:
-    """Schedules of torch, stepped once per epoch, of one model or of many.
+    """Torch schedules of one model or of many, stepped once per epoch.
 
     Parameters
     ----------
     schedules : list of torch.optim.lr_scheduler.LRScheduler
         All of one class.
     options : Mapping
-        What the first of them was made with.
+        Constructor options of the first one.
     which : ndarray of int, shape (n_groups, n_each), optional
-        The schedule of each of many models; None is the one of one model.
+        Index of the schedule of each model; None for a single model.
     """
 
-    # what schedules change in the options of an optimizer
+    # optimizer options that schedules change
     NAMES = ("lr", "momentum", "betas")
 
     def __init__(
@@ -162,12 +162,12 @@ class Schedules:
 
     @classmethod
     def of_many(cls, specs: Sequence[Sequence[FitSpec]]) -> Schedules | None:
-        """Schedules of groups of models, with optimizers that nothing else looks at."""
+        """Schedules of groups of models, each with a dummy optimizer."""
         first = specs[0][0].training
         if first.schedule_class is None:
             return None
         by_loss = issubclass(first.schedule_class, lr_scheduler.ReduceLROnPlateau)
-        # a plateau is that of a model, anything else is the same wherever options are
+        # plateau schedules are per model, others are shared by models with equal options
         which = np.zeros((len(specs), len(specs[0])), dtype=np.intp)
         schedules: list[Any] = []
         known: dict[Any, int] = {}
@@ -181,7 +181,7 @@ class Schedules:
         return cls(schedules, first.schedule_options, which)
 
     def step(self, monitored: Any, active: Any) -> tuple[Any, Any]:
-        """After an epoch with these losses.
+        """Step the schedules after an epoch with these losses.
 
         Returns for which models a plateau has lowered the rate, and for which it is about to.
         """
@@ -198,7 +198,7 @@ class Schedules:
         return lowered, pending
 
     def apply(self, options: StackedOptions) -> None:
-        """Put what the schedules say now in the place of the options of many models."""
+        """Write the current values of the schedules into the options of many models."""
         groups = [schedule.optimizer.param_groups[0] for schedule in self.schedules]
         for name in self.NAMES:
             if name not in groups[0]:
@@ -213,23 +213,23 @@ class Schedules:
                 options.set(part, np.array(values, dtype=np.float64)[self.which])
 
     def select(self, group: Array, place: Array) -> None:
-        """Keep some of many models."""
+        """Keep only these models."""
         if self.which is not None:
             self.which = self.which[group, place]
 
 
 def _of_its_own(training: TrainingOptions) -> Any:
-    """A schedule with an optimizer of its own."""
+    """A schedule with its own dummy optimizer."""
     cls: Any = training.optimizer_class
     optimizer = construct("optimizer", cls, [torch.zeros(1)], training.optimizer_options)
     optimizer._opt_called = True
     schedule: Any = training.schedule_class
-    # a function may keep a state, which is that of one fit
+    # a function may keep state, which must not be shared between fits
     return construct("lr_schedule", schedule, optimizer, copy.deepcopy(training.schedule_options))
 
 
 def _schedule_key(spec: FitSpec) -> Hashable:
-    apart = "its schedule is kept apart from the others"
+    apart = "its schedule is not shared with other fits"
     return (
         key_of(spec.training.optimizer_options, "optimizer__*", apart),
         key_of(spec.training.schedule_options, "lr_schedule__*", apart),

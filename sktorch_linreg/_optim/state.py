@@ -10,7 +10,7 @@ from torch import Tensor
 
 
 def to_arrays(value: Any) -> Any:
-    """Tensors in nested containers as numpy arrays, which is how state is kept."""
+    """Convert tensors in nested containers to NumPy arrays, the form in which state is stored."""
     if isinstance(value, Tensor):
         return value.detach().cpu().numpy().copy()
     if isinstance(value, dict):
@@ -21,7 +21,7 @@ def to_arrays(value: Any) -> Any:
 
 
 def to_tensors(value: Any) -> Any:
-    """Arrays in nested containers as tensors on the CPU; an optimizer moves its own."""
+    """Convert arrays in nested containers to CPU tensors; optimizers move them as needed."""
     if isinstance(value, np.ndarray):
         return torch.from_numpy(value.copy())
     if isinstance(value, dict):
@@ -32,7 +32,7 @@ def to_tensors(value: Any) -> Any:
 
 
 def schedule_state(schedule: Any) -> dict[str, Any] | None:
-    """What a schedule needs to go on; functions are made anew from its options."""
+    """The state that a schedule needs to resume; functions are recreated from its options."""
     if schedule is None:
         return None
     plain = (int, float, str, bool, list, tuple, dict, type(None), Tensor)
@@ -41,6 +41,6 @@ def schedule_state(schedule: Any) -> dict[str, Any] | None:
 
 
 def load_schedule_state(schedule: Any, state: Any) -> None:
-    """Let a new schedule go on where an earlier one stopped."""
+    """Let a new schedule continue where an earlier one stopped."""
     if schedule is not None and state is not None:
         schedule.load_state_dict({**schedule.state_dict(), **state})

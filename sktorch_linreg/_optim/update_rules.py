@@ -1,9 +1,9 @@
 """The update rules of the named optimizers, each on one vector of parameters.
 
-Options are numbers or, where many models are updated as one, small tensors of a number per model,
-which `u.full` spreads over the parameters. A rule does what the class of `torch.optim` of its name
-does, to the last rounding or so; the formulas are those that torch documents for each class. Its
-first argument `u` is the `RuleUpdates` that keeps its vectors and counts.
+Options are numbers or, if many models are updated together, small tensors with a number per model,
+which `u.full` expands over the parameters. A rule does what the `torch.optim` class of its name
+does, up to rounding; the formulas are those that torch documents for each class. Its first argument
+`u` is the `RuleUpdates` that holds its vectors and counts.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor, optim
 
-# a torch without these kernels still has the formulas
+# torch versions without these kernels use the formulas
 FUSED_ADAM = getattr(torch, "_fused_adam_", None)
 FUSED_ADAMW = getattr(torch, "_fused_adamw_", None)
 
@@ -24,7 +24,7 @@ def _is_on(option: Any) -> bool:
 
 
 def _plus(u: Any, first: Tensor, part: Tensor, factor: Any, out: Tensor) -> Tensor:
-    """``first + factor * part``, in `out`."""
+    """``first + factor * part``, written to `out`."""
     if isinstance(factor, Tensor):
         return torch.addcmul(first, part, u.full(factor), out=out)
     return torch.add(first, part, alpha=factor, out=out)
@@ -43,12 +43,12 @@ def _times_(u: Any, p: Tensor, factor: Any) -> Tensor:
 
 
 def _drift_(u: Any, mean: Tensor, g: Tensor, beta: Any) -> Tensor:
-    """The running mean goes on by `g`."""
+    """Update the running mean with `g`."""
     return mean.lerp_(g, u.full(1.0 - beta))
 
 
 def _fade_(u: Any, square: Tensor, g: Tensor, beta: Any) -> Tensor:
-    """The running mean of squares goes on by those of `g`."""
+    """Update the running mean of squares with `g`."""
     square.mul_(u.full(beta))
     if isinstance(beta, Tensor):
         return square.add_(g.square().mul_(u.full(1.0 - beta)))
@@ -56,7 +56,7 @@ def _fade_(u: Any, square: Tensor, g: Tensor, beta: Any) -> Tensor:
 
 
 def _move_(u: Any, p: Tensor, part: Tensor, root: Tensor, rate: Any) -> None:
-    """``p -= rate * part / root``; `root` is used up."""
+    """``p -= rate * part / root``; `root` may be overwritten."""
     if isinstance(rate, Tensor):
         p.addcdiv_(part, root.div_(u.full(rate)), value=-1.0)
     else:
@@ -64,9 +64,9 @@ def _move_(u: Any, p: Tensor, part: Tensor, root: Tensor, rate: Any) -> None:
 
 
 def _decayed(u: Any, group: Mapping[str, Any], decoupled: bool = False) -> Tensor:
-    """The gradient after weight decay, of the parameters themselves if `decoupled`.
+    """The gradient with weight decay; if `decoupled`, the parameters are decayed instead.
 
-    `flat.gradient` stays as it is, since a projection looks at it after the update.
+    `flat.gradient` is left unchanged, since a projection reads it after the update.
     """
     p, rate = u.flat.values, group["weight_decay"]
     g: Tensor = u.flat.gradient
@@ -166,7 +166,7 @@ def _radam(u: Any, p: Tensor, g: Tensor, group: Mapping[str, Any]) -> None:
     rectified = rectified / ((longest - 4.0) * (longest - 2.0) * length)
     root = torch.sqrt(square, out=u.work).add_(u.full(group["eps"]))
     if isinstance(length, Tensor):
-        # models whose betas differ are rectified from different updates on
+        # models with different betas start to be rectified at different updates
         factor = u.full((rectified.clamp(min=0.0) * left).sqrt_()) / root
         factor = torch.where(u.full(length) > 5.0, factor, 1.0)
         p.sub_(factor.mul_(mean).mul_(u.full(rate)))
@@ -234,7 +234,7 @@ Rule = Callable[[Any, Tensor, Tensor, Mapping[str, Any]], None]
 
 # class of torch.optim: (rule, names of its vectors given the options)
 RULES: dict[Any, tuple[Rule, Callable[[Mapping[str, Any]], list[str]]]] = {
-    # its buffer begins as the first gradient
+    # its buffer is initialised with the first gradient
     optim.SGD: (_sgd, lambda group: []),
     optim.Adam: (_adam, _adam_slots),
     optim.AdamW: (_adam, _adam_slots),

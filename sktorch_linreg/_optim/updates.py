@@ -1,7 +1,6 @@
-"""Updates of all parameters: by a rule on one vector, or by an optimizer of torch.
+"""Updates of all parameters: by a rule on one vector, or by a torch optimizer.
 
-The torch optimizer of a rule is only made when somebody asks for it: a schedule, a callback, the
-user.
+The torch optimizer of a rule is only created on demand, for a schedule, a callback or the user.
 """
 
 from __future__ import annotations
@@ -23,15 +22,15 @@ from .construct import construct, defaults_of, is_torch_or_ours
 from .state import to_arrays, to_tensors
 from .update_rules import RULES
 
-# options per model whose vectors are kept
+# maximum number of per-model options whose vectors are cached
 FEW_OPTIONS = 16
 TINY_RATE = 1e-20
-# what only torch's own classes do
+# options that only torch's own classes support
 UNUSUAL = ("maximize", "capturable", "differentiable", "foreach", "fused")
 
 
 def closure_call(step: Callable[..., Any], closure: Callable[[], Tensor]) -> Callable[[], Any]:
-    """A call of an optimizer's `step` with the closure, or without it where it takes none."""
+    """A call of an optimizer's `step`, with the closure if it takes one."""
     parameters = inspect.signature(step).parameters
     named = parameters.get("closure")
     if named is not None and named.kind is not named.POSITIONAL_ONLY:
@@ -46,9 +45,9 @@ def closure_call(step: Callable[..., Any], closure: Callable[[], Tensor]) -> Cal
 
 
 class _Evaluated:
-    """A closure that was evaluated before an optimizer asks for it, since some never do.
+    """A closure that is evaluated before the optimizer calls it, since some never do.
 
-    The first call returns what is known if parameters are as they were.
+    The first call returns the known value if the parameters are unchanged.
     """
 
     def __init__(self, closure: Callable[[], Tensor], parameters: list[Tensor]) -> None:
@@ -65,14 +64,14 @@ class _Evaluated:
             return self.closure()
         self.asked = True
         for p, _, grad, before in self.kept:
-            # which an optimizer may clear before it asks
+            # an optimizer may have cleared the gradient before calling the closure
             if grad is not None and before is not None:
                 p.grad = grad.copy_(before)
         return self.value
 
 
 class TorchUpdates:
-    """Updates by an optimizer of torch, or of the user's own.
+    """Updates by a torch optimizer or a user-defined one.
 
     Parameters
     ----------
@@ -90,7 +89,7 @@ class TorchUpdates:
         return group
 
     def step(self, closure: Callable[[], Tensor] | None = None) -> Any:
-        """Make one update from the gradients that are there, or that `closure` fills in.
+        """Make one update from the current gradients, or those that `closure` computes.
 
         Returns what the optimizer returns: the value of the closure before the update.
         """
@@ -99,23 +98,23 @@ class TorchUpdates:
                 return self.optimizer.step()
             if is_torch_or_ours(type(self.optimizer)):
                 return self.optimizer.step(closure)
-            # one of the user's own may take no closure, or never call it
+            # a user-defined optimizer may take no closure, or never call it
             parameters = [p for group in self.optimizer.param_groups for p in group["params"]]
             return closure_call(self.optimizer.step, _Evaluated(closure, parameters))()
 
     def in_step(self) -> bool:
-        """Whether nobody has replaced what the updates work on."""
+        """Whether the updates match the torch optimizer, which is always so here."""
         return True
 
     def state(self) -> dict[str, Any]:
-        """All that a later run needs to go on, as plain numbers and arrays."""
+        """All state that a later run needs to continue, as plain numbers and arrays."""
         return {"torch": to_arrays(self.optimizer.state_dict())}
 
     def publish(self) -> None:
-        """There is nothing to bring up to date."""
+        """Do nothing: the torch optimizer is always up to date."""
 
     def load(self, state: Mapping[str, Any]) -> bool:
-        """Go on from what `state` returned; that of a rule, from another device, is not of use."""
+        """Restore what `state` returned; the state of a rule, from another device, is ignored."""
         if "torch" in state:
             self.optimizer.load_state_dict(to_tensors(state["torch"]))
         return True
@@ -129,14 +128,14 @@ class RuleUpdates:
     flat : FlatParameters or StackedParameters
         Parameters and gradient.
     cls : type
-        The class of `torch.optim` whose rule it is, a key of `RULES`.
+        The `torch.optim` class whose rule is used, a key of `RULES`.
     options : Mapping
         Its constructor's options.
     parameters : sequence of torch.nn.Parameter
-        The parameters in the order in which the torch optimizer is to have them.
+        The parameters in the order of the torch optimizer.
     expand : callable, optional
-        Spreads a number per model over the parameters, where these belong to many models, whose
-        options then may be such tensors.
+        Expands a number per model over the parameters of many models, whose options may then be
+        such tensors.
     """
 
     def __init__(
@@ -156,7 +155,7 @@ class RuleUpdates:
         for name in self._slots_for(self.group):
             self.slot(name)
         self.n_steps = 0
-        # kernels count for themselves, on the device
+        # fused kernels keep their own count, on the device
         self.count = torch.zeros((), dtype=torch.float32, device=flat.values.device)
         self.one = torch.ones_like(self.count)
         self.mu_product: Any = 1.0
@@ -165,7 +164,7 @@ class RuleUpdates:
         self._optimizer: Any = None
 
     def slot(self, name: str) -> Tensor:
-        """A vector that the rule keeps; new where an option that needs it has just been set."""
+        """A state vector of the rule, created if an option that needs it has just been set."""
         if name not in self.slots:
             first = self.group.get("initial_accumulator_value", 0.0)
             self.slots[name] = torch.zeros_like(self.flat.values).add_(self.full(first))
@@ -173,12 +172,12 @@ class RuleUpdates:
 
     @property
     def work(self) -> Tensor:
-        """A vector to compute in."""
+        """A scratch vector."""
         return self._vector("work")
 
     @property
     def spare(self) -> Tensor:
-        """Another vector to compute in."""
+        """A second scratch vector."""
         return self._vector("spare")
 
     def _vector(self, name: str) -> Tensor:
@@ -192,19 +191,19 @@ class RuleUpdates:
         return self.expand is not None
 
     def full(self, option: Any) -> Any:
-        """A number as it is, one per model as a vector as long as that of the parameters."""
+        """A number as it is, or one per model expanded over the vector of parameters."""
         if not isinstance(option, Tensor) or self.expand is None:
             return option
         kept = self._spread.get(id(option))
         if kept is None:
             if len(self._spread) > FEW_OPTIONS:
                 self._spread.clear()
-            # which keeps the option itself, so that no other gets its id
+            # also holds the option itself, so that its id is not reused
             kept = self._spread[id(option)] = option, self.expand(option)
         return kept[1]
 
     def over_rate(self, rate: Tensor, eps: Any) -> tuple[Tensor, Tensor]:
-        """1 / rate and eps / rate as vectors, for as long as both are the same objects."""
+        """1 / rate and eps / rate as vectors, cached while both are the same objects."""
         kept = self._over_rate
         if kept is None or kept[0] is not rate or kept[1] is not eps:
             # a schedule may end at a rate of 0, at which nothing moves
@@ -213,7 +212,7 @@ class RuleUpdates:
         return kept[2], kept[3]
 
     def again(self, vector: Tensor) -> Tensor:
-        """The vector, or a copy of it where a rule uses up what it moves by."""
+        """The vector, or a copy where using it in an update would overwrite it."""
         return vector.clone() if self.varied else vector
 
     def step(self, closure: Callable[[], Tensor] | None = None) -> None:
@@ -223,35 +222,35 @@ class RuleUpdates:
         self.n_steps += 1
         self.rule(self, self.flat.values, self.flat.gradient, self.group)
 
-    # -- the optimizer of torch that would have done the same -----------------------------------
+    # -- the equivalent torch optimizer ---------------------------------------------------------
 
     @property
     def optimizer(self) -> Any:
-        """An optimizer of torch in the same state, whose groups and state are this object's."""
+        """A torch optimizer in the same state, sharing groups and state with this object."""
         if self._optimizer is None:
             self.make_optimizer()
         self.publish()
         return self._optimizer
 
     def make_optimizer(self) -> None:
-        """Make the torch optimizer; raises ValueError for options that it does not take."""
+        """Create the torch optimizer; raises ValueError for options that it rejects."""
         known = defaults_of(self.cls)
         options = {k: v for k, v in self.group.items() if k in known}
         self._optimizer = construct("optimizer", self.cls, self.parameters, options)
         self._optimizer.param_groups[0].update(self.group)
         self.group = self._optimizer.param_groups[0]
-        # a schedule would warn that no update came before its first step
+        # a schedule would warn that its first step came before any update
         self._optimizer._opt_called = True
         if self._optimizer.state:
             self._fill_in()
 
     def publish(self) -> None:
-        """Bring the state of the torch optimizer up to date, if there is one and it is ours."""
+        """Bring the torch optimizer's state up to date, if it exists and is still shared."""
         if self._optimizer is not None and self.n_steps and self._shares():
             self._fill_in()
 
     def _fill_in(self) -> None:
-        """The state of the torch optimizer: views of the slots, and the counts."""
+        """Fill in the torch optimizer's state: views of the slots, and the counts."""
         if self.cls is optim.SGD and not self.slots:
             return
         views = {k: self.flat.split(slot) for k, slot in self.slots.items()}
@@ -265,7 +264,7 @@ class RuleUpdates:
                 state["mu_product"] = torch.tensor(self.mu_product)
 
     def _shares(self) -> bool:
-        """Whether the state of the torch optimizer is the one that was published, or none yet."""
+        """Whether the torch optimizer's state is still the published one, or empty."""
         state = self._optimizer.state.get(self.flat.parameters[0], {})
         groups = self._optimizer.param_groups
         if len(groups) != 1 or groups[0] is not self.group:
@@ -276,7 +275,7 @@ class RuleUpdates:
         )
 
     def in_step(self) -> bool:
-        """Whether the rule can go on, after taking over a state that somebody has loaded."""
+        """Whether the rule can continue, after adopting a state loaded into the torch optimizer."""
         if self._optimizer is None:
             return True
         groups = self._optimizer.param_groups
@@ -291,7 +290,7 @@ class RuleUpdates:
         states = [self._optimizer.state.get(p, {}) for p in self.flat.parameters]
         needed = {*self._slots_for(groups[0]), "step"}
         if self.cls is optim.SGD:
-            # which has a buffer from the first update with momentum on
+            # SGD has a buffer only after the first update with momentum
             begun = any(s.get("momentum_buffer") is not None for s in states)
             needed = {"momentum_buffer"} if begun else set()
         if not all(needed <= s.keys() for s in states):
@@ -308,14 +307,14 @@ class RuleUpdates:
         return True
 
     def set_count(self, n_steps: int, mu_product: Any) -> None:
-        """Go on as after so many updates; kernels and formulas count for themselves."""
+        """Set the number of updates made, for the formulas and for the fused kernels."""
         self.n_steps, self.mu_product = n_steps, mu_product
         self.count.fill_(n_steps)
 
-    # -- going on later -------------------------------------------------------------------------
+    # -- saving and restoring -------------------------------------------------------------------
 
     def state(self) -> dict[str, Any]:
-        """All that a later run needs to go on, as plain numbers and arrays."""
+        """All state that a later run needs to continue, as plain numbers and arrays."""
         return {
             "n_steps": self.n_steps,
             "mu_product": self.mu_product,
@@ -324,7 +323,7 @@ class RuleUpdates:
         }
 
     def load(self, state: Mapping[str, Any]) -> bool:
-        """Go on from what `state` returned; False if only the torch optimizer can."""
+        """Restore what `state` returned; False if only the torch optimizer can continue from it."""
         if "torch" in state:
             self.optimizer.load_state_dict(to_tensors(state["torch"]))
             return self.in_step()
@@ -336,16 +335,16 @@ class RuleUpdates:
 
 
 def rate_of(group: Mapping[str, Any]) -> float:
-    """The learning rate of a parameter group; NaN where an optimizer keeps none there."""
+    """The learning rate of a parameter group; NaN if it has none."""
     lr = group.get("lr")
     return float(lr) if isinstance(lr, Real | Tensor) else math.nan
 
 
 def has_rule(cls: Any, options: Mapping[str, Any], device: torch.device) -> bool:
-    """Whether this file does what the class would do with these options."""
+    """Whether there is a rule for this class with these options on this device."""
     return cls in RULES and is_usual(options) and device.type in DEVICES
 
 
 def is_usual(options: Mapping[str, Any]) -> bool:
-    """Whether no option asks for what only torch's own class does."""
+    """Whether no option requires torch's own class."""
     return not any(options.get(name) for name in UNUSUAL)

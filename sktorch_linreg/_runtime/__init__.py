@@ -1,1 +1,1 @@
-"""The machine and the language: what needs no knowledge of regression."""
+"""Helpers for the machine and the language, independent of regression."""

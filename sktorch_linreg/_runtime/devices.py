@@ -1,4 +1,4 @@
-"""Names of devices and dtypes, resolved."""
+"""Resolution of device and dtype names."""
 
 from __future__ import annotations
 
@@ -7,12 +7,12 @@ from typing import Any
 import numpy as np
 import torch
 
-# devices whose kernels were looked at; on others autograd does the work
+# devices whose kernels have been checked; others use autograd
 DEVICES = ("cpu", "cuda")
 
 
 def available_devices() -> list[str]:
-    """Names of the devices that this machine has."""
+    """Names of the devices available on this machine."""
     names = ["cpu"]
     if torch.cuda.is_available():
         names += ["cuda"] + [f"cuda:{i}" for i in range(torch.cuda.device_count())]
@@ -22,7 +22,7 @@ def available_devices() -> list[str]:
 
 
 def resolve_device(device: Any) -> torch.device:
-    """The `torch.device` meant; raises ValueError naming those that are there."""
+    """The requested `torch.device`; raises ValueError listing those available."""
     if device == "cpu":
         return torch.device("cpu")
     known = available_devices()
@@ -41,7 +41,7 @@ def resolve_device(device: Any) -> torch.device:
 
 
 def resolve_dtype(dtype: Any, X: Any, device: torch.device) -> torch.dtype:
-    """The compute dtype; raises ValueError for float64 on a device that has none."""
+    """The compute dtype; raises ValueError for float64 on a device without it."""
     if dtype == "auto":
         dtype = "float32" if device.type == "mps" or X.dtype == np.float32 else "float64"
     resolved: torch.dtype = getattr(torch, dtype) if isinstance(dtype, str) else dtype

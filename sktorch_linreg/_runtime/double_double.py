@@ -1,9 +1,9 @@
 """Twice the working precision from pairs of float64 numbers, for residuals and gradients.
 
-A pair (high, low) stands for its exact sum, with ``low`` at most half a unit in the last place of
+A pair (high, low) represents its exact sum, with ``low`` at most half a unit in the last place of
 ``high``. Sums and products of two float64 numbers are exact in that form (Knuth, 1969; Dekker,
-1971), and sums of many are exact in their leading 80 bits or so. All of it is elementwise numpy, so
-it is the same on every processor.
+1971), and sums of many numbers are exact in about their leading 80 bits. Only elementwise numpy is
+used, so results are the same on every processor.
 """
 
 from __future__ import annotations
@@ -54,8 +54,8 @@ def add(a: Pair, b: Pair) -> Pair:
 def total(terms: FloatArray, low: FloatArray) -> Pair:
     """Sum of `terms` over the first axis, plus `low` (Rump, Ogita and Oishi, 2008).
 
-    The leading bits of the terms, those that a number ``len(terms)`` times the largest would keep,
-    add up without error.
+    The leading bits of the terms, down to the last bit of ``len(terms)`` times the largest, add up
+    without error.
     """
     unit = np.ldexp(1.0, np.frexp(np.abs(terms).max(axis=0) * len(terms))[1])
     leading = terms + unit

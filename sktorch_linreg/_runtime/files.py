@@ -1,4 +1,4 @@
-"""Nested state as one safetensors file: written whole or not at all, read without running code."""
+"""Nested state in one safetensors file, written atomically and read without running code."""
 
 from __future__ import annotations
 
@@ -26,14 +26,14 @@ DAMAGE = (
 
 
 class NotStorable(ValueError):
-    """A value that files do not keep; the message says which."""
+    """A value that cannot be stored in a file; the message names it."""
 
 
 # -- trees of plain values ------------------------------------------------------------------------
 
 
 def flatten(value: Any, arrays: dict[str, np.ndarray[Any, Any]], path: str = "") -> Any:
-    """A tree as JSON values, whose arrays go into `arrays`; raises NotStorable for other things."""
+    """A tree as JSON values, its arrays put into `arrays`; raises NotStorable for other values."""
     if value is None or type(value) in (bool, int, str):
         return value
     if isinstance(value, np.str_):
@@ -60,20 +60,20 @@ def flatten(value: Any, arrays: dict[str, np.ndarray[Any, Any]], path: str = "")
         if value.ndim == 1 and all(type(v) is str for v in value):
             return {"strings": list(value)}
     raise NotStorable(
-        f"{path.lstrip('.') or 'The value'} is {value!r}, which a file of numbers and names does "
-        "not keep."
+        f"{path.lstrip('.') or 'The value'} is {value!r}, which cannot be stored: files hold only "
+        "numbers, strings, and arrays and containers of these. Replace that value."
     )
 
 
 def _add(array: np.ndarray[Any, Any], arrays: dict[str, np.ndarray[Any, Any]]) -> str:
     name = f"a{len(arrays)}"
-    # safetensors wants C order and the byte order of the machine
+    # safetensors requires C order and native byte order
     arrays[name] = np.array(array, dtype=array.dtype.newbyteorder("="), order="C")
     return name
 
 
 def unflatten(tree: Any, arrays: dict[str, np.ndarray[Any, Any]]) -> Any:
-    """What `flatten` was given; arrays that are used are taken out of `arrays`."""
+    """Inverse of `flatten`; the arrays used are removed from `arrays`."""
     if tree is None or isinstance(tree, bool | int | float | str):
         return tree
     if isinstance(tree, list):
@@ -82,15 +82,15 @@ def unflatten(tree: Any, arrays: dict[str, np.ndarray[Any, Any]]) -> Any:
         raise ValueError("the description of its contents is damaged")
     ((kind, value),) = tree.items()
     if kind not in _READERS:
-        raise ValueError(f"it holds values of the unknown kind {kind!r}")
+        raise ValueError(f"it contains values of unknown kind {kind!r}")
     return _READERS[kind](value, arrays)
 
 
 def _random_state(value: Any, arrays: dict[str, np.ndarray[Any, Any]]) -> np.random.RandomState:
     kind, key, position, has_gauss, gauss = unflatten(value, arrays)
-    # numpy reads beyond the key where the position is
+    # with an invalid position numpy would read beyond the key
     if key.shape != (624,) or key.dtype != np.uint32 or not 0 <= position <= 624:
-        raise ValueError("it holds a random state that is none")
+        raise ValueError("it contains an invalid random state")
     out = np.random.RandomState(0)
     out.set_state((kind, key, position, int(has_gauss), float(gauss)))
     return out
@@ -114,14 +114,14 @@ def require_safetensors() -> Any:
         import safetensors.numpy
     except ImportError as error:
         raise ImportError(
-            "Files of models and checkpoints need safetensors, which is not installed. Install the "
-            "extra that brings it: pip install 'sktorch_linreg[persist]'."
+            "Model and checkpoint files require safetensors, which is not installed. Install it "
+            "with: pip install 'sktorch_linreg[persist]'."
         ) from error
     return safetensors
 
 
 def _digest(header: Mapping[str, str], arrays: Mapping[str, np.ndarray[Any, Any]]) -> str:
-    """SHA-256 of everything a file holds."""
+    """SHA-256 of the complete contents of a file."""
     total = hashlib.sha256()
     for name in HEADER[:-1]:
         total.update(f"{name}={header[name]}\n".encode())
@@ -132,14 +132,14 @@ def _digest(header: Mapping[str, str], arrays: Mapping[str, np.ndarray[Any, Any]
 
 
 def write(path: str | os.PathLike[str], kind: str, content: Any) -> None:
-    """Write a tree to a file, which is the old one or the new one at every moment.
+    """Write a tree to a file atomically.
 
     Raises
     ------
     NotStorable
-        For values that are neither numbers nor names.
+        For values other than numbers, strings, and arrays and containers of these.
     OSError
-        If the file cannot be written; the old one then is as it was.
+        If the file cannot be written; an existing file is then left unchanged.
     """
     library = require_safetensors()
     arrays: dict[str, np.ndarray[Any, Any]] = {}
@@ -150,14 +150,14 @@ def write(path: str | os.PathLike[str], kind: str, content: Any) -> None:
 
 
 def replace(path: str | os.PathLike[str], data: bytes) -> None:
-    """Put bytes in the place of a file: written beside it, synced, renamed.
+    """Atomically replace the contents of a file: write a temporary file, sync it, rename it.
 
-    A symbolic link is followed, and a file that is replaced keeps its mode and its owner.
+    Symbolic links are followed, and a file that is replaced keeps its mode and its owner.
 
     Raises
     ------
     OSError
-        If the file cannot be written, or if `path` is something other than a regular file.
+        If the file cannot be written, or if `path` exists and is not a regular file.
     """
     target = Path(os.path.realpath(path))
     found = None
@@ -168,13 +168,13 @@ def replace(path: str | os.PathLike[str], data: bytes) -> None:
             f"{str(path)!r} is not a regular file, so nothing was written there. Choose another "
             "path."
         )
-    # a name of the same length whatever that of the file is, which may be the longest allowed
+    # a name of fixed length, since the file's own may already have the maximum length
     name = target.with_name(f".{uuid.uuid4().hex}.tmp")
-    # one that not everybody may read is never open to more readers than it was
+    # a file that is not world-readable must never be readable by others in the meantime
     private = found is not None and not found.st_mode & stat.S_IROTH
     opener = partial(os.open, mode=0o600) if private else None
     try:
-        # no line of Python runs between opening and keeping it, where Ctrl-C could come in
+        # opened in the with statement itself, so that Ctrl-C cannot interrupt in between
         with open(name, "xb", opener=opener) as file:
             if found is not None:
                 _take_over_permissions(name, found)
@@ -186,7 +186,7 @@ def replace(path: str | os.PathLike[str], data: bytes) -> None:
         with suppress(OSError):
             os.unlink(name)
         raise
-    # the name is on the disk once its folder is
+    # the rename is only durable once the folder is synced
     folder = None
     with suppress(OSError, AttributeError):
         try:
@@ -198,7 +198,7 @@ def replace(path: str | os.PathLike[str], data: bytes) -> None:
 
 
 def _take_over_permissions(name: Path, found: os.stat_result) -> None:
-    """Give a new file the owner, where that is allowed, and the mode of the one it replaces."""
+    """Give a new file the mode and, where permitted, the owner of the file it replaces."""
     mine = name.stat()
     if (mine.st_uid, mine.st_gid) != (found.st_uid, found.st_gid):
         with suppress(OSError, AttributeError):
@@ -207,7 +207,7 @@ def _take_over_permissions(name: Path, found: os.stat_result) -> None:
 
 
 def read(path: str | os.PathLike[str], kind: str, remedy: str = REMEDY) -> Any:
-    """The tree of a file.
+    """Read the tree of a file.
 
     Raises
     ------
@@ -230,12 +230,12 @@ def read(path: str | os.PathLike[str], kind: str, remedy: str = REMEDY) -> Any:
                 _check_header(header, kind)
                 arrays = {name: opened.get_tensor(name) for name in opened.keys()}  # noqa: SIM118
         except library.SafetensorError as error:
-            raise ValueError(f"it is not a whole safetensors file ({error})") from None
+            raise ValueError(f"it is not a complete safetensors file ({error})") from None
         if _digest(header, arrays) != header["sha256"]:
-            raise ValueError("its contents do not agree with their checksum")
+            raise ValueError("its contents do not match their checksum")
         content = unflatten(json.loads(header["tree"]), arrays)
         if arrays:
-            raise ValueError("it holds unreferenced arrays")
+            raise ValueError("it contains unreferenced arrays")
     except DAMAGE as error:
         raise ValueError(
             f"{str(path)!r} cannot be read as a {kind} of sktorch_linreg: {error}. {remedy}"
@@ -249,8 +249,8 @@ def _check_header(header: Mapping[str, str], kind: str) -> None:
     version = header.get("version", "")
     if version != str(VERSION):
         raise ValueError(
-            f"its format has the version {version!r}, and this package reads version {VERSION}; a "
-            "newer package may read it"
+            f"it has format version {version!r}, but this package reads version {VERSION}; a newer "
+            "package may read it"
         )
     if header.get("kind") != kind:
         raise ValueError(f"it is a {header.get('kind')!r}")

@@ -1,10 +1,10 @@
-"""What objects of the user are, so that equal ones are known again in any process.
+"""Identities of user objects, by which equal objects are recognised in any process.
 
-Functions and classes that can be imported are known by their path. Others, and those of a script,
-whose path leads elsewhere in another script, are known by what they consist of: code, constants,
-names, default values and closures. Instances are known by class and state, arrays by their values.
-Neither `repr`, which hides differences and shows addresses, nor pickled bytes, which differ after a
-copy, can tell this.
+Importable functions and classes are identified by their path. Others, and those of a script, whose
+path refers to something else in another script, are identified by their contents: code, constants,
+names, default values and closures. Instances are identified by class and state, arrays by their
+values. Neither `repr`, which hides differences and shows addresses, nor pickled bytes, which differ
+after a copy, would do.
 """
 
 from __future__ import annotations
@@ -29,30 +29,30 @@ import numpy as np
 import torch
 from torch import nn
 
-# modules whose names lead to other objects in another process
+# modules whose names refer to other objects in another process
 SCRIPTS = {None, "__main__", "__mp_main__"}
-# what a class statement leaves in a class without a difference to what the class does
+# class attributes without influence on what the class does
 NO_PART_OF_A_CLASS = {
     "__dict__", "__weakref__", "__doc__", "__module__", "__qualname__", "__annotations__",
     "__annotate__", "__annotate_func__", "__annotations_cache__", "__firstlineno__",
     "__static_attributes__", "_abc_impl",
 }  # fmt: skip
 
-# what is compared by its value and type
+# types that are compared by value and type
 PLAIN = {bool, int, float, str, type(None)}
-# objects within an object, beyond which it is too large to be compared
+# maximum number of parts of an object that is compared
 MOST_PARTS = 1_000_000
 
 
 class IncomparableError(TypeError):
-    """An object holds something that has no value to compare, such as an open file or a lock."""
+    """An object contains something that cannot be compared, such as an open file or a lock."""
 
 
 @dataclass(frozen=True)
 class Identity:
-    """What an object is: identities are equal where the objects do the same.
+    """Identity of an object: equal for objects that behave the same.
 
-    `text`, if any, is for people.
+    `text`, if any, is for display only.
     """
 
     digest: str
@@ -63,19 +63,19 @@ class Identity:
 
 
 def identify(value: Any, parameter: str, consequence: str = "") -> Identity:
-    """The identity of a parameter's value; one that cannot be compared equals itself alone.
+    """The identity of a parameter's value; one that cannot be compared equals only itself.
 
-    A function or another callable object stays what it was when it was seen first, since one that
-    counts or remembers changes while it is used.
+    A callable keeps the identity it had when first seen, since its state may change while it is
+    used.
 
     Parameters
     ----------
     value : object
-        Of any kind.
+        Any object.
     parameter : str
-        Its name, for the warning.
+        Name of the parameter, for the warning.
     consequence : str
-        What follows where it cannot be compared, after "so"; without one there is no warning.
+        What follows if it cannot be compared, as the text after "so"; if empty, do not warn.
     """
     if type(value) in (list, tuple):
         parts = [identify(part, parameter, consequence).digest for part in value]
@@ -86,13 +86,13 @@ def identify(value: Any, parameter: str, consequence: str = "") -> Identity:
     if reason and consequence:
         warnings.warn(
             f"{parameter} holds {reason}, which cannot be compared with others. It is treated as "
-            f"different from all of them, so {consequence}.",
+            f"different from every other value, so {consequence}.",
             stacklevel=2,
         )
     return Identity(digest)
 
 
-# by place in memory: the object as long as it lives, its digest, and why it has none of its own
+# by address: a weak reference to the object, its digest, and why it cannot be compared, if so
 _seen: dict[int, tuple[Any, str, str]] = {}
 
 
@@ -103,7 +103,7 @@ def _look_at(value: Any) -> tuple[str, str]:
     except IncomparableError as error:
         digest, reason = uuid.uuid4().hex, str(error)
     if reason or (callable(value) and not isinstance(value, type)):
-        # what cannot be referred to weakly may leave its place in memory to another object
+        # without a weak reference the address might be reused by another object
         with contextlib.suppress(TypeError):
             forget = functools.partial(_forget, id(value))
             _seen[id(value)] = weakref.ref(value, forget), digest, reason
@@ -115,20 +115,20 @@ def _forget(key: int, _: Any) -> None:
 
 
 def key_of(options: Mapping[str, Any], parameter: str, consequence: str) -> Hashable:
-    """What is equal for equal options: their values where that is enough, their identity else."""
+    """A key equal for equal options: their values if these are plain, else their identities."""
     if all(type(v) in PLAIN for v in options.values()):
-        # which takes no time; numbers of other types are other options
+        # the fast path; equal numbers of different types are different options
         return tuple((k, type(v), v) for k, v in sorted(options.items()))
     return tuple((k, identify(v, parameter, consequence)) for k, v in sorted(options.items()))
 
 
 def fingerprint(value: Any) -> str:
-    """SHA-256 of what an object is.
+    """SHA-256 of the contents of an object.
 
     Raises
     ------
     IncomparableError
-        If it holds something without a value to compare.
+        If it contains something that cannot be compared.
     """
     try:
         return _Reader().digest(value).hex()
@@ -137,7 +137,7 @@ def fingerprint(value: Any) -> str:
 
 
 def describe(value: Any) -> str:
-    """An object in a few words; objects without a name of their own have some digits instead."""
+    """An object in a few words; one that cannot be imported is told apart by part of its digest."""
     if isinstance(value, np.generic):
         value = value.item()
     if isinstance(value, torch.device | torch.dtype):
@@ -157,7 +157,7 @@ def describe(value: Any) -> str:
 
 
 def _import_path(value: Any) -> str | None:
-    """``module.name`` of a function or class that is found there, in any process."""
+    """``module.name`` of a function or class that any process can import from there."""
     module, name = getattr(value, "__module__", None), getattr(value, "__qualname__", None)
     callables = (type, types.FunctionType, types.BuiltinFunctionType)
     if not isinstance(value, callables) or module in SCRIPTS or not isinstance(name, str):
@@ -173,7 +173,7 @@ def _found(module: Any, name: str) -> Any:
 
 
 def _global_names(code: types.CodeType) -> Iterator[str]:
-    """Names of globals that code reads, functions within it included."""
+    """Names of globals that code reads, including nested functions."""
     for instruction in dis.get_instructions(code):
         if instruction.opname in ("LOAD_GLOBAL", "LOAD_NAME"):
             yield str(instruction.argval)
@@ -183,10 +183,10 @@ def _global_names(code: types.CodeType) -> Iterator[str]:
 
 
 class _Reader:
-    """Takes an object apart; digests of its parts make up its own."""
+    """Computes the digest of an object from the digests of its parts."""
 
     def __init__(self) -> None:
-        # objects that are being looked at, each within the one before
+        # objects being digested, each within the previous one
         self.within: dict[int, int] = {}
         self.n_parts = 0
 
@@ -198,7 +198,7 @@ class _Reader:
         if atom is not None:
             return _hash(*atom)
         if id(value) in self.within:
-            # how far up it stands, which is the same wherever one begins
+            # how many levels up it is, which does not depend on the starting point
             return _hash("again", str(len(self.within) - self.within[id(value)]))
         self.within[id(value)] = len(self.within)
         try:
@@ -207,14 +207,14 @@ class _Reader:
             del self.within[id(value)]
 
     def all(self, values: Iterable[Any]) -> bytes:
-        """Of several in their order."""
+        """Digest of several values in order."""
         return _hash("all", *map(self.digest, values))
 
     def unordered(self, values: Iterable[Any]) -> bytes:
         return _hash("set", *sorted(map(self.digest, values)))
 
     def items(self, mapping: Any) -> bytes:
-        """Of keys and values, whose order counts for nothing."""
+        """Digest of keys and values, regardless of their order."""
         pairs = (_hash(self.digest(k), self.digest(v)) for k, v in mapping.items())
         return _hash("items", *sorted(pairs))
 
@@ -227,7 +227,7 @@ class _Reader:
         if kind in (dict, types.MappingProxyType):
             return _hash("dict", self.items(value))
         if kind in (np.ndarray, np.memmap):
-            # of objects
+            # an array of objects
             return _hash("objects", str(value.shape), self.all(value.ravel().tolist()))
         if isinstance(value, type):
             return self._class(value)
@@ -249,7 +249,7 @@ class _Reader:
         if kind is property:
             return _hash("property", self.all((value.fget, value.fset, value.fdel)))
         if kind is functools.cached_property:
-            # which may hold a lock
+            # the property itself may hold a lock
             return _hash("cached property", self.digest(value.func))
         if isinstance(value, torch.Tensor):
             return self._tensor(value)
@@ -285,7 +285,7 @@ class _Reader:
             code.co_argcount, code.co_posonlyargcount, code.co_kwonlyargcount, code.co_flags,
             code.co_code, getattr(code, "co_exceptiontable", b""),
         )  # fmt: skip
-        # by which arguments may be given
+        # names by which arguments can be passed
         n_arguments = code.co_argcount + code.co_kwonlyargcount
         names = (*code.co_varnames[:n_arguments], "in", *code.co_names)
         return _hash("code", self.all(numbers), self.all(names), self.all(code.co_consts))
@@ -324,22 +324,22 @@ class _Reader:
             self.all(args),
             self.digest(state),
             self.all(in_list or ()),
-            # an ordered dictionary
+            # items in order, as of an OrderedDict
             self.all(in_dict or ()),
         ]
         if isinstance(state, dict) and hasattr(value, "__dict__"):
-            # functions that no pickle could keep
+            # functions left out of the state because they cannot be pickled
             left_out = vars(value).keys() - state.keys()
             kept = {k: vars(value)[k] for k in left_out if callable(vars(value)[k])}
             parts.append(self.items(kept))
         if isinstance(value, nn.Module):
-            # a sequence of modules is one by their order
+            # the order of submodules matters
             parts.append(self.all(name for name, _ in value.named_modules()))
         return _hash("instance", *parts)
 
 
 def _cell(cell: types.CellType) -> Any:
-    """What a closure holds, which may not be there yet."""
+    """Contents of a closure cell, which may still be empty."""
     try:
         return cell.cell_contents
     except ValueError:
@@ -347,7 +347,7 @@ def _cell(cell: types.CellType) -> Any:
 
 
 def _atom(value: Any) -> tuple[str | bytes, ...] | None:
-    """Kind and value of what has no parts, None for what has."""
+    """Kind and value of an object without parts, None for one with parts."""
     if isinstance(value, np.generic):
         if value.dtype.kind in "biufcUS" and value.dtype.itemsize <= 16:
             value = value.item()
@@ -379,7 +379,7 @@ def _atom(value: Any) -> tuple[str | bytes, ...] | None:
 
 
 def _hash(*parts: str | bytes) -> bytes:
-    """SHA-256 of parts that cannot run into each other."""
+    """SHA-256 of parts, each prefixed by its length."""
     total = hashlib.sha256()
     for part in parts:
         data = part.encode("utf-8", "surrogatepass") if isinstance(part, str) else part

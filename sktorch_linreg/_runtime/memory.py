@@ -1,4 +1,4 @@
-"""How much memory there is for work that could also be done in smaller pieces."""
+"""Memory budget for work that could also be done in smaller pieces."""
 
 from __future__ import annotations
 
@@ -8,15 +8,15 @@ from pathlib import Path
 
 import torch
 
-# share of the free memory that is taken where nobody says how much
+# share of the free memory that is used by default
 SHARE = 0.25
-# bytes taken to be free where the system does not tell
+# bytes assumed to be free if the system does not report it
 UNKNOWN = 2**31
 CGROUP = Path("/sys/fs/cgroup")
 
 
 def free_memory(device: torch.device) -> int:
-    """Bytes that are free on a device; of the host, no more than its control group may take."""
+    """Free bytes on a device; on the host, at most what the control group allows."""
     if device.type == "cuda":
         return int(torch.cuda.mem_get_info(device)[0])
     free = UNKNOWN
@@ -34,7 +34,7 @@ def free_memory(device: torch.device) -> int:
 
 
 def budget(max_memory: int | None, devices: set[torch.device]) -> int:
-    """Bytes to work in: those stated, or a share of what is free on every device."""
+    """Bytes to use: `max_memory` if given, else a share of what is free on every device."""
     if max_memory is not None:
         return max_memory
     return int(SHARE * min(free_memory(d) for d in {torch.device("cpu"), *devices}))

@@ -1,4 +1,4 @@
-"""Several processes that train one model, each on rows of its own."""
+"""Several processes that train one model, each on its own rows."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ Result = TypeVar("Result")
 
 
 class RaisedAlike(Exception):
-    """An exception without arguments that all processes raise where one of them does."""
+    """An exception without arguments that all processes raise if one of them does."""
 
 
 class ProcessGroup:
@@ -36,11 +36,11 @@ class ProcessGroup:
     size: int = 1
 
     def gather(self, work: Callable[[], Result]) -> list[Result]:
-        """What `work` returns on each process, in their order; an error on one is one on all."""
+        """Results of `work` on all processes, by rank; an error on one is raised on all."""
         return [work()]
 
     def run(self, work: Callable[[], Result]) -> Result:
-        """What `work` returns here, which need not be sent; an error on one is one on all."""
+        """Result of `work` on this process, which is not sent; an error on one is raised on all."""
         return work()
 
     def sum_(self, tensor: Tensor) -> None:
@@ -54,14 +54,14 @@ class ProcessGroup:
         """Replace a tensor by that of the first process."""
 
     def broadcast(self, value: Result) -> Result:
-        """The value that the first process has."""
+        """The value of the first process."""
         return value
 
     def lead(self, step: Callable[[Callable[[], Tensor]], None], evaluate: Any, at: Tensor) -> None:
-        """Make the step of an optimizer that decides for itself how often to `evaluate`.
+        """Take a step of an optimizer that decides for itself how often to `evaluate`.
 
-        The first process makes it, and the others evaluate where it does: decisions of their own
-        might differ where they round differently. `at` are the parameters, which all end with.
+        The first process takes the step, and the others evaluate whenever it does: their own
+        decisions might differ by rounding. `at` are the parameters, equal on all at the end.
         """
         step(evaluate)
 
@@ -75,7 +75,7 @@ class DistributedGroup(ProcessGroup):
     Parameters
     ----------
     group : torch.distributed.ProcessGroup, optional
-        The group; None is all processes.
+        The group; None means all processes.
     """
 
     def __init__(self, group: Any = None) -> None:
@@ -84,11 +84,11 @@ class DistributedGroup(ProcessGroup):
         self.rank = dist.get_rank(joined)
         self.size = dist.get_world_size(joined)
         self._first = dist.get_global_rank(joined, 0) if self.rank >= 0 else -1
-        # a forked process has the memory of this one, but no part in the group
+        # a forked process inherits this object, but does not belong to the group
         self.pid = os.getpid()
 
     def leave(self) -> None:
-        """Let go of the group; one that outlives the interpreter's other parts aborts it."""
+        """Release the group, which could abort the interpreter if released during its shutdown."""
         self._group = None
 
     def __repr__(self) -> str:
@@ -169,7 +169,7 @@ _current: ContextVar[ProcessGroup] = ContextVar("process group", default=ONE_PRO
 
 @contextmanager
 def shared_by(group: ProcessGroup) -> Iterator[None]:
-    """Let fits be shared by the processes of a group."""
+    """Share fits among the processes of a group."""
     token = _current.set(group)
     try:
         yield
@@ -178,7 +178,7 @@ def shared_by(group: ProcessGroup) -> Iterator[None]:
 
 
 def current_group() -> ProcessGroup:
-    """The processes that fits are to be shared by."""
+    """The processes that share fits."""
     found = _current.get()
     forked = isinstance(found, DistributedGroup) and found.pid != os.getpid()
     return ONE_PROCESS if forked else found

@@ -1,4 +1,4 @@
-"""Numbers of any kind as those of Python."""
+"""Conversion of numbers to Python's own types."""
 
 from __future__ import annotations
 
@@ -9,9 +9,9 @@ import numpy as np
 
 
 def as_python(value: Any) -> Any:
-    """Numbers of any kind that scikit-learn takes as Python's own, within tuples and lists too.
+    """Convert numbers that scikit-learn accepts to Python's own, also within tuples and lists.
 
-    numpy's integers are none to `torch`, and its booleans are never ``is True``.
+    `torch` may reject numpy's integers, and numpy's booleans are never ``is True``.
     """
     if isinstance(value, list | tuple) and type(value) in (list, tuple):
         return type(value)(map(as_python, value))

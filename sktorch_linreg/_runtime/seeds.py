@@ -1,4 +1,4 @@
-"""Seeds of a fit, and the generators that they start."""
+"""Seeds of a fit, and the generators made from them."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from sklearn.utils import check_random_state
 
 
 def resolve_seed(random_state: Any) -> int:
-    """The seed of one fit; without a random_state, fresh entropy, so no global state is touched."""
+    """The seed of one fit; without a random_state, fresh entropy; no global state is touched."""
     if random_state is None:
         return int.from_bytes(os.urandom(6), "little")
     if isinstance(random_state, np.random.RandomState):
@@ -20,15 +20,15 @@ def resolve_seed(random_state: Any) -> int:
 
 
 def make_generator(seed: int, stream: int = 0, device: Any = "cpu") -> torch.Generator:
-    """A generator of its own; stream 0 draws what `torch.manual_seed(seed)` would give."""
+    """A new generator; stream 0 draws the same numbers as after `torch.manual_seed(seed)`."""
     return torch.Generator(device).manual_seed(seed + (stream << 48))
 
 
 def main_generator(seed: int, rank: int = 0) -> torch.Generator:
-    """What draws initial weights and then the order of rows, in a process of this number."""
+    """Generator of the initial weights and then the order of rows, in the process `rank`."""
     return make_generator(seed, stream=3 * rank)
 
 
 def dropout_generator(seed: int, device: Any, rank: int = 0) -> torch.Generator:
-    """What draws dropout masks."""
+    """Generator of the dropout masks."""
     return make_generator(seed, stream=3 * rank + 2, device=device)

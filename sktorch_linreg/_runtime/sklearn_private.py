@@ -1,4 +1,4 @@
-"""scikit-learn's private helpers, kept in one place so that a new release is checked here alone."""
+"""scikit-learn's private helpers, the only file to check against a new release."""
 
 from __future__ import annotations
 
@@ -68,6 +68,6 @@ def nested_fit_context(method: Method) -> Method:
 
 
 def available_if(check: Callable[[Any], bool]) -> Callable[[Method], Method]:
-    """Make a method there only where `check(estimator)` says so; typed."""
+    """Typed `available_if`: the method exists only if `check(estimator)` is true."""
     decorator: Callable[[Method], Method] = sklearn.utils.metaestimators.available_if(check)
     return decorator

@@ -1,4 +1,4 @@
-"""Work shared out over threads by spans of rows."""
+"""Work distributed over threads by spans of rows."""
 
 from __future__ import annotations
 
@@ -15,9 +15,9 @@ from threadpoolctl import ThreadpoolController
 
 Result = TypeVar("Result")
 
-# fewer multiplications than these are done before other threads have woken up
+# fewer multiplications are finished before other threads have woken up
 THREADED_WORK = 20_000_000
-# multiplications of the forward pass of one batch from which threads pay in training
+# multiplications in the forward pass of a batch from which threads pay off in training
 THREADED_STEP = 30_000_000
 # decompositions of more columns gain more from threads than they lose
 QUIET_COLUMNS = 512
@@ -30,7 +30,7 @@ class _SerialBlas(AbstractContextManager[None]):
         self.begin_anew()
 
     def begin_anew(self) -> None:
-        """Forget who uses it: in a forked process, threads that are not there."""
+        """Reset the users, which in a forked process are threads that do not exist there."""
         self._lock = threading.Lock()
         self._users = 0
         self._limit: Any = None
@@ -57,10 +57,9 @@ _serial_blas = _SerialBlas()
 
 
 def _after_fork() -> None:
-    """Work on one thread in a forked process.
+    """Use one thread in a forked process.
 
-    OpenMP, which torch computes with, would wait there for ever for threads that only the parent
-    has.
+    torch's OpenMP would wait forever for threads that only exist in the parent.
     """
     torch.set_num_threads(1)
     _serial_blas.begin_anew()
@@ -71,7 +70,7 @@ if hasattr(os, "register_at_fork"):
 
 
 def quiet_blas(n_rows: int, n_columns: int) -> AbstractContextManager[None]:
-    """Keep BLAS on one thread round a fit whose spans use the others.
+    """Keep BLAS on one thread during a fit whose spans use the others.
 
     Its threads would keep a core busy, waiting for more work, long after each small decomposition.
     """
@@ -81,7 +80,7 @@ def quiet_blas(n_rows: int, n_columns: int) -> AbstractContextManager[None]:
 
 @contextmanager
 def _one_thread() -> Iterator[None]:
-    # a thread of the user's that is born meanwhile starts with this number as well
+    # a thread that the user starts in the meantime also gets this number
     before = torch.get_num_threads()
     try:
         torch.set_num_threads(1)
@@ -91,17 +90,17 @@ def _one_thread() -> Iterator[None]:
 
 
 def threads_for(work_per_step: int) -> AbstractContextManager[None]:
-    """Keep torch on one thread where a step of training multiplies too little for more.
+    """Keep torch on one thread if a training step has too few multiplications for more.
 
-    Two threads on small products wait for each other more than they gain, and many times more than
-    that where another process uses a core.
+    On small products two threads lose more by waiting for each other than they gain, and many times
+    more if another process uses a core.
     """
     serial = work_per_step < THREADED_STEP and torch.get_num_threads() > 1
     return _one_thread() if serial else nullcontext()
 
 
 def n_spans(n_rows: int, work_per_row: int, min_rows: int) -> int:
-    """Number of threads worth using: torch's own, but none with fewer than `min_rows` rows."""
+    """Number of threads worth using: at most torch's, each with at least `min_rows` rows."""
     if n_rows * work_per_row < THREADED_WORK:
         return 1
     return max(1, min(torch.get_num_threads(), n_rows // max(1, min_rows)))
@@ -110,7 +109,7 @@ def n_spans(n_rows: int, work_per_row: int, min_rows: int) -> int:
 def over_spans(work: Callable[[int, int], Result], n_rows: int, spans: int) -> list[Result]:
     """``work(start, stop)`` over equal spans of the rows, each in a thread; results in order.
 
-    The spans depend on their number alone, so the same number of threads gives the same bits.
+    The spans only depend on their number, so results are bit-identical for equal thread counts.
     """
     if spans == 1:
         return [work(0, n_rows)]
@@ -120,7 +119,7 @@ def over_spans(work: Callable[[int, int], Result], n_rows: int, spans: int) -> l
 
     def run(i: int) -> None:
         try:
-            # torch takes over its own number of threads when first asked in a thread
+            # the first call in a thread sets torch's number of threads, so make it before the limit
             torch.get_num_threads()
             with _controller().limit(limits=1, user_api="openmp"):
                 results[i] = work(bounds[i], bounds[i + 1])
@@ -140,9 +139,9 @@ def over_spans(work: Callable[[int, int], Result], n_rows: int, spans: int) -> l
 
 
 def in_threads(works: Sequence[Callable[[], Result]], n_threads: int) -> Iterator[Result]:
-    """What each call returns, in order, worked out ahead by threads that torch does not split.
+    """Results of the calls in order, computed ahead in threads, each of which torch leaves serial.
 
-    With one thread each call is made when its result is asked for.
+    With one thread, each call is made when its result is requested.
     """
     n_threads = min(n_threads, len(works))
     if n_threads <= 1:

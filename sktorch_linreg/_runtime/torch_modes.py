@@ -1,4 +1,4 @@
-"""Torch modes of the caller, which a fit shuts out."""
+"""Isolation of a fit from the caller's torch modes."""
 
 from __future__ import annotations
 
@@ -10,11 +10,11 @@ import torch
 
 @contextmanager
 def own_torch_settings(device: torch.device, *, grad: bool = True) -> Iterator[None]:
-    """Shut out torch modes of the caller: inference, autocast and a default device."""
-    # small fits and predictions take microseconds, so what is right already is left alone
+    """Override the caller's torch modes: inference, gradients, autocast and default device."""
+    # small fits and predictions take microseconds, so settings that are already right are kept
     odd_mode = torch.is_inference_mode_enabled() or torch.is_grad_enabled() != grad
     autocast = torch.is_autocast_enabled(device.type)
-    # a device context costs time in every call, so it is only entered where it is needed
+    # a device context costs time in every call, so it is only entered if needed
     elsewhere = torch.get_default_device().type != "cpu"
     if not (odd_mode or autocast or elsewhere):
         yield

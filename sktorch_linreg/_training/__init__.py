@@ -1,1 +1,1 @@
-"""StackResult by gradients."""
+"""Gradient-based training."""

@@ -21,15 +21,15 @@ from .._objective.losses import Loss
 from .._runtime.processes import ProcessGroup
 from .._spec import FitSpec
 
-# numbers of a block, which stays in the cache while its batches are worked on
+# entries of a block, small enough to stay in the cache while its batches are processed
 BLOCK_ENTRIES = 2**18
-# rows of a pass that only looks at outputs
+# rows per batch where only outputs are computed
 OUTPUT_ROWS = 4096
 
 
 @dataclass(frozen=True)
 class Share:
-    """How many of the rows each process has, and the weight of all of them."""
+    """Number of rows in each process, and the total weight over all processes."""
 
     group: ProcessGroup
     counts: tuple[int, ...]
@@ -37,19 +37,19 @@ class Share:
 
     @property
     def n_samples(self) -> int:
-        """Rows of all processes."""
+        """Number of rows over all processes."""
         return sum(self.counts)
 
     @property
     def mean_weight(self) -> float:
-        """Mean over the rows of all processes."""
+        """Mean sample weight over all processes."""
         return self.weight / self.n_samples
 
     def batches(self, batch_size: int) -> list[tuple[int, int]]:
-        """For each batch of an epoch, its rows in this process and in all of them.
+        """Number of rows of each batch of an epoch, in this process and over all processes.
 
-        Each process spreads its rows evenly over the batches, which so have `batch_size` rows, give
-        or take one a process.
+        Each process spreads its rows evenly over the batches, so a batch has `batch_size` rows,
+        give or take one per process.
         """
         edges = np.append(np.arange(0, self.n_samples, batch_size), self.n_samples)
         if self.n_samples**2 > np.iinfo(np.int64).max:
@@ -64,7 +64,7 @@ class Share:
 
 
 class TabularDataset(Dataset[Any]):
-    """Rows as tensors; sparse rows stay a CSR matrix until they are a batch.
+    """Rows as tensors; sparse rows stay a CSR matrix until they are batched.
 
     Parameters
     ----------
@@ -76,8 +76,8 @@ class TabularDataset(Dataset[Any]):
         Weights relative to their mean over the training set, so that the mean over a batch of
         ``weight * loss`` estimates the weighted mean over all rows without bias.
     ones : torch.Tensor of shape (n_samples,), optional
-        What the intercepts are multiplied by where that is not 1, for rows that stand for others;
-        these go into one batch.
+        Multipliers of the intercepts if not all 1, for condensed rows; these form a single
+        batch.
     """
 
     def __init__(
@@ -100,7 +100,7 @@ class TabularDataset(Dataset[Any]):
     ) -> Self:
         """Scaled rows in the compute dtype, on the device.
 
-        `mean_weight` is that of the rows of all processes.
+        `mean_weight` is the mean sample weight over all processes.
         """
         dtype = torch.empty(0, dtype=spec.dtype).numpy().dtype
         X: Any
@@ -118,7 +118,7 @@ class TabularDataset(Dataset[Any]):
 
     @classmethod
     def raw(cls, X: Any, y: Any = None) -> Self:
-        """Rows as they are."""
+        """Rows without scaling."""
 
         def keep(values: Any) -> Any:
             if sp.issparse(values):
@@ -136,7 +136,7 @@ class TabularDataset(Dataset[Any]):
         return x, torch.tensor(0) if y is None else y
 
     def batch(self, index: Any) -> tuple[Any, Any, Any]:
-        """Features, targets and weights of the rows that `index` names."""
+        """Features, targets and weights of the rows at `index`."""
         x = self.X[index] if isinstance(self.X, Tensor) else self.as_tensor(self.X[index])
         return (
             x,
@@ -158,7 +158,7 @@ class TabularDataset(Dataset[Any]):
 
 
 class Batch(NamedTuple):
-    """Rows of one update, and where their outputs go."""
+    """Rows of one update, with buffers for their outputs."""
 
     n_rows: int
     x: Tensor
@@ -168,7 +168,7 @@ class Batch(NamedTuple):
     out: Tensor  # n_rows, n_targets
     out_T: Tensor
     ones: Tensor | None
-    n_all: int  # rows of the update in all processes
+    n_all: int  # rows of the update over all processes
 
     @property
     def row_weight(self) -> Tensor | None:
@@ -177,7 +177,7 @@ class Batch(NamedTuple):
 
 
 class Block(NamedTuple):
-    """Consecutive batches as views of one piece of memory."""
+    """Consecutive batches as views of one block of memory."""
 
     x: Any
     y: Tensor
@@ -186,7 +186,7 @@ class Block(NamedTuple):
     batches: list[Batch]
 
     def loss_sum(self, loss: Loss) -> tuple[Tensor, int]:
-        """The weighted losses of the outputs there are, summed, and how many they are."""
+        """Sum of the weighted losses of the current outputs, and the number of losses."""
         values = loss.pointwise(self.out, self.y)
         if loss.reduced:
             return values * len(self.y), len(self.y)
@@ -196,37 +196,37 @@ class Block(NamedTuple):
 
 
 def n_batches(n_rows: int, batch_size: int) -> int:
-    """Batches of an epoch, the last of which may be short."""
+    """Number of batches per epoch; the last one may be smaller."""
     return math.ceil(n_rows / max(1, min(batch_size, n_rows)))
 
 
 def rows_per_block(n_rows: int, batch_size: int, width: int) -> int:
-    """Rows of a block: as many whole batches as stay in the cache, one at least."""
+    """Rows per block: as many full batches as fit in the cache, at least one."""
     together = BLOCK_ENTRIES // (batch_size * max(1, width))
     return min(n_rows, batch_size * max(1, together))
 
 
 def draw_order(generator: torch.Generator, n_rows: int) -> Tensor:
-    """The order of the rows of an epoch, as `torch.randperm` draws it."""
+    """The row order of an epoch, drawn by `torch.randperm`."""
     return torch.randperm(n_rows, generator=generator)
 
 
 class BatchIterator:
     """Batches of a `TabularDataset` in seeded order, gathered block by block.
 
-    A block fits into the cache, so that shuffling costs one read of the rows per epoch and no
-    second copy of them.
+    A block fits in the cache, so shuffling reads the rows once per epoch and needs no second
+    copy of them.
 
     Parameters
     ----------
     dataset : TabularDataset
         The rows.
     batch_size : int, optional
-        Rows per batch; all of them by default.
+        Rows per batch; all rows by default.
     generator : torch.Generator, optional
-        Draws the order of the rows anew for each epoch; without one they come as they are.
+        Draws a new row order for each epoch; without one, rows keep their order.
     one_batch : bool, default=False
-        Whether a block holds one batch only.
+        Whether each block holds a single batch.
     """
 
     def __init__(
@@ -239,7 +239,7 @@ class BatchIterator:
         self.dataset = dataset
         self.n_all = n_rows = len(dataset)
         self.batch_size = max(1, min(batch_size or n_rows, n_rows))
-        # the order of rows within a full batch changes nothing
+        # row order within a full batch does not matter
         self.generator = generator if self.batch_size < n_rows else None
         self.block_rows = min(n_rows, self.batch_size)
         if not one_batch:
@@ -255,7 +255,7 @@ class BatchIterator:
             yield x, y
 
     def blocks(self) -> Iterator[Block]:
-        """The blocks of one epoch; the next may overwrite one."""
+        """The blocks of one epoch; each may be overwritten by the next."""
         n_rows, rows = len(self.dataset), self.dataset
         if self.generator is not None:
             order = draw_order(self.generator, n_rows)
@@ -272,7 +272,7 @@ class BatchIterator:
                 yield self._cut(rows.X[part], rows.y[part], weight)
 
     def _gather(self, index: Tensor) -> Block:
-        """Rows in another order, where there is room for them already."""
+        """A block of the rows at `index`, in reused memory where possible."""
         rows = self.dataset
         if not isinstance(rows.X, Tensor):
             weight = None if rows.weight is None else rows.weight[index]
@@ -289,13 +289,13 @@ class BatchIterator:
         return block
 
     def _cut(self, x: Any, y: Tensor, weight: Tensor | None) -> Block:
-        """A block of batches that are views."""
+        """A block of these rows, cut into batches."""
         out, size = torch.empty_like(y), self.batch_size
         xs: Any
         if isinstance(x, Tensor):
             xs = torch.split(x, size)
         else:
-            # of no rows there is one batch, as torch.split has it
+            # zero rows make one empty batch, as with torch.split
             starts = range(0, max(1, len(y)), size)
             xs = [self.dataset.as_tensor(x[i : i + size]) for i in starts]
         column = None if weight is None else weight[:, None]
@@ -307,18 +307,18 @@ class BatchIterator:
 
 
 class SharedBatchIterator(BatchIterator):
-    """Batches of which other processes have some of the rows, one a block.
+    """Batches whose rows are spread over several processes, one batch per block.
 
     Parameters
     ----------
     dataset : TabularDataset
         The rows of this process.
     batch_size : int
-        Rows per batch in all processes.
+        Rows per batch over all processes.
     generator : torch.Generator or None
-        Draws the order of the rows of this process.
+        Draws the row order of this process.
     share : Share
-        How many rows each process has.
+        Number of rows in each process.
     """
 
     def __init__(
@@ -337,14 +337,14 @@ class SharedBatchIterator(BatchIterator):
         return len(self.sizes)
 
     def blocks(self) -> Iterator[Block]:
-        """The blocks of one epoch; a block may have no rows here."""
+        """The blocks of one epoch; a block may have no rows in this process."""
         parts = super().blocks() if len(self.sizes) == 1 else self._parts()
         for block, (_, together) in zip(parts, self.sizes, strict=True):
             (batch,) = block.batches
             yield block._replace(batches=[batch._replace(n_all=together)])
 
     def _parts(self) -> Iterator[Block]:
-        """A block for each batch."""
+        """One block per batch."""
         rows, order, start = self.dataset, None, 0
         if self.generator is not None:
             drawn = draw_order(self.generator, len(rows))
@@ -352,7 +352,7 @@ class SharedBatchIterator(BatchIterator):
         for mine, _ in self.sizes:
             part = slice(start, start + mine)
             start += mine
-            # there is one batch of so many rows
+            # makes _cut return a single batch
             self.batch_size = max(1, mine)
             if order is not None:
                 yield self._gather(order[part])

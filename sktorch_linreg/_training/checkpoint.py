@@ -1,4 +1,4 @@
-"""Training that goes on where it was cut off: the state of a run in a file, every few epochs."""
+"""Resumable training: the state of a run, saved to a file every few epochs."""
 
 from __future__ import annotations
 
@@ -26,21 +26,21 @@ from .history import pack_history, unpack_history
 KIND = "checkpoint"
 REMEDY = "Nothing was overwritten. Pass another checkpoint_dir, or delete that file to start over."
 FILE = "checkpoint.safetensors"
-# numbers that are hashed at a time
+# entries hashed at a time
 HASHED_ENTRIES = 2**20
-# parameters that change nothing in what is trained; the seed is compared by itself
+# parameters that do not affect the trained model; the seed is compared separately
 OF_NO_EFFECT = {
     "callbacks", "checkpoint_dir", "checkpoint_every", "copy_X", "n_jobs", "random_state",
     "verbose", "warm_start",
 }  # fmt: skip
-# what is kept of the parts of a run, under the names that files have had from the beginning
+# saved attributes of a run, under the names that checkpoint files have always used
 CURVES = ("loss_curve", "validation_curve")
 OF_MONITOR = ("reference", "no_improvement", "stopped")
 OF_LBFGS = ("minimised", "settled", "lowest", "latest")
 
 
 def _fingerprint(data: TrainingData, start: Layers | None) -> str:
-    """SHA-256 of the rows, in any memory layout, and of the weights that training begins with."""
+    """SHA-256 of the rows, whatever their memory layout, and of the initial layers."""
     total = hashlib.sha256()
 
     def add(a: Any) -> None:
@@ -63,36 +63,36 @@ def _fingerprint(data: TrainingData, start: Layers | None) -> str:
 
 
 def _known_again(name: str, value: Any) -> list[str]:
-    """A parameter in words, and what tells it from others in another process."""
+    """Description of a parameter value, and a digest that identifies it across processes."""
     value = as_python(value)
-    # 1 and 1.0 are one rate
+    # 1 and 1.0 are the same value
     plain = float(value) if isinstance(value, int) and not isinstance(value, bool) else value
     if isinstance(value, torch.device | torch.dtype):
         plain = str(value).removeprefix("torch.")
-    found = identify(plain, name, "no later fit goes on from this checkpoint")
+    found = identify(plain, name, "no later fit can resume from this checkpoint")
     return [describe(value), found.digest]
 
 
 def _whole(training: Mapping[str, Any], max_epochs: int) -> Mapping[str, Any]:
-    """The state of a run; raises where it cannot be one."""
+    """Return the state of a run; raise if it is invalid."""
     curves = [training["monitor"][name] for name in CURVES]
     rows = unpack_history(training["history"])
     if not all(type(loss) is float for curve in curves for loss in curve):
         raise ValueError("its losses are not numeric")
     if not len(rows) == len(curves[0]) <= max_epochs or len(training["generators"]) != 2:
-        raise ValueError("its history is not as long as its losses")
+        raise ValueError("its history and its losses do not match")
     return training
 
 
 class Checkpoint:
-    """The checkpoint of one fit in a folder.
+    """The checkpoint of one fit, in a folder.
 
     Parameters
     ----------
     folder : path-like
-        Made where it is not there.
+        Created if it does not exist.
     every : int
-        Epochs from one checkpoint to the next.
+        Number of epochs between checkpoints.
     params : Mapping
         The estimator's parameters.
     data : TrainingData
@@ -100,14 +100,14 @@ class Checkpoint:
     start : Layers or None
         The weights of a warm start.
     seed : int
-        The seed of a run that begins here; that of one that goes on is in the file.
+        The seed of a new run; a resumed run reads its seed from the file.
 
     Raises
     ------
     CheckpointMismatchError
-        If the folder holds a checkpoint of other parameters or data.
+        If the folder holds a checkpoint of different parameters or data.
     ValueError
-        If it holds a damaged one.
+        If it holds a damaged checkpoint.
     """
 
     def __init__(
@@ -123,7 +123,7 @@ class Checkpoint:
         self.path, self.every = Path(folder) / FILE, every
         about = {k: _known_again(k, v) for k, v in params.items() if k not in OF_NO_EFFECT}
         if isinstance(params["random_state"], np.random.RandomState):
-            about["random_state"] = [f"one that drew the seed {seed}", str(seed)]
+            about["random_state"] = [f"a RandomState that drew seed {seed}", str(seed)]
         elif params["random_state"] is not None:
             about["random_state"] = _known_again("random_state", params["random_state"])
         self.about: dict[str, Any] = {"params": about, "data": _fingerprint(data, start)}
@@ -142,11 +142,11 @@ class Checkpoint:
         theirs, mine = found["params"], self.about["params"]
         not_set = ["not set", ""]
         pairs = {k: (theirs.get(k, not_set), mine.get(k, not_set)) for k in {*theirs, *mine}}
-        # what a person reads of two objects can be the same
+        # different objects can have the same description
         differ = {k: (a[0], b[0]) for k, (a, b) in sorted(pairs.items()) if a[1] != b[1]}
         if differ:
             what = "; ".join(
-                f"{k} was {a}, now {b if a != b else 'a different object of that name'}"
+                f"{k} was {a}, now {b if a != b else 'a different object of the same name'}"
                 for k, (a, b) in differ.items()
             )
         elif found["data"] != self.about["data"]:
@@ -159,7 +159,7 @@ class Checkpoint:
 
     @contextmanager
     def _named(self) -> Iterator[None]:
-        """Raise whatever comes of a damaged file as an error that names it."""
+        """Re-raise errors caused by a damaged file as a ValueError that names it."""
         try:
             yield
         except CheckpointMismatchError:
@@ -172,7 +172,7 @@ class Checkpoint:
     # -- state of a run -------------------------------------------------------------------------
 
     def save(self, loop: Any) -> None:
-        """Write down where a loop stands, at the end of an epoch."""
+        """Save the state of a loop at the end of an epoch."""
         run, monitor, objective = loop.state, loop.monitor, loop.objective
         training = {
             "values": to_arrays(objective.flat.values),
@@ -192,7 +192,7 @@ class Checkpoint:
         files.write(self.path, KIND, content)
 
     def resume(self, loop: Any) -> None:
-        """Let a loop that is about to begin go on from the checkpoint, if there is one."""
+        """Restore a loop that is about to start from the checkpoint, if there is one."""
         if self.state is not None:
             with self._named():
                 self._resume(loop, self.state)
@@ -216,7 +216,7 @@ class Checkpoint:
             objective.smooth_at(state["width"])
         if run.path is not None:
             run.path[:] = [torch.from_numpy(values.copy()) for values in state["path"]]
-        # whose batches are not kept
+        # batch records are not saved
         loop.listener.history.extend(
             {**row, "batches": []} for row in unpack_history(state["history"])
         )
@@ -224,12 +224,12 @@ class Checkpoint:
 
 
 def _generators(loop: Any) -> tuple[torch.Generator | None, torch.Generator | None]:
-    """What draws the order of the rows, and the units that drop out."""
+    """The generators of the row order and of the dropout masks."""
     return loop.state.order, loop.module.dropout.generator
 
 
 def _kept(loop: Any) -> dict[str, Any]:
-    """Losses, and what stopping and convergence look at."""
+    """Losses, and the state of the stopping and convergence checks."""
     run, monitor, convergence = loop.state, loop.monitor, loop.state.convergence
     validated = monitor.best if monitor.validates else math.inf
     out = {name: getattr(run, name) for name in CURVES}
@@ -241,7 +241,7 @@ def _kept(loop: Any) -> dict[str, Any]:
 
 
 def _load(loop: Any, kept: Mapping[str, Any]) -> None:
-    """Go on from what `_kept` gave; files of earlier versions have fewer names or more."""
+    """Restore what `_kept` returned; files of earlier versions may have fewer or more names."""
     run, monitor = loop.state, loop.monitor
     parts: list[tuple[Any, tuple[str, ...]]] = [(run, CURVES), (monitor, OF_MONITOR)]
     if run.convergence is not None:

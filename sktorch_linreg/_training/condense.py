@@ -1,4 +1,4 @@
-"""A few rows in place of many, for a linear model with squared error on all rows at once."""
+"""Rows condensed to a few, for a linear model with squared error and full batches."""
 
 from __future__ import annotations
 
@@ -14,16 +14,16 @@ from .._data.statistics import Statistics
 from .._runtime.devices import DEVICES
 from .._spec import FitSpec, RunContext
 
-# epochs that one pass over the rows has to save, at least and per column
+# fewest epochs, overall and per column, for which an extra pass over the rows pays off
 LEAST_EPOCHS, EPOCHS_PER_COLUMN = 5, 1 / 8
-# rows per column from which on it saves something
+# fewest rows per column for which it pays off
 LEAST_ROWS = 4
 
 
 def can_condense(data: TrainingData, spec: FitSpec, context: RunContext, n_samples: int) -> bool:
-    """Whether the objective of every epoch is one and the same sum of squares.
+    """Whether every epoch minimises the same sum of squares, and condensing the rows pays off.
 
-    `n_samples` are the rows of all processes.
+    `n_samples` is the number of rows over all processes.
     """
     n_features = data.n_features
     return (
@@ -52,11 +52,11 @@ def accumulate_statistics(data: TrainingData, spec: FitSpec) -> Statistics:
 def condensed(
     stats: Statistics, scaling: Scaling, spec: FitSpec
 ) -> tuple[Tensor, Tensor, None, Tensor]:
-    """Rows that stand for those of the statistics, as a `TabularDataset` takes them.
+    """Rows equivalent to those of the statistics, as arguments of `TabularDataset`.
 
-    Their mean squared error is the same for any weights of the model. They are the triangular
-    factor of the centred rows, one row for what it leaves of the targets, and one for the means,
-    which alone is not 0 in the column of the intercept.
+    They have the same mean squared error for any parameters of the model. They are the triangular
+    factor of the centred rows, one row for the residual of the targets, and one for the means, the
+    only row with a nonzero entry in the intercept column.
     """
     d = stats.n_features
     shift, factor = spec.objective.loss.target_units(scaling)
@@ -65,7 +65,7 @@ def condensed(
     rows[:-2, :-1] = stats.factor
     rows[-2, d:-1] = np.sqrt(stats.residual_ss)
     if stats.intercept:
-        # in two parts, since a large mean would round the second away
+        # subtract first, since the offset would be rounded away in a large mean
         rows[-1, :d] = (stats.shift[:d] - scaling.x_offset) + stats.offset[:d]
         rows[-1, d:-1] = (stats.shift[d:] - shift) + stats.offset[d:]
         rows[-1, -1] = 1.0

@@ -1,4 +1,4 @@
-"""How far a linear model of a loss with kinks may be above its minimum, by duality."""
+"""Duality gap of a linear model trained on a loss with kinks."""
 
 from __future__ import annotations
 
@@ -16,57 +16,57 @@ from .._runtime.aliases import Array, FloatArray, Layers
 from .._spec import Objective
 from .batches import TabularDataset
 
-# share of the objective, beyond what an envelope is off anyway, from which on a warning is due
+# duality gap that triggers a warning, relative to the objective, beyond the envelope's own error
 TOLERATED = 1e-3
 # rows near the kink, per column, whose slopes are corrected
 ROWS_PER_COLUMN = 5
-# what is left of the part in later corrections of a row that has come to a branch
+# factor that reduces later corrections of a row whose slope has reached a branch
 LESS_ROOM = 1e-4
-# part that a row has, relative to the largest, below which it has none under a squared norm
+# relative cutoff of corrections under an L2 penalty, below which a row keeps its slope
 FAR_ROWS = 1e-4
-# rows times unknowns, and entries, up to which the minimum is worked out where the bound is poor
+# most rows times unknowns, and most entries, for computing the minimum where the bound is loose
 SMALL_PROGRAMME, SMALL = 4_000_000, 50_000
-# share of all pulls that may be rounding
+# rounding error of a pull, relative to the sum of the absolute weighted slopes
 ROUNDING = 1e-12
-# corrections, each of which may let another row or column go too far
+# correction passes, each of which may push another row or column past its limit
 PASSES = 12
 
 
 @dataclass(frozen=True)
 class Problem:
-    """A linear model and its rows, in the units of training and in float64."""
+    """A linear model and its rows, in training units and float64."""
 
     X: Any
     offset: FloatArray
     factor: FloatArray
     y: FloatArray
-    weight: FloatArray  # n_rows; adds up to one over the number of targets
+    weight: FloatArray  # n_rows; sums to 1 / n_targets
     coef: FloatArray  # n_features, n_targets
     intercept: FloatArray | None
 
     def columns(self, rows: Array, which: Array) -> FloatArray:
-        """Some columns of some rows, after which one of ones where there is an intercept."""
+        """Some columns of some rows, then a column of ones if there is an intercept."""
         X = self.X[rows][:, which]
         X = (X.toarray() if hasattr(X, "toarray") else X) - self.offset[which]
         X = X * self.factor[which]
         return X if self.intercept is None else np.column_stack([X, np.ones(len(X))])
 
     def pull(self, u: FloatArray) -> FloatArray:
-        """X' u."""
+        """X' u, the pull of weighted slopes u on each column's coefficient."""
         total = self.X.T @ u - np.outer(self.offset, u.sum(axis=0))
         out: FloatArray = total * self.factor[:, None]
         return out
 
     @property
     def residual(self) -> FloatArray:
-        """Targets less predictions."""
+        """Targets minus predictions."""
         scaled = self.coef * self.factor[:, None]
         out: FloatArray = self.y - (self.X @ scaled - self.offset @ scaled)
         return out if self.intercept is None else out - self.intercept
 
 
 def make_problem(rows: TabularDataset, layers: Layers, scaling: Scaling) -> Problem:
-    """The rows and the model as they were trained; sparse rows come without their scaling."""
+    """The problem as it was trained; `rows` holds sparse rows unscaled."""
     (weight, bias), *_ = layers
     X: Any = rows.X
     scales_input = not isinstance(X, torch.Tensor)
@@ -89,17 +89,17 @@ def make_problem(rows: TabularDataset, layers: Layers, scaling: Scaling) -> Prob
 def _feasible(
     p: Problem, objective: Objective, r: FloatArray, b: FloatArray, width: float
 ) -> FloatArray:
-    """Slopes of one target that columns pull at as much as their coefficients and the penalty say.
+    """Slopes of one target whose pull on each column matches its coefficient and the penalty.
 
-    Those of the envelope do so but for what L-BFGS has left over. That is taken from the rows
-    nearest to the kink, where another slope costs least, as long as it lies between the branches.
+    The envelope's slopes do so up to the error left by L-BFGS. That error is corrected at the rows
+    nearest the kink, where changing a slope costs least, keeping slopes between the branches.
     """
     low, high = _branches(objective)
     slopes = np.clip(r / width, low, high)
     near = _nearest(np.abs(r), ROWS_PER_COLUMN * (len(b) + 1))
     room = 1.0 / (np.abs(r[near]) + width)
     held = np.full(len(b), not (objective.l1 or objective.l2 or objective.positive)) | (b != 0)
-    # a squared norm allows any pull, at a price, so that rows far from the kink stay as they are
+    # an L2 penalty allows any pull, at a cost, so rows far from the kink keep their slopes
     cut = FAR_ROWS if objective.l2 else None
     for i in range(PASSES):
         u = p.weight * slopes
@@ -111,7 +111,7 @@ def _feasible(
         held |= np.abs(pull - goal) > scale
         last = i == PASSES - 1
         if last and objective.l2:
-            # but intercepts have no price
+            # the intercept is not penalised, so its constraint must still hold
             held[:], cut = False, None
         wanted = (goal - pull)[held]
         if p.intercept is not None:
@@ -121,7 +121,7 @@ def _feasible(
         rows = p.columns(near, np.flatnonzero(held)) * (p.weight[near] * room)[:, None]
         moved = slopes[near] + room * np.linalg.lstsq(rows.T, wanted, rcond=cut)[0]
         slopes = slopes.copy()
-        # what is beyond a branch stays on it, and other rows take the rest
+        # slopes beyond a branch are clipped to it, and other rows take up the remainder
         slopes[near] = moved if last else np.clip(moved, low, high)
         room[(moved < low) | (moved > high)] *= LESS_ROOM
     return slopes
@@ -141,7 +141,7 @@ def _branches(objective: Objective) -> tuple[float, float]:
 def _bound(
     p: Problem, objective: Objective, slopes: FloatArray, r: FloatArray, b: FloatArray
 ) -> float:
-    """A lower bound of the objective of one target, from slopes of the loss at each row."""
+    """A lower bound on the objective of one target, from slopes of the loss at each row."""
     low, high = _branches(objective)
     u = p.weight * slopes
     pull = p.pull(u[:, None])[:, 0]
@@ -150,9 +150,9 @@ def _bound(
     if not (objective.l1 or objective.l2):
         left = max(left, float(above.max(initial=0.0)))
     if left > 1e3 * ROUNDING * np.abs(u).sum():
-        # no slopes are known that would give a bound
+        # these slopes are infeasible and yield no bound
         return 0.0
-    # towards 0 until the slopes lie between the branches
+    # shrink the slopes towards 0 until they lie between the branches
     shrink = max(1.0, float((slopes / high).max()), float((slopes / low).max()))
     if objective.l1 and not objective.l2:
         shrink = max(shrink, float(above.max(initial=0.0)) / objective.l1)
@@ -165,10 +165,10 @@ def _bound(
 
 
 def excess(p: Problem, objective: Objective, width: float) -> tuple[float, float]:
-    """The objective, and by how much it is above its minimum at the most.
+    """The objective, and an upper bound on its distance from the minimum.
 
-    Any slopes of the loss at the rows give a lower bound, if no column pulls at them by more than
-    the penalty allows (Fenchel duality). They are taken from the envelope that was minimised last.
+    Any slopes of the loss at the rows give a lower bound, provided that their pull on each column
+    is within what the penalty allows (Fenchel duality). They come from the last envelope minimised.
     """
     low, high = _branches(objective)
     residual = p.residual
@@ -183,7 +183,7 @@ def excess(p: Problem, objective: Objective, width: float) -> tuple[float, float
 
 
 def _least(p: Problem, objective: Objective) -> float:
-    """The minimum of the objective without a squared norm, by linear programming."""
+    """The minimum of the objective without an L2 penalty, by linear programming."""
     low, high = _branches(objective)
     n, d = p.X.shape
     Z = p.columns(np.arange(n), np.arange(d))
@@ -203,14 +203,14 @@ def _least(p: Problem, objective: Objective) -> float:
 def check_minimum(
     rows: TabularDataset, layers: Layers, scaling: Scaling, objective: Objective, width: float
 ) -> list[tuple[str, type[Warning]]]:
-    """A warning where L-BFGS has stopped far above the minimum of a loss with kinks."""
+    """A warning if L-BFGS stopped far above the minimum of a loss with kinks."""
     p = make_problem(rows, layers, scaling)
     value, above = excess(p, objective, width)
     tolerated = TOLERATED * value + width
     n, d = p.X.shape
     small = n * d <= SMALL and n * (n + d) <= SMALL_PROGRAMME
     if above > tolerated and not objective.l2 and small:
-        # the bound may be a poor one, and the minimum itself is soon found
+        # the bound may be loose, and the minimum itself is cheap to compute
         above = value - _least(p, objective)
     if above <= tolerated:
         return []
@@ -219,7 +219,7 @@ def check_minimum(
     remedy = "raise alpha" if objective.alpha else "set alpha above 0"
     message = (
         f"L-BFGS did not converge to the minimum of loss={objective.loss.name!r}: the objective, "
-        f"{value:.4g}, may be {share} it. Leave out columns that are nearly collinear, or "
+        f"{value:.4g}, may be {share} it. Drop nearly collinear columns, or "
         f"{remedy}; sklearn.linear_model.QuantileRegressor solves such problems exactly."
     )
     return [(message, ConvergenceWarning)]

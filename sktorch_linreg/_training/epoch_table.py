@@ -1,4 +1,4 @@
-"""What `verbose` prints."""
+"""The table that `verbose` prints."""
 
 from __future__ import annotations
 
@@ -6,18 +6,18 @@ import time
 from collections.abc import Mapping
 from typing import Any
 
-# seconds between two lines
+# minimum seconds between lines
 INTERVAL = 1.0
 COLUMNS = ("epoch", "train loss", "validation loss", "lr", "seconds")
 
 
 class EpochTable:
-    """Epochs as lines of a table, one a second at most, and the last one.
+    """A table of epochs: at most one line per second, and the last epoch.
 
     Parameters
     ----------
     verbose : int
-        0 prints nothing, 1 a line a second at most, 2 and more every epoch.
+        0 prints nothing, 1 at most one line per second, 2 or more every epoch.
     """
 
     def __init__(self, verbose: int) -> None:
@@ -27,7 +27,7 @@ class EpochTable:
         self._waiting: Mapping[str, Any] | None = None
 
     def add(self, row: Mapping[str, Any]) -> None:
-        """Take in an epoch's row of the history."""
+        """Add an epoch's row of the history."""
         if not self.verbose:
             return
         now = time.monotonic()
@@ -37,7 +37,7 @@ class EpochTable:
             self._waiting = row
 
     def close(self) -> None:
-        """Print the last epoch, where that has not been done."""
+        """Print the last epoch if it has not been printed yet."""
         if self._waiting is not None:
             self._print(self._waiting, time.monotonic())
 

@@ -1,4 +1,4 @@
-"""Outputs and gradients of stacks of linear layers, written out."""
+"""Outputs and gradients of fully connected layers, written out."""
 
 from __future__ import annotations
 
@@ -26,9 +26,9 @@ class _Layer(NamedTuple):
 
 
 class _Hidden(NamedTuple):
-    """Work space of a hidden layer for batches of one size, all of shape (n_units, n_rows)."""
+    """Workspace of a hidden layer for one batch size; all are of shape (n_units, n_rows)."""
 
-    z: Tensor  # before the activation, and in its place after it where that is enough
+    z: Tensor  # before the activation; overwritten by `a` unless needed for the gradient
     a: Tensor  # after the activation
     h: Tensor  # after dropout
     mask: Tensor | None
@@ -37,7 +37,7 @@ class _Hidden(NamedTuple):
 
 
 class _Space(NamedTuple):
-    """Work space for batches of one size."""
+    """Workspace for one batch size."""
 
     hidden: list[_Hidden]
     ones: Tensor
@@ -49,15 +49,15 @@ class _Space(NamedTuple):
 class Backprop:
     """Outputs and gradients of an `MLPModule` on dense rows, without autograd.
 
-    Units are rows and samples columns, and weights lie in memory transposed: the products of tall,
-    narrow matrices are several times faster so. The derivative of the loss is carried back without
-    its constant factor (two over the number of entries for the mean squared error), which the
-    products that give the gradients apply, as they apply the squared norm's share of the gradient.
+    Units are rows and samples are columns, and weights are stored transposed: products of tall,
+    narrow matrices are then several times faster. The derivative of the loss is propagated without
+    its constant factor (two over the number of entries for the mean squared error); the products
+    that compute the gradients apply it, and also add the gradient of the L2 penalty.
 
     Parameters
     ----------
     module : MLPModule
-        What is trained; it has to be on one of `DEVICES`.
+        The module to train, on one of `DEVICES`.
     flat : FlatParameters
         Its parameters.
     l2 : float
@@ -78,7 +78,7 @@ class Backprop:
         self._spaces: dict[int, _Space] = {}
 
     def _space(self, n_rows: int) -> _Space:
-        """Work space for this many rows: a full batch, the last of an epoch, one of validation."""
+        """Workspace for this many rows: a full batch, a last batch or a validation batch."""
         like = self.layers[0].weight_T
         hidden = []
         for layer, _ in pairwise(self.layers):
@@ -118,7 +118,7 @@ class Backprop:
         return space
 
     def gradient_(self, batch: Batch, loss: Loss) -> None:
-        """Write outputs into `batch.out`, the gradient of loss and squared norm into `flat`."""
+        """Write outputs into `batch.out`, and the gradient of loss and L2 penalty into `flat`."""
         space = self.outputs_(batch, training=True)
         d, d_T = space.d, space.d_T
         ones = space.ones if batch.ones is None else batch.ones
@@ -149,7 +149,7 @@ class Backprop:
 
 
 def _slope_by_autograd(loss: Loss, batch: Batch, out: Tensor) -> None:
-    """The derivative of the mean loss, for a loss whose derivative is not written out."""
+    """Write the derivative of the mean loss to `out`, for a loss without a `slope`."""
     with blamed_on(loss), torch.inference_mode(False), torch.enable_grad():
         leaf = batch.out.detach().clone().requires_grad_()
         mean = loss.mean(leaf, batch.y, batch.row_weight)

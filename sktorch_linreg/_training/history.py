@@ -1,4 +1,4 @@
-"""Records of epochs as one array per column."""
+"""The training history as one array per column."""
 
 from __future__ import annotations
 
@@ -6,12 +6,12 @@ from typing import Any
 
 import numpy as np
 
-# what an array gives back as it was
+# types that survive a round trip through an array
 COLUMN_KINDS = {bool, int, float}
 
 
 def pack_history(rows: list[dict[str, Any]]) -> Any:
-    """Records of epochs as one array per column, where all have the same plain columns."""
+    """Records of epochs as one array per column, if all have the same plain columns."""
     names = list(rows[0]) if rows else []
     columns: dict[str, Any] = {}
     for name in names:
@@ -30,7 +30,7 @@ def pack_history(rows: list[dict[str, Any]]) -> Any:
 
 
 def unpack_history(packed: Any) -> list[dict[str, Any]]:
-    """The records that `pack_history` was given."""
+    """The records that were passed to `pack_history`."""
     if isinstance(packed, list):
         return packed
     n, columns = packed["n_rows"], packed["columns"]

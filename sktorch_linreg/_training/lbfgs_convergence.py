@@ -1,4 +1,4 @@
-"""Whether L-BFGS has converged, and the best of the weights that it has come by."""
+"""Convergence of L-BFGS, and the best weights it has reached."""
 
 from __future__ import annotations
 
@@ -12,28 +12,27 @@ from torch import Tensor
 
 from .._optim.orthant_lbfgs import OrthantLBFGS
 
-# iterations that have to gain nothing, where an epoch has fewer of them
+# iterations without gain that count as convergence, where an epoch has fewer
 SETTLED_ITERATIONS = 20
-# halvings of a step down the gradient that is tried before a minimum is believed
+# halvings of a trial gradient step before a point is accepted as the minimum
 HALVINGS = 40
-# the most steps of L-BFGS, of twenty iterations each, for one width of an envelope, and the share
-# of that width, by which an envelope is off anyway, that the last of them gains
+# maximum L-BFGS steps per envelope width, and the gain relative to that width that ends them
 ENVELOPE_STEPS, SETTLED_WIDTH = 200, 1e-4
 
 
 class LbfgsConvergence:
-    """Whether the iterations of L-BFGS gain nothing more, and how low the objective has been.
+    """Whether L-BFGS still makes progress, and the lowest objective so far.
 
     Attributes
     ----------
     minimised : float
-        What the optimizer minimises, after the last epoch.
+        Value of the function that the optimizer minimises, after the last epoch.
     settled : bool
-        Whether the last epoch gained nothing in this precision.
+        Whether the last epoch made no progress beyond rounding.
     lowest, latest : float
-        The objective where L-BFGS began and has ended its epochs: the lowest and the last value.
+        The lowest and the last objective, out of those at the start and after each epoch.
     n_without_gain : int
-        Iterations since it last gained something.
+        Iterations since the last gain.
     """
 
     def __init__(self, rounding: float) -> None:
@@ -43,16 +42,16 @@ class LbfgsConvergence:
         self.n_without_gain = 0
 
     def update(self, minimised: float, settled: bool | None) -> None:
-        """Take in an epoch; `settled` tells of one that went on until nothing was gained."""
+        """Record an epoch; `settled`, if not None, says whether it ran until nothing was gained."""
         gain, self.minimised = self.minimised - minimised, minimised
-        # a rise is no convergence
+        # an increase does not count as convergence
         level = abs(gain) <= self.rounding * abs(minimised)
         self.settled = level if settled is None else settled
         if not self.settled:
             self.n_without_gain = 0
 
     def is_lowest(self, value: float) -> bool:
-        """Take in the objective; whether it is lower than ever by more than rounding."""
+        """Record the objective; returns whether it is a new minimum by more than rounding."""
         self.latest = value
         lower = math.isinf(self.lowest) or value < self.lowest - self.rounding * abs(self.lowest)
         if lower:
@@ -61,7 +60,7 @@ class LbfgsConvergence:
 
 
 def forget(optimizer: Any) -> None:
-    """Let L-BFGS begin anew from where it is."""
+    """Reset L-BFGS, so that it restarts from the current point."""
     if isinstance(optimizer, OrthantLBFGS):
         optimizer.forget()
     else:
@@ -69,7 +68,7 @@ def forget(optimizer: Any) -> None:
 
 
 def keep_lowest(loop: Any, batches: Any) -> None:
-    """Look at the weights that L-BFGS has come to, which may be worse than earlier ones."""
+    """Keep the current weights of L-BFGS if they are the best so far."""
     convergence, monitor = loop.state.convergence, loop.monitor
     if convergence is None or monitor.validates:
         return
@@ -78,7 +77,7 @@ def keep_lowest(loop: Any, batches: Any) -> None:
 
 
 def _objective_of(loop: Any, batches: Any) -> float:
-    """The objective as the weights are, without dropout."""
+    """The objective at the current weights, without dropout."""
     loop.listener._set_training(False)
     with torch.no_grad():
         value = float(loop.objective.loss_of(batches) + loop.objective.penalty_value())
@@ -87,10 +86,10 @@ def _objective_of(loop: Any, batches: Any) -> float:
 
 
 def goes_on(loop: Any) -> bool:
-    """Whether L-BFGS, after an epoch that gained nothing, is to make another.
+    """Whether L-BFGS should run another epoch after one that gained nothing.
 
-    Where an epoch has few iterations, a step along an old direction may have failed, so that the
-    first such epoch makes it forget these.
+    With few iterations per epoch, a step along an outdated direction may have failed, so the first
+    such epoch resets the optimizer.
     """
     convergence = loop.state.convergence
     optimizer = loop.stepper.updates.optimizer
@@ -106,8 +105,8 @@ def goes_on(loop: Any) -> bool:
     convergence.n_without_gain = 0
     if loop.objective.width is None and _still_falls(loop):
         message = (
-            "L-BFGS stopped gaining anything although the objective still falls along its "
-            "gradient: its line search runs out of evaluations. Raise optimizer__max_eval or "
+            "L-BFGS stopped making progress although the objective still decreases along the "
+            "gradient: its line search ran out of evaluations. Raise optimizer__max_eval or "
             "optimizer__max_iter."
         )
         loop.state.warnings.append((message, ConvergenceWarning))
@@ -115,7 +114,7 @@ def goes_on(loop: Any) -> bool:
 
 
 def _still_falls(loop: Any) -> bool:
-    """Whether a step down the gradient makes the objective lower by more than `tol`."""
+    """Whether a gradient step decreases the objective by more than `tol`."""
     flat = loop.objective.flat
     batches = loop.training_batches()
     with torch.no_grad():
@@ -136,25 +135,25 @@ def _still_falls(loop: Any) -> bool:
 
 
 def why_not_converged(loop: Any) -> list[tuple[str, type[Warning]]]:
-    """What there is to say where L-BFGS stopped on a plateau without having converged."""
+    """A warning if L-BFGS stopped on a plateau without converging."""
     convergence, spec = loop.state.convergence, loop.spec
     if spec.shape.dropout:
-        reason, remedy = "its dropout changes the objective from step to step", "dropout=0"
+        reason, remedy = "dropout changes the objective at every step", "dropout=0"
     elif convergence.latest > convergence.lowest + (spec.tol or 0.0):
         reason = f"its objective rose from {convergence.lowest:.4g} to {convergence.latest:.4g}"
-        remedy = "optimizer__line_search_fn='strong_wolfe', a smaller lr"
+        remedy = "optimizer__line_search_fn='strong_wolfe' or a smaller lr"
     else:
         return []
     n_epochs = len(loop.state.loss_curve)
     message = (
-        f"L-BFGS stopped after {n_epochs} epochs without having converged, since {reason}. The "
+        f"L-BFGS stopped after {n_epochs} epochs without converging, because {reason}. The "
         f"best weights are kept. Set {remedy}, or choose another optimizer, such as 'adam'."
     )
     return [(message, ConvergenceWarning)]
 
 
 def step_until_settled(loop: Any, closure: Callable[[], Tensor]) -> None:
-    """Make steps of L-BFGS until one gains next to nothing of the width of the envelope."""
+    """Run L-BFGS steps until one gains almost nothing relative to the envelope's width."""
     slack = SETTLED_WIDTH * (loop.objective.width or 0.0)
     before, loop.state.settled = math.inf, False
     for _ in range(ENVELOPE_STEPS):

@@ -10,23 +10,23 @@ from .stopping import Monitor
 
 
 class TrainingLoop(ABC):
-    """Epochs over the rows, until no model is trained any more.
+    """Epochs over the rows, until all models have stopped.
 
-    What is trained, one model or many, is a subclass. Losses and learning rates are numbers per
-    model: plain ones, or arrays.
+    Subclasses train one model or many. Losses and learning rates are numbers per model: scalars or
+    arrays.
 
     Attributes
     ----------
     monitor : Monitor
-        Which models are still trained, and their best losses and weights.
+        Which models are still training, and their best losses and weights.
     schedules : Schedules or None
-        Those of the learning rates.
+        Learning-rate schedules.
     weights : Weights
         The parameters of all models.
     max_epochs : int
-        The most epochs that there will be.
+        Maximum number of epochs.
     n_epochs : int
-        Epochs that are done.
+        Number of completed epochs.
     """
 
     monitor: Monitor
@@ -37,19 +37,19 @@ class TrainingLoop(ABC):
     @property
     @abstractmethod
     def max_epochs(self) -> int:
-        """The most epochs that there will be."""
+        """Maximum number of epochs."""
 
     @abstractmethod
     def begin_epoch(self) -> None:
-        """Tell of an epoch that begins."""
+        """Notify listeners that an epoch begins."""
 
     @abstractmethod
     def train_epoch(self) -> Any:
-        """Update over all batches; the mean losses as they were seen on the way."""
+        """Update over all batches; returns the mean losses, measured before each update."""
 
     @abstractmethod
     def validation_loss(self) -> Any:
-        """The mean losses over held-out rows, None where there are none."""
+        """The mean losses over held-out rows, or None without any."""
 
     @abstractmethod
     def learning_rate(self) -> Any:
@@ -57,24 +57,24 @@ class TrainingLoop(ABC):
 
     @abstractmethod
     def refuse(self, diverged: Any, rate: Any) -> None:
-        """Raise, or note, a TrainingDivergedError for some models."""
+        """Raise or record a TrainingDivergedError for the diverged models."""
 
     @abstractmethod
     def record(self, loss: Any, validation: Any, rate: Any) -> None:
-        """Keep what an epoch has given; from here on it counts."""
+        """Record the results of an epoch, which counts as completed from here on."""
 
     @abstractmethod
     def finish(self, done: Any, rate: Any) -> None:
-        """Keep the weights of models that are done, where others are trained on."""
+        """Save the weights of finished models while others continue training."""
 
     @abstractmethod
     def end_epoch(self) -> None:
-        """Tell of an epoch that is done, which may deactivate models."""
+        """Notify listeners that an epoch is done, which may deactivate models."""
 
     def run(self) -> Any:
-        """Train until all models have stopped or `max_epochs` are done.
+        """Train until all models have stopped or `max_epochs` is reached.
 
-        Returns which models were still trained then.
+        Returns which models were still training at that point.
         """
         numbers, monitor = self.monitor.numbers, self.monitor
         while self.n_epochs < self.max_epochs and numbers.any(monitor.active):
@@ -85,7 +85,7 @@ class TrainingLoop(ABC):
         return monitor.active
 
     def _take_in(self, loss: Any, validation: Any) -> None:
-        """Refuse losses that are not finite, see which models stop, and step the schedules."""
+        """Reject non-finite losses, determine which models stop, and step the schedules."""
         monitor, numbers, rate = self.monitor, self.monitor.numbers, self.learning_rate()
         monitored = loss if validation is None else validation
         finite = numbers.is_finite(loss)

@@ -1,7 +1,7 @@
-"""Many models of one shape, trained as one program.
+"""Many models of one shape, trained together as one stack.
 
-Each model ends up with what `train.train` would give it alone, but for rounding: the same
-initial weights, order of rows, dropout masks, updates and stops.
+Up to rounding, each model ends up as if trained on its own by `train.train`: with the same
+initial weights, row order, dropout masks, updates and stopping epoch.
 """
 
 from __future__ import annotations
@@ -36,28 +36,28 @@ from .stacked_parameters import StackedParameters
 from .stacked_result import StackResult
 from .stopping import Monitor
 
-# what is to be fitted: groups of models
+# specifications of the models, by group
 Specs = Sequence[Sequence[FitSpec]]
-# share of models that have to be done before the others move together
+# the stack is compacted once the remaining models need at most this share of its slots
 SPARSE = 0.75
 
 
 class ManyModels(TrainingLoop):
-    """A stack of models that is trained.
+    """Training of a stack of models.
 
     Parameters
     ----------
     data : sequence of TrainingData
-        Dense data sets of the same columns.
+        Dense data sets with the same columns.
     owner : sequence of int
-        The data set of each group of models.
+        Index of the data set of each group of models.
     specs : sequence of sequences of FitSpec
-        What is to be fitted in each group. Models differ in numbers alone: learning rate, penalty,
-        options of the optimizer, share of dropout and tolerance; those of a group have one seed.
+        Models of each group. They differ only in numbers: learning rate, penalty, optimizer
+        options, dropout rate and tolerance; models of a group share a seed.
     curves : bool, default=False
         Whether to keep the losses of all epochs.
     tell : callable, optional
-        Hears of each epoch that is done.
+        Called after each epoch with the number of completed epochs.
     """
 
     def __init__(
@@ -87,16 +87,16 @@ class ManyModels(TrainingLoop):
         self.options = StackedOptions(specs)
         self.schedules = Schedules.of_many(specs)
         if self.schedules is not None:
-            # whose constructor sets the rate of the first epoch
+            # a schedule's constructor sets the rate of the first epoch
             self.schedules.apply(self.options)
         self.monitor = Monitor.of_many(specs, self.held_out is not None)
         self._draw_start()
         self.l1 = np.array([[s.objective.l1 for s in row] for row in specs])
         self.l2 = np.array([[s.objective.l2 for s in row] for row in specs])
         self.result = self.parameters.like(n_groups, n_each)
-        # where the models that are still there were in the beginning
+        # original positions of the remaining models
         self.origin = np.indices((n_groups, n_each))
-        # the learning rate at which each model ended
+        # the final learning rate of each model
         self.last_rate = np.zeros((n_groups, n_each))
         shape = n_groups, n_each
         self.out = StackResult(
@@ -113,7 +113,7 @@ class ManyModels(TrainingLoop):
     # -- set-up ---------------------------------------------------------------------------------
 
     def _prepare(self, data: Sequence[TrainingData]) -> list[Prepared]:
-        """Each data set once, or once per seed where that says which rows are held out."""
+        """Prepare each data set once, or once per seed if the seed selects held-out rows."""
         out: list[Prepared] = []
         known: dict[tuple[int, int | None], int] = {}
         for g, row in enumerate(self.specs):
@@ -134,7 +134,7 @@ class ManyModels(TrainingLoop):
         return training, StackedRows(held_out, bias) if held_out else None
 
     def _draw_start(self) -> None:
-        """Initial weights, orders of rows and dropout masks, all from the seeds."""
+        """Draw initial weights, row orders and dropout masks from the seeds."""
         spec, parameters = self.spec, self.parameters
         self.orders: list[Order] = []
         started: dict[int, tuple[Tensor, Layers]] = {}
@@ -164,7 +164,7 @@ class ManyModels(TrainingLoop):
         self.masks = (generators, keep, owner) if min(keep) < 1.0 else None
 
     def _initial(self, seed: int) -> tuple[Tensor, Layers]:
-        """The state of the generator after the initial weights, and these."""
+        """The generator state after drawing the initial weights, and these weights."""
         spec, generator = self.spec, main_generator(seed)
         module = make_module(
             self.parameters.sizes,
@@ -183,12 +183,12 @@ class ManyModels(TrainingLoop):
         return generator.get_state(), layers
 
     def _set_up(self) -> None:
-        """What is made anew whenever models have moved together."""
+        """Build everything that depends on which models remain in the stack."""
         spec, parameters = self.spec, self.parameters
         masks = None
         if self.masks is not None:
             generators, keep, owner = self.masks
-            # those that are left, and a group of models that has each
+            # the masks still in use, each with a group that uses it
             used, first, which = np.unique(
                 owner[tuple(self.origin)], return_index=True, return_inverse=True
             )
@@ -217,7 +217,7 @@ class ManyModels(TrainingLoop):
         return RuleUpdates(self.parameters, self.spec.training.optimizer_class, group, [], expand)
 
     def _group(self) -> tuple[dict[str, Any], Callable[[Tensor], Tensor] | None]:
-        """The options as they are now, and what spreads those that differ between models."""
+        """The current options, and the function that expands those that differ between models."""
         group = self.options.group(self.parameters.values.device)
         varied = any(isinstance(v, Tensor) for v in option_values(group))
         return group, self.parameters.expand if varied else None
@@ -226,12 +226,12 @@ class ManyModels(TrainingLoop):
 
     @property
     def max_epochs(self) -> int:
-        """The most epochs."""
+        """Maximum number of epochs."""
         return self.spec.training.max_epochs
 
     @property
     def weights(self) -> StackedParameters:
-        """The parameters of the models that are still there."""
+        """The parameters of the remaining models."""
         return self.parameters
 
     def train(self) -> StackResult:
@@ -244,17 +244,17 @@ class ManyModels(TrainingLoop):
             out.unfinished[tuple(self.origin[:, self.monitor.has_tol & active])] = True
         finite = self.result.finite()
         for g, c in zip(*np.nonzero(~finite), strict=True):
-            # the last update can diverge after the last loss was seen
+            # the last update can diverge after the last loss was computed
             if (g, c) not in out.errors:
                 lr = float(self.last_rate[g, c])
                 out.errors[int(g), int(c)] = TrainingDivergedError(int(out.n_iter[g, c]), lr)
         return out
 
     def begin_epoch(self) -> None:
-        """Nobody listens."""
+        """Do nothing: a stack has no callbacks."""
 
     def end_epoch(self) -> None:
-        """Count, and leave out models that are done where that saves work."""
+        """Count the epoch, and drop finished models where that saves work."""
         self.n_epochs += 1
         if self.tell is not None:
             self.tell(self.n_epochs)
@@ -272,7 +272,7 @@ class ManyModels(TrainingLoop):
         return threads_for(rows * self.parameters.n_parameters)
 
     def train_epoch(self) -> FloatArray:
-        """Update over all batches; the mean objectives as they were seen on the way."""
+        """Update over all batches; returns the mean objectives, measured before each update."""
         mean: FloatArray = self.objective.epoch(self.batches, self.updates.step)
         return mean
 
@@ -287,13 +287,13 @@ class ManyModels(TrainingLoop):
         return np.broadcast_to(np.asarray(rate, dtype=np.float64), shape)
 
     def refuse(self, diverged: Mask, rate: FloatArray) -> None:
-        """Note why some models are no longer trained."""
+        """Record the errors of models that diverged."""
         for g, c in zip(*np.nonzero(diverged), strict=True):
             at = int(self.origin[0][g, c]), int(self.origin[1][g, c])
             self.out.errors[at] = TrainingDivergedError(self.n_epochs + 1, float(rate[g, c]))
 
     def record(self, loss: FloatArray, validation: FloatArray | None, rate: FloatArray) -> None:
-        """Keep the losses of the models that are still trained."""
+        """Record the losses of the models still training."""
         out, active = self.out, self.monitor.active
         monitored = loss if validation is None else validation
         at = tuple(self.origin[:, active])
@@ -307,7 +307,7 @@ class ManyModels(TrainingLoop):
                 curves[-1][at] = values[active]
 
     def finish(self, done: Mask, rate: FloatArray) -> None:
-        """Keep the parameters of models that are done."""
+        """Save the parameters of finished models."""
         self.last_rate[tuple(self.origin[:, done])] = rate[done]
         here = tuple(torch.from_numpy(i) for i in np.nonzero(done))
         at = tuple(torch.from_numpy(i) for i in self.origin[:, done])
@@ -316,13 +316,13 @@ class ManyModels(TrainingLoop):
             mine[at] = its[here]
 
     def _move_together(self) -> None:
-        """Leave out models that are done where that saves work."""
+        """Drop finished models where that saves work."""
         active = self.monitor.active
         groups = np.flatnonzero(active.any(axis=1))
         n_each = int(active.sum(axis=1).max())
         if len(groups) * n_each > SPARSE * active.size:
             return
-        # models that are still trained come first in each group; others fill the rest
+        # active models come first in each group; finished ones fill the rest
         place = np.argsort(~active[groups], axis=1, kind="stable")[:, :n_each]
         group = np.broadcast_to(groups[:, None], place.shape)
         at = torch.from_numpy(group.copy()), torch.from_numpy(place)
@@ -353,6 +353,6 @@ def train_models(
     curves: bool = False,
     tell: Callable[[int], None] | None = None,
 ) -> StackResult:
-    """Train a stack of models; the parameters are those of `ManyModels`."""
+    """Train a stack of models; see `ManyModels` for the parameters."""
     with own_torch_settings(specs[0][0].device), torch.inference_mode():
         return ManyModels(data, owner, specs, curves, tell).train()

@@ -1,7 +1,7 @@
-"""Numbers per model: plain ones for one model, arrays for many, under the same names.
+"""Numbers per model: scalars for one model, arrays for many, with the same functions.
 
-What is decided at the end of an epoch is written once, for both. NumPy would take longer for the
-numbers of one small model than an epoch of it.
+The decisions at the end of an epoch are thus written once for both. For one small model, NumPy
+calls on scalars would take longer than an epoch.
 """
 
 from __future__ import annotations
@@ -26,9 +26,9 @@ def _to_numpy(tensor: Tensor) -> Any:
 
 @dataclass(frozen=True)
 class Numbers:
-    """Functions of numbers per model; minimum and maximum leave out what is not a number.
+    """Functions of numbers per model; minimum and maximum ignore a second argument that is NaN.
 
-    `read` takes them from a tensor, and waits for its device.
+    `read` reads them from a tensor, which waits for its device.
     """
 
     where: Callable[[Any, Any, Any], Any]

@@ -1,4 +1,4 @@
-"""The objective of one module: values, gradients, and what follows an update."""
+"""The objective of one module: its values and gradients."""
 
 from __future__ import annotations
 
@@ -19,29 +19,29 @@ from .gradients import Backprop
 from .model_numbers import ONE
 from .training_objective import TrainingObjective
 
-# L-BFGS follows a loss with kinks from this width of its envelope down, tenfold at a time
+# width of the first envelope that L-BFGS minimises for a loss with kinks, then reduced tenfold
 FIRST_WIDTH = 0.1
 
 
 class ModuleObjective(TrainingObjective):
     """Loss and penalty of a module.
 
-    Dense rows take the written-out gradients of `Backprop`; sparse rows, frozen parameters and
-    devices that were not looked at take autograd.
+    Dense rows use the written-out gradients of `Backprop`; sparse rows, frozen parameters and
+    devices other than `DEVICES` use autograd.
 
     Parameters
     ----------
     module : MLPModule
-        What is trained; its parameters become views of one vector.
+        The module to train; its parameters become views of one vector.
     loss : Loss
-        The loss that was asked for.
+        The requested loss.
     penalty : Penalty
         The elastic-net term and the sign constraint.
     own_penalty : bool
-        Whether the optimizer keeps the L1 term and the constraint by itself, so that it has to be
-        given the smooth part alone.
+        Whether the optimizer handles the L1 term and the constraint itself, so that it is given
+        only the smooth part.
     transposed : bool, default=True
-        Whether the optimizer can take weights that lie in memory column by column.
+        Whether the optimizer supports weights stored column-major.
     """
 
     numbers = ONE
@@ -65,7 +65,7 @@ class ModuleObjective(TrainingObjective):
         self.configure()
 
     def configure(self) -> bool:
-        """Look at what is to be trained; returns whether that is every parameter."""
+        """Set up for the trainable parameters; returns whether these are all parameters."""
         flat, module = self.flat, self.module
         flat.take_parameters()
         flat.offer_gradients()
@@ -81,7 +81,7 @@ class ModuleObjective(TrainingObjective):
             self.backprop = None
         elif self.backprop is None:
             self.backprop = Backprop(module, flat, self.penalty.l2)
-        # the weights that are trained under the penalty, and their gradients
+        # the trainable penalised weights, and their gradients
         self.weights = [(flat.weights, flat.weights_gradient)]
         if not whole:
             self.weights = [(w.detach(), w.grad) for w in module.weights if w.grad is not None]
@@ -90,10 +90,10 @@ class ModuleObjective(TrainingObjective):
         self.projections = [Projection(w, grad, l1, positive) for w, grad in pairs]
         return whole
 
-    # -- stand-ins for losses with kinks --------------------------------------------------------
+    # -- envelopes of losses with kinks ---------------------------------------------------------
 
     def smooth_at(self, width: float | None) -> None:
-        """Minimise the envelope of this width, or the loss itself."""
+        """Minimise the envelope of this width, or the loss itself if None."""
         if width is None or self.loss.smoothed is None:
             self.width, self.minimised = None, self.loss
             return
@@ -101,26 +101,26 @@ class ModuleObjective(TrainingObjective):
         self.minimised = replace(self.loss, pointwise=self.loss.smoothed(width), slope=None)
 
     def sharpen(self) -> bool:
-        """Bring the envelope closer to the loss; False if it is close enough."""
+        """Narrow the envelope; returns False if it is already narrow enough."""
         eps = torch.finfo(self.flat.values.dtype).eps
         if self.width is None or self.width <= 10 * eps**0.5:
             return False
         self.smooth_at(0.1 * self.width)
         return True
 
-    # -- what an epoch asks for -----------------------------------------------------------------
+    # -- called during an epoch -----------------------------------------------------------------
 
     def n_rows_of(self, batch: Batch) -> int:
-        """Rows that the penalty before an update counts by."""
+        """Number of rows by which the penalty before an update is weighted."""
         return batch.n_all
 
     # -- gradients ------------------------------------------------------------------------------
 
     def gradient_(self, batch: Batch) -> None:
-        """Write outputs into `batch.out`, and the gradient of what is minimised into `flat`.
+        """Write outputs into `batch.out`, and the gradient of the minimised function into `flat`.
 
-        It is that of the smooth part where the optimizer keeps the rest of the penalty, and the
-        pseudo-gradient where weights are projected.
+        It is the gradient of the smooth part if the optimizer handles the rest of the penalty, and
+        the pseudo-gradient where weights are projected.
         """
         if not batch.n_rows:
             self.flat.gradient.zero_()
@@ -129,7 +129,7 @@ class ModuleObjective(TrainingObjective):
         else:
             self._by_autograd(batch)
         if self.group.size > 1:
-            # the penalty as well counts by rows, which add up to those of the batch
+            # the penalty is also weighted by rows, which sum to those of the batch
             self.flat.gradient.mul_(batch.n_rows / batch.n_all)
             self.group.sum_(self.flat.gradient)
         for projection in self.projections:
@@ -160,7 +160,7 @@ class ModuleObjective(TrainingObjective):
     # -- values ---------------------------------------------------------------------------------
 
     def values(self, batch: Batch) -> tuple[Tensor, Tensor, Tensor]:
-        """Of the outputs there are: loss and what is minimised, with penalty, and its smooth part.
+        """For the current outputs: penalised loss, minimised function and the latter's smooth part.
 
         All three are means over the rows of the batch.
         """
@@ -169,14 +169,14 @@ class ModuleObjective(TrainingObjective):
             minimised = self._mean(self.minimised, batch)
         if not (self.penalty.l1 or self.penalty.l2):
             return loss, minimised, minimised
-        # frozen weights count as well
+        # frozen weights are penalised too
         weights = [self.flat.weights]
         added = self.penalty.value(weights)
         smooth = minimised + self._smooth_penalty.value(weights)
         return loss + added, minimised + added, smooth
 
     def _mean(self, loss: Loss, batch: Batch) -> Tensor:
-        """Mean of a loss over the rows that all processes have of a batch."""
+        """Mean of a loss over the rows of a batch in all processes."""
         if self.group.size == 1:
             return loss.mean(batch.out, batch.y, batch.row_weight)
         mean = torch.zeros((), dtype=torch.float64, device=batch.out.device)
@@ -187,11 +187,11 @@ class ModuleObjective(TrainingObjective):
         return mean.to(batch.out.dtype)
 
     def penalty_value(self) -> float:
-        """The penalty as the weights are."""
+        """The penalty at the current weights."""
         return float(self.penalty.value([self.flat.weights]))
 
 
 def _has_hooks(module: torch.nn.Module) -> bool:
-    """Whether somebody wants to see each pass through the module."""
+    """Whether the module has forward or backward hooks."""
     names = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
     return any(getattr(module, name, None) for name in names)

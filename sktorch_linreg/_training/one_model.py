@@ -1,4 +1,4 @@
-"""One model: its batches, its optimizer, and what it tells those who listen."""
+"""One model: its batches, its optimizer, and its callbacks."""
 
 from __future__ import annotations
 
@@ -45,38 +45,38 @@ from .stopping import Monitor
 
 
 class StopTraining(Exception):
-    """A callback asked to stop; skorch's own way is a KeyboardInterrupt, which Ctrl-C is too."""
+    """A callback asked to stop; skorch itself uses KeyboardInterrupt, which Ctrl-C raises too."""
 
 
 @dataclass
 class Stepper:
-    """What makes the updates of a run, and the schedule of its learning rate."""
+    """The updates of a run, and its learning-rate schedule."""
 
     updates: Any
     schedules: Schedules | None = None
 
     @property
     def schedule(self) -> Any:
-        """The schedule of torch, None where there is none."""
+        """The torch schedule, or None."""
         return None if self.schedules is None else self.schedules.schedules[0]
 
     def load(self, state: Mapping[str, Any]) -> None:
-        """Go on from an optimizer's state."""
+        """Restore an optimizer's state."""
         if not self.updates.load(state):
             self.use_torch()
 
     def use_torch(self) -> None:
-        """Let torch's own optimizer make the updates from here on."""
+        """Use torch's own optimizer for the updates from here on."""
         self.updates = TorchUpdates(self.updates.optimizer)
 
 
 class Listener(Protocol):
-    """Who hears of a run, and keeps its history: the net with its callbacks."""
+    """Receives the events of a run and keeps its history: the net with its callbacks."""
 
     max_epochs: int
     batch_size: int
     history: Any
-    # whether there are callbacks at all, and whether some look at batches or gradients
+    # whether there are callbacks, and whether any of them use batches or gradients
     hears_epochs: bool
     hears_batches: bool
     hears_gradients: bool
@@ -84,72 +84,72 @@ class Listener(Protocol):
     prints: bool
 
     def notify(self, method_name: str, **kwargs: Any) -> None:
-        """Tell callbacks, by the names of skorch's methods."""
+        """Call the skorch method of this name on all callbacks."""
 
     def add_epoch(self) -> dict[str, Any]:
-        """Begin the record of an epoch."""
+        """Start the history record of an epoch."""
 
     def _set_training(self, training: bool) -> None:
-        """Set module and loss to training or evaluation."""
+        """Set module and loss to training or evaluation mode."""
 
 
 @dataclass
 class RunState:
-    """What belongs to one training run, and is let go of after it."""
+    """The state of one training run, discarded after it."""
 
-    # of L-BFGS alone
+    # only for L-BFGS
     convergence: LbfgsConvergence | None
     validation: TabularDataset | None
     order: torch.Generator | None
-    # parameters before the first epoch and after each, where they are asked for
+    # parameters before the first epoch and after each one, if requested
     path: list[Tensor] | None
     # rows in the user's units, for callbacks
     shown: Mapping[str, Any]
-    # scaled, or standing for others
+    # scaled, or condensed
     rows: TabularDataset
     # how the rows are spread over processes
     share: Share
-    # the units that are trained in, and the moments that they come from
+    # the scaling used in training, and the moments it was computed from
     scaling: Scaling
     moments: tuple[Moments, Moments] | None
     # rows of the history from earlier runs that a callback has loaded
     n_earlier: int = 0
     best_train: float = math.inf
-    # the mean over the last epoch of what the optimizer minimises
+    # mean over the last epoch of the function that the optimizer minimises
     minimised: float = math.inf
-    # whether it then ran until it gained nothing more; None where it makes a number of steps
+    # whether the last epoch ran until nothing was gained; None for a fixed number of steps
     settled: bool | None = None
-    # losses of the epochs that are done
+    # losses of the completed epochs
     loss_curve: list[float] = field(default_factory=list)
     validation_curve: list[float] = field(default_factory=list)
     warnings: list[tuple[str, type[Warning]]] = field(default_factory=list)
 
 
 class OneModel(TrainingLoop):
-    """One model that is trained, with callbacks, checkpoints and any optimizer.
+    """Training of one model, with callbacks, checkpoints and any optimizer.
 
-    Without callbacks that listen to batches, an epoch is one call of the objective. Losses per
-    batch are kept in the history only where a callback listens to batches; that is most of what
-    makes plain skorch slow on tabular data.
+    Without batch callbacks, an epoch is one call of the objective. Batch losses are recorded in
+    the history only if there are batch callbacks; recording them is most of what makes plain
+    skorch slow on tabular data.
 
     Parameters
     ----------
     spec : FitSpec
-        What is fitted.
+        Specification of the fit.
     context : RunContext
-        The call that it is fitted in.
+        Context of the call of `fit` or `partial_fit`.
     module : MLPModule
-        What is trained.
+        The module to train.
     objective : ModuleObjective
         Its loss and penalty, and their gradients.
     stepper : Stepper
-        What moves its parameters.
+        The updates of its parameters.
     listener : Listener
-        Who hears of it.
+        Receives the events of the run.
     monitor : Monitor
-        When it stops.
+        Decides when training stops.
     state : RunState
-        Rows, and what changes on the way.
+        Rows, and the changing state of the run.
     """
 
     def __init__(
@@ -166,7 +166,7 @@ class OneModel(TrainingLoop):
         self.spec, self.context, self.module = spec, context, module
         self.objective, self.weights, self.stepper = objective, objective.flat, stepper
         self.listener, self.monitor, self.state = listener, monitor, state
-        # the record of the epoch
+        # history record of the epoch
         self.row: dict[str, Any] = {}
         # the parameters after the last epoch
         self.kept: Tensor | None = None
@@ -174,16 +174,16 @@ class OneModel(TrainingLoop):
 
     @property
     def schedules(self) -> Schedules | None:  # type: ignore[override]
-        """The schedule of the learning rate, which belongs to the optimizer."""
+        """The learning-rate schedule, which is bound to the optimizer."""
         return self.stepper.schedules
 
     @property
     def max_epochs(self) -> int:
-        """The most epochs, which callbacks may change."""
+        """Maximum number of epochs, which callbacks may change."""
         return self.listener.max_epochs
 
     def so_far(self) -> FitResult:
-        """What the fit would be if it ended now."""
+        """The result of the fit if it ended now."""
         state, flat, scaling = self.state, self.weights, self.state.scaling
         trained = flat.layers(self.monitor.best_weights(flat).clone())
         return FitResult.of_training(
@@ -199,7 +199,7 @@ class OneModel(TrainingLoop):
         )
 
     def train(self) -> None:
-        """Train for `max_epochs`, or until a rule or a callback stops it."""
+        """Train for `max_epochs`, or until a stopping rule or a callback ends training."""
         state, context = self.state, self.context
         state.n_earlier = len(self.listener.history)
         if context.checkpoint is not None:
@@ -235,7 +235,7 @@ class OneModel(TrainingLoop):
                 state.warnings.append((message, UserWarning))
         finally:
             self.table.close()
-        # before on_train_end, so that what callbacks load or save there is what remains
+        # before on_train_end, so that weights saved or loaded by callbacks there are final
         self.monitor.restore_best_weights(self.weights)
 
     def training_batches(self) -> BatchIterator:
@@ -248,17 +248,17 @@ class OneModel(TrainingLoop):
     def _iterate(
         self, rows: TabularDataset, size: int, order: torch.Generator | None = None
     ) -> BatchIterator:
-        # a loss that only gives a mean is taken batch by batch
+        # a loss that only returns a mean is computed batch by batch
         return BatchIterator(rows, size, order, one_batch=self.spec.objective.loss.reduced)
 
     def _needs_no_autograd(self) -> bool:
-        """Inference mode costs least, but autograd cannot take what is made in it."""
+        """Inference mode is cheapest, but autograd cannot use tensors created in it."""
         by_rule = isinstance(self.stepper.updates, RuleUpdates)
         written = self.spec.objective.loss.slope is not None
         return by_rule and written and self.objective.backprop is not None
 
     def _write_down(self) -> None:
-        """Keep the state of training in a file, where it is asked for and time."""
+        """Save a checkpoint if one is due."""
         checkpoint, n = self.context.checkpoint, self.n_epochs
         if checkpoint is None:
             return
@@ -266,7 +266,7 @@ class OneModel(TrainingLoop):
             checkpoint.save(self)
 
     def plain_history(self) -> list[dict[str, Any]]:
-        """The rows of this run's epochs, without batches; an interrupt may have left one more."""
+        """Completed epochs of this run, without batches; an interrupt may leave an extra row."""
         first = self.state.n_earlier
         rows = list(self.listener.history)[first : first + len(self.state.loss_curve)]
         return [
@@ -275,13 +275,13 @@ class OneModel(TrainingLoop):
         ]
 
     def end_epoch(self) -> None:
-        """Tell of an epoch that is done; a callback, or L-BFGS, may want no other."""
+        """Notify listeners that an epoch is done; a callback or L-BFGS may stop training."""
         self.table.add(self.row)
         self.kept = self.weights.keep(self.kept)
         self.n_epochs += 1
         monitor, stop = self.monitor, False
         if self.listener.hears_epochs or self.context.listener is not None:
-            # one that fails or stops does so on all processes
+            # a callback that fails or stops does so in all processes
             stop = any(self.context.group.gather(self._tell_of_epoch))
         convergence = self.state.convergence
         if convergence is not None:
@@ -294,11 +294,11 @@ class OneModel(TrainingLoop):
         self._write_down()
 
     def _goes_on(self) -> bool:
-        """Go on with L-BFGS where it gained nothing; False where it has converged."""
+        """Continue L-BFGS after an epoch without gain; returns False if it has converged."""
         return (self.state.settled is None and goes_on(self)) or self._sharpen()
 
     def _tell_of_epoch(self) -> bool:
-        """Tell callbacks of an epoch that is done; whether one of them wants no other."""
+        """Notify callbacks that an epoch is done; returns whether one asked to stop."""
         stop, listener = False, self.context.listener
         if self.listener.hears_epochs:
             self.stepper.updates.publish()
@@ -310,7 +310,7 @@ class OneModel(TrainingLoop):
         return bool(listener is not None and listener.end_epoch(self.so_far)) or stop
 
     def begin_epoch(self) -> None:
-        """Tell callbacks, and look at what they may have changed."""
+        """Notify callbacks, and pick up what they changed."""
         if self.context.listener is not None:
             self.context.listener.begin_epoch(self.so_far)
         self.row = self.listener.add_epoch()
@@ -320,11 +320,11 @@ class OneModel(TrainingLoop):
         self.listener.notify("on_epoch_begin", **self.state.shown)
         whole = self.objective.configure()
         if not (whole and self.stepper.updates.in_step()):
-            # a rule moves all parameters with one and the same history
+            # a rule updates all parameters with one shared state
             self.stepper.use_torch()
 
     def _sharpen(self) -> bool:
-        """Go on with a sharper stand-in for a loss with kinks; False where there is none."""
+        """Continue with a narrower envelope of a loss with kinks; False if there is none."""
         if not self.objective.sharpen():
             return False
         if self.state.convergence is not None:
@@ -333,11 +333,11 @@ class OneModel(TrainingLoop):
         return True
 
     def _keep_finished_epochs(self) -> None:
-        """Undo an unfinished epoch; without a finished one, let the interrupt pass."""
+        """Undo an unfinished epoch; without a finished one, re-raise the interrupt."""
         finished = len(self.state.loss_curve)
         if finished == 0:
             raise KeyboardInterrupt
-        # an epoch counts from the moment that its loss is in the curve
+        # an epoch counts as completed once its loss is in the curve
         if self.kept is not None and finished == self.n_epochs:
             self.weights.values.copy_(self.kept)
 
@@ -356,7 +356,7 @@ class OneModel(TrainingLoop):
         self.state.warnings.append((message, ConvergenceWarning))
 
     def train_epoch(self) -> float:
-        """Update over all batches; the mean objective as it was seen on the way."""
+        """Update over all batches; returns the mean objective, measured before each update."""
         loss = self._pass(self.batches, training=True)
         keep_lowest(self, self.batches)
         return loss
@@ -374,10 +374,10 @@ class OneModel(TrainingLoop):
         raise TrainingDivergedError(len(self.state.loss_curve) + 1, rate)
 
     def finish(self, done: bool, rate: float) -> None:
-        """Nothing else is trained on, so the weights stay where they are."""
+        """Do nothing: no other model continues, so the weights stay in place."""
 
     def record(self, loss: float, validation: float | None, rate: float) -> None:
-        """Keep losses, and what skorch's Checkpoint and PrintLog look for."""
+        """Record losses, and the entries that skorch's Checkpoint and PrintLog need."""
         state, row = self.state, self.row
         # other processors may round differently
         self.objective.group.broadcast_(self.weights.values)
@@ -387,7 +387,7 @@ class OneModel(TrainingLoop):
             row["valid_loss_best"] = validation < self.monitor.best
             state.validation_curve.append(validation)
         row["lr"], row["dur"] = rate, time.perf_counter() - self.begun
-        # from here on the epoch counts
+        # from here on the epoch counts as completed
         state.loss_curve.append(loss)
         if state.convergence is not None:
             state.convergence.update(state.minimised, state.settled)
@@ -397,7 +397,7 @@ class OneModel(TrainingLoop):
     # -- batches --------------------------------------------------------------------------------
 
     def _pass(self, iterator: BatchIterator, *, training: bool) -> float:
-        """Go over training rows with updates, or over held-out rows without."""
+        """Pass over training rows with updates, or over held-out rows without."""
         prefix = "train" if training else "valid"
         if self.module.training != training:
             self.listener._set_training(training)
@@ -414,14 +414,14 @@ class OneModel(TrainingLoop):
                     self.state.minimised = mean
                 else:
                     mean = self.objective.loss_of(iterator)
-            # skorch's Checkpoint and PassthroughScoring look at batches
+            # skorch's Checkpoint and PassthroughScoring read batch records
             size = len(iterator.dataset)
             row["batches"].append({f"{prefix}_loss": mean, f"{prefix}_batch_size": size})
         row[f"{prefix}_loss"], row[f"{prefix}_batch_count"] = mean, len(iterator)
         return mean
 
     def _pass_by_batches(self, iterator: BatchIterator, training: bool, prefix: str) -> float:
-        """A pass in which callbacks hear of each batch, or the optimizer calls for gradients."""
+        """A pass that notifies callbacks of each batch, or whose optimizer takes a closure."""
         listener, step_of = self.listener, self._step if training else self._validate
         total: Any = 0.0
         batches, names = self.row["batches"], (f"{prefix}_loss", f"{prefix}_batch_size")
@@ -441,11 +441,11 @@ class OneModel(TrainingLoop):
                 about = {"loss": step["loss"], "y_pred": y_pred, "training": training}
                 listener.notify("on_batch_end", batch=shown, **about)
         if training:
-            # only L-BFGS looks at this, whose epochs are one batch
+            # only used by L-BFGS, whose epochs are one batch
             self.state.minimised = float(step["minimised"])
         sums = [float(total), float(iterator.n_all)]
         if not training:
-            # rows of validation are not counted over all processes before
+            # validation rows have not been summed over the processes yet
             sums = self.context.group.sum(sums)
         mean = sums[0] / sums[1]
         if not listener.hears_batches:
@@ -459,7 +459,7 @@ class OneModel(TrainingLoop):
     def _step(self, batch: Batch, shown: Any) -> dict[str, Any]:
         """One update; the loss returned is the objective before it.
 
-        `shown` is the batch as callbacks are to see it.
+        `shown` is the batch as passed to callbacks.
         """
         if not self.module.training:
             self.listener._set_training(True)
@@ -468,7 +468,7 @@ class OneModel(TrainingLoop):
 
         def closure() -> Tensor:
             with torch.no_grad():
-                # where an optimizer has replaced parameters or cleared gradients
+                # an optimizer may have replaced parameters or cleared gradients
                 objective.flat.take_parameters()
                 objective.flat.offer_gradients()
                 objective.gradient_(batch)
@@ -487,7 +487,7 @@ class OneModel(TrainingLoop):
             return value
 
         step = updates.step
-        # a convex loss with kinks takes numbers of steps that depend on the last bits of it
+        # for a convex loss with kinks, the number of steps needed depends on rounding
         follows = (
             self.spec.training.is_lbfgs
             and objective.width is not None

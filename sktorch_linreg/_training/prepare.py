@@ -1,4 +1,4 @@
-"""From validated rows to what is trained on: merged, held out, scaled, condensed."""
+"""Preparation of validated rows for training: merged, held out, scaled, condensed."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from .._spec import FitSpec, RunContext
 from .batches import Share, TabularDataset
 from .condense import accumulate_statistics, can_condense, condensed
 
-# beyond this many entries sorting the rows would cost more than it is worth
+# with more entries than this, sorting the rows costs more than it saves
 DISTINCT_ENTRIES = 2_000_000
 
 
@@ -28,10 +28,10 @@ Dataset = TypeVar("Dataset", bound=TabularDataset)
 
 @dataclass(frozen=True)
 class Prepared:
-    """Rows of a fit, their scaling, and what is kept to scale later batches alike.
+    """Rows of a fit, their scaling, and the moments that later batches update.
 
-    `stats` is there where a few rows stand for all, of all processes; `share` is how the rows are
-    spread over these.
+    `stats` is set if the rows of all processes are condensed; `share` says how the rows are spread
+    over the processes.
     """
 
     rows: TrainingData
@@ -45,7 +45,7 @@ class Prepared:
     def datasets(
         self, spec: FitSpec, context: RunContext, cls: type[Dataset]
     ) -> tuple[Dataset, Dataset | None]:
-        """What is trained and validated on, in the trained space."""
+        """The training and validation data sets, in training units."""
 
         def dataset(rows: TrainingData, share: Share, stats: Statistics | None) -> Dataset:
             if stats is not None:
@@ -60,12 +60,12 @@ class Prepared:
 
 
 def statistics_of_all(rows: TrainingData, spec: FitSpec, context: RunContext) -> Statistics:
-    """Sufficient statistics of the rows, together with those of the other processes."""
+    """Sufficient statistics of the rows of all processes."""
     return reduce(Statistics.merge, context.group.gather(lambda: accumulate_statistics(rows, spec)))
 
 
 def moments_of_all(rows: TrainingData, group: ProcessGroup) -> tuple[Moments, Moments]:
-    """Moments of features and targets, together with those of the other processes."""
+    """Moments of features and targets over the rows of all processes."""
 
     def mine() -> tuple[Moments, Moments]:
         both = moments(rows.X, rows.weight), moments(rows.y, rows.weight)
@@ -82,18 +82,18 @@ def _as_given(data: TrainingData) -> TrainingData:
 
 
 def _is_full_batch(data: TrainingData, spec: FitSpec, context: RunContext) -> bool:
-    """Whether each batch holds all rows that there are."""
+    """Whether each batch holds all rows."""
     return spec.training.batch_size >= data.n_samples and context.group.size == 1
 
 
 def _split_and_merge(
     data: TrainingData, spec: FitSpec, context: RunContext
 ) -> tuple[TrainingData, TrainingData | None]:
-    """Training and validation rows; rows of a full batch are merged where they are equal."""
+    """Training and validation rows; duplicate rows of a full batch are merged."""
     few = data.n_samples * data.n_features <= DISTINCT_ENTRIES
     small = few and _is_full_batch(data, spec, context)
     reduced, fraction = spec.objective.loss.reduced, spec.training.validation_fraction
-    # callbacks see the rows as they were given, and a loss that only gives a mean has no weights
+    # callbacks see the original rows, and a loss that only returns a mean cannot be weighted
     merge = distinct_rows if small and not context.callbacks and not reduced else _as_given
     if fraction is None:
         return merge(data), None
@@ -103,9 +103,9 @@ def _split_and_merge(
 
 
 def dropout_groups(rows: TrainingData, spec: FitSpec, context: RunContext) -> Array | None:
-    """The group of equal rows that each row is in, where rows would be merged but for callbacks.
+    """Group index of each row among equal rows, if they would be merged but for callbacks.
 
-    All rows of a group have the same dropout mask, so that these do not depend on who listens.
+    All rows of a group share a dropout mask, so that results do not depend on callbacks.
     """
     listened = spec.shape.dropout and context.callbacks and not spec.objective.loss.reduced
     few = rows.n_samples * rows.n_features <= DISTINCT_ENTRIES
@@ -120,7 +120,7 @@ def prepare(
     context: RunContext,
     before: tuple[Moments, Moments] | None = None,
 ) -> Prepared:
-    """Split, merge and measure the rows; `before` are the moments of earlier batches."""
+    """Split and merge the rows, and compute their scaling; `before` holds earlier moments."""
     (rows, held_out), shares = _split_and_count(data, spec, context)
     condenses = can_condense(rows, spec, context, shares[0].n_samples)
     stats = statistics_of_all(rows, spec, context) if condenses else None
@@ -139,7 +139,7 @@ def prepare(
 def _check_moments(
     rows: TrainingData, x: Moments, y: Moments, spec: FitSpec, context: RunContext
 ) -> None:
-    # which looks at the rows of each process as well
+    # also checks the rows of each process
     targets = y if spec.objective.loss.scales_target else None
     context.group.run(lambda: check_moments(rows, x, targets))
 
@@ -147,7 +147,7 @@ def _check_moments(
 def _split_and_count(
     data: TrainingData, spec: FitSpec, context: RunContext
 ) -> tuple[tuple[TrainingData, TrainingData | None], tuple[Share, Share | None]]:
-    """Rows to train and to validate on, and how many of both each process has."""
+    """Training and validation rows, and the number of both in each process."""
     group = context.group
     rows, held_out = group.run(lambda: _split_and_merge(data, spec, context))
     parts = [part for part in (rows, held_out) if part is not None]

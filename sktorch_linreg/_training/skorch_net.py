@@ -26,12 +26,12 @@ from .one_model import OneModel, Stepper, StopTraining
 
 __all__ = ["Callback", "NetDataset", "RegressionNet", "check_callbacks", "make_net", "wrap"]
 
-# what a callback is only told of where it listens
+# methods that are only called if a callback overrides them
 METHODS = ("on_batch_begin", "on_batch_end", "on_grad_computed")
 
 
 class NetDataset(TabularDataset, skorch.dataset.Dataset):  # type: ignore[misc]
-    """Rows in the form that skorch's callbacks look for."""
+    """Rows in the form that skorch's callbacks expect."""
 
 
 class _Criterion(nn.Module):
@@ -40,7 +40,7 @@ class _Criterion(nn.Module):
     def __init__(self, loss: Loss) -> None:
         super().__init__()
         self.loss = loss
-        # whose mode skorch sets along with that of the net
+        # skorch sets its mode together with that of the net
         self.module = loss.pointwise.module if isinstance(loss.pointwise, OwnLoss) else None
 
     def forward(self, prediction: Tensor, target: Tensor, weight: Tensor | None = None) -> Tensor:
@@ -48,13 +48,13 @@ class _Criterion(nn.Module):
 
 
 class RegressionNet(skorch.NeuralNet):  # type: ignore[misc]
-    """skorch's net round the package's training loop.
+    """skorch's net around the package's training loop.
 
-    Training sees scaled rows. Everything a callback is handed, and every prediction of the net, is
+    Training uses scaled rows. Everything passed to a callback, and every prediction of the net, is
     in the user's units.
     """
 
-    # what moves the parameters, once there is an optimizer
+    # updates and schedule, once the optimizer is initialised
     stepper: Any = None
 
     def __init__(
@@ -100,10 +100,10 @@ class RegressionNet(skorch.NeuralNet):  # type: ignore[misc]
             updates = RuleUpdates(self.objective_.flat, cls, options, parameters)
             self.stepper = Stepper(updates)
             if "optimizer" not in self._optimizers:
-                # which skorch does where the attribute is set
+                # skorch does this when the attribute is set
                 self._register_attribute("optimizer_", None)
             if options.keys() > {"lr"}:
-                # torch's own checks of the options
+                # runs torch's own checks of the options
                 updates.make_optimizer()
         else:
             cls = partial(OrthantLBFGS, penalty=penalty) if orthant_wise else cls
@@ -116,7 +116,7 @@ class RegressionNet(skorch.NeuralNet):  # type: ignore[misc]
 
     @property
     def optimizer_(self) -> Any:
-        """The torch optimizer; named ones come into being when first asked for."""
+        """The torch optimizer; created on first access for named optimizers."""
         if self.stepper is None:
             raise AttributeError("optimizer_")
         return self.stepper.updates.optimizer
@@ -127,23 +127,23 @@ class RegressionNet(skorch.NeuralNet):  # type: ignore[misc]
 
     @property
     def schedule_(self) -> Any:
-        """The schedule of torch, None where there is none."""
+        """The torch schedule, or None."""
         return None if self.stepper is None else self.stepper.schedule
 
     def _step_by(self, updates: Any) -> None:
-        """Let these make the updates, in a run that has begun as well, which keeps its schedule."""
+        """Use these updates, even in the middle of a run, which keeps its schedule."""
         if self.stepper is None:
             self.stepper = Stepper(updates)
         else:
             self.stepper.updates = updates
 
     def _resume(self, stepper: Stepper, state: Mapping[str, Any]) -> None:
-        """Go on with an optimizer's state; a rate or schedule set anew begins from its start."""
+        """Restore an optimizer's state; a changed learning rate or schedule starts over."""
         group = stepper.updates.group
         begin = {k: group[k] for k in ("lr", "initial_lr") if k in group}
         stepper.load(state["optimizer"])
         if state["same_rates"]:
-            # after the schedule was made, whose constructor sets the first learning rate
+            # after creating the schedule, since its constructor sets the first learning rate
             load_schedule_state(stepper.schedule, state["schedule"])
         else:
             stepper.updates.group.update(begin)
@@ -179,7 +179,7 @@ class RegressionNet(skorch.NeuralNet):  # type: ignore[misc]
         return BatchIterator(dataset, max(self.batch_size, OUTPUT_ROWS))
 
     def evaluation_step(self, batch: Any, training: bool = False) -> Tensor:
-        """Predict raw rows, in the user's units, in the middle of training as well."""
+        """Predict raw rows in the user's units, also during training."""
         module: MLPModule = self.module_
         x = batch[0].to(device=self.device, dtype=module.x_offset.dtype)
         with torch.set_grad_enabled(training), module.raw():
@@ -204,17 +204,17 @@ class RegressionNet(skorch.NeuralNet):  # type: ignore[misc]
                 ) from error
             raise
 
-    # -- what the loop asks for -----------------------------------------------------------------
+    # -- called by the loop ---------------------------------------------------------------------
 
     def add_epoch(self) -> dict[str, Any]:
-        """Begin the record of an epoch."""
-        # history.record would copy all of the history for each entry
+        """Start the history record of an epoch."""
+        # history.record would copy the entire history for each entry
         self.history.append({"batches": [], "epoch": len(self.history) + 1})
         row: dict[str, Any] = list.__getitem__(self.history, -1)
         return row
 
     def on_epoch_begin(self, net: Any, *args: Any, **kwargs: Any) -> None:
-        # the loop has begun the record
+        # the loop has already started the record
         pass
 
     def on_batch_begin(self, net: Any, *args: Any, **kwargs: Any) -> None:
@@ -231,7 +231,7 @@ class RegressionNet(skorch.NeuralNet):  # type: ignore[misc]
         self.hears_gradients = METHODS[2] in heard
         self.prints = any(isinstance(callback, PrintLog) for callback in callbacks)
         if self.prints:
-            # a PrintLog only prints where the net is verbose
+            # a PrintLog only prints if the net is verbose
             self.verbose = max(1, loop.context.verbose)
         shown = loop.state.shown["dataset_train"]
         self.partial_fit(*((None, None) if shown is None else (shown.X, shown.y)))
@@ -241,7 +241,7 @@ class RegressionNet(skorch.NeuralNet):  # type: ignore[misc]
             raise KeyboardInterrupt
 
     def let_go(self) -> None:
-        """Let go of what belongs to the run."""
+        """Release the state of the run."""
         self.loop = self.start = self.objective_ = None  # type: ignore[assignment]
 
     def fit_loop(self, X: Any, y: Any = None, epochs: Any = None, **kwargs: Any) -> RegressionNet:
@@ -251,12 +251,12 @@ class RegressionNet(skorch.NeuralNet):  # type: ignore[misc]
 
 
 def _hears(callback: Any, method: str) -> bool:
-    """Whether a callback does something in a method, by its class or by itself."""
+    """Whether a callback overrides a method, in its class or on the instance."""
     return getattr(getattr(callback, method), "__func__", None) is not getattr(Callback, method)
 
 
 def check_callbacks(callbacks: Any) -> None:
-    """Raise ValueError for what skorch could not call."""
+    """Raise ValueError for anything that is not a skorch callback."""
     for callback in callbacks or []:
         given = callback[1] if isinstance(callback, tuple) and len(callback) == 2 else callback
         if not (isinstance(given, Callback) or given is None) and not (
@@ -294,7 +294,7 @@ def make_net(
 
 
 def wrap(module: MLPModule) -> RegressionNet:
-    """A net round a fitted module that was not trained here, for skorch's interface."""
+    """A net around a fitted module that was not trained here, for skorch's interface."""
     net = RegressionNet(
         module,
         nn.MSELoss(),

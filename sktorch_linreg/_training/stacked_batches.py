@@ -1,4 +1,4 @@
-"""Rows of several data sets side by side, and their batches, each in its own seeded order."""
+"""Rows of several data sets in one tensor, and their batches, each in its own seeded order."""
 
 from __future__ import annotations
 
@@ -15,22 +15,22 @@ from .batches import TabularDataset, draw_order, rows_per_block
 
 
 class StackedRows:
-    """Data sets of the same columns in one tensor.
+    """Data sets with the same columns, in one tensor.
 
     Parameters
     ----------
     parts : sequence of TabularDataset
         Dense data sets, which may have different numbers of rows.
     bias : bool
-        Whether a column of ones (or what stands for them) follows the features.
+        Whether a column of ones (or of the data set's `ones`) follows the features.
 
     Attributes
     ----------
     rows : torch.Tensor of shape (n_parts, n_rows, n_columns)
-        Features, the column of ones, targets and, where `weighted` is set, weights. Shorter parts
-        end in rows of zeros, and the last row of all then is one.
+        Features, the column of ones, targets and, if `weighted` is set, weights. If parts differ in
+        length, all are padded with rows of zeros, at least one each.
     counts : list of int
-        Rows of each part.
+        Number of rows of each part.
     """
 
     def __init__(self, parts: Sequence[TabularDataset], bias: bool) -> None:
@@ -52,13 +52,13 @@ class StackedRows:
 
 
 class Order:
-    """The order of rows, drawn anew for each epoch as a single fit draws it."""
+    """The row order, drawn for each epoch as in a single fit."""
 
     def __init__(self, generator: torch.Generator, n_rows: int) -> None:
         self.generator, self.n_rows = generator, n_rows
 
     def draw(self, length: int, pad: int) -> Tensor:
-        """The rows in their order, and then `pad` up to a length."""
+        """The row indices in their order, padded with `pad` to `length`."""
         order = draw_order(self.generator, self.n_rows)
         if length == self.n_rows:
             return order
@@ -66,9 +66,9 @@ class Order:
 
 
 class StackedBatch(NamedTuple):
-    """Rows of one update of all models, and where their outputs go.
+    """Rows of one update of all models, with buffers for their outputs.
 
-    Groups of models that have fewer rows than others have rows of factor 0 at the end.
+    Groups with fewer rows than others end in rows of factor 0.
     """
 
     n_rows: int
@@ -83,10 +83,10 @@ class StackedBatch(NamedTuple):
 
 
 class StackedBlock(NamedTuple):
-    """Consecutive batches as views of one piece of memory.
+    """Consecutive batches as views of one block of memory.
 
-    `together` has outputs, targets and weights of all batches of one size at once, and `n_entries`
-    how many losses each group has, of shape (n_groups, 1).
+    `together` holds the outputs, targets and weights of all batches of each size, and `n_entries`
+    the number of losses per group, of shape (n_groups, 1).
     """
 
     rows: Tensor
@@ -98,7 +98,7 @@ class StackedBlock(NamedTuple):
     n_entries: Array
 
     def loss_sum(self, loss: Loss) -> tuple[Tensor, Array]:
-        """The weighted losses of each model, summed, of shape (n_groups, n_each); their numbers."""
+        """Sum of each model's weighted losses, of shape (n_groups, n_each), and their number."""
         total: Any = 0.0
         for out, y, weight in self.together:
             values = loss.pointwise(out, y.expand_as(out))
@@ -116,15 +116,15 @@ class StackedBatches:
     packed : StackedRows
         The rows.
     owner : sequence of int
-        The part that each group of models sees.
+        Index of the part that each group of models uses.
     n_each : int
-        Models of a group.
+        Models per group.
     batch_size : int
         Rows per batch.
     orders : sequence of Order, optional
-        The order of each group; without, rows come as they are.
+        The row order of each group; without one, rows keep their order.
     slope_factor : float, default=1.0
-        What the derivative of the loss is short of.
+        Constant factor left out of the loss's derivative.
     """
 
     def __init__(
@@ -138,11 +138,11 @@ class StackedBatches:
     ) -> None:
         self.packed, self.owner, self.n_each = packed, list(owner), n_each
         self.counts = [packed.counts[i] for i in self.owner]
-        # of each group
+        # rows of each group
         self.n_all = np.array(self.counts)[:, None]
         self.n_rows = max(self.counts)
         self.batch_size = max(1, min(batch_size, self.n_rows))
-        # the order of rows within a full batch changes nothing
+        # row order within a full batch does not matter
         self.orders = orders if self.batch_size < self.n_rows else None
         self.slope_factor = slope_factor
         n_groups = len(self.owner)
@@ -156,7 +156,7 @@ class StackedBatches:
         self._as_it_is = self.owner == list(range(len(packed.counts)))
 
     def blocks(self) -> Iterator[StackedBlock]:
-        """The blocks of one epoch; the next may overwrite one."""
+        """The blocks of one epoch; each may be overwritten by the next."""
         packed, starts = self.packed, range(0, self.n_rows, self.block_rows)
         if self.orders is None and self._as_it_is:
             for start in starts:
@@ -170,7 +170,7 @@ class StackedBatches:
         flat = packed.rows.view(-1, packed.n_columns)
         for start in starts:
             index = order[:, start : start + self.block_rows]
-            # all blocks in which every group has rows up to the end are alike
+            # blocks in which no group runs out of rows share one layout
             key = start if start + self.block_rows > min(self.counts) else 0
             if key not in self._kept:
                 room = flat.new_empty(*index.shape, packed.n_columns)
@@ -182,13 +182,13 @@ class StackedBatches:
             yield block
 
     def _draw(self) -> Tensor:
-        """Rows of `packed.rows`, of shape (n_groups, n_rows), in the order of this epoch."""
+        """Row indices in the order of this epoch, of shape (n_groups, n_rows)."""
         if self.orders is None:
             return self._start + torch.arange(self.n_rows, device=self._start.device)
         drawn: dict[int, Tensor] = {}
         for order in self.orders:
             if id(order) not in drawn:
-                # the last row is one of zeros where any row is missing
+                # the last row is all zeros if any part has missing rows
                 pad = self.packed.rows.shape[1] - 1
                 drawn[id(order)] = order.draw(self.n_rows, pad).to(self._start.device)
         if len(drawn) == 1:
@@ -200,7 +200,7 @@ class StackedBatches:
             torch.mul(block.rows[..., -1], block.scale, out=block.factors)
 
     def _cut(self, rows: Tensor, start: int) -> StackedBlock:
-        """A block of batches that are views of `rows`, the first of which is row `start`."""
+        """A block of batches that are views of `rows`, starting at row `start` of the epoch."""
         packed, (n_groups, n_rows, _) = self.packed, rows.shape
         size, n_targets = self.batch_size, packed.n_targets
         factors = scale = None
@@ -209,7 +209,7 @@ class StackedBatches:
             factors = torch.empty_like(scale)
         batches, together = [], []
         n_full = n_rows // size
-        # batches of one size as views of one tensor each, so that losses take few calls
+        # all batches of one size are views of one tensor, so that losses take few calls
         runs = [(0, n_full, size), (n_full * size, 1, n_rows - n_full * size)]
         for first, n, width in runs:
             if not n or not width:

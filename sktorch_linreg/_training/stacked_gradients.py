@@ -1,7 +1,7 @@
-"""Many models of one shape: their parameters as one vector, their gradients as batched products.
+"""Outputs and gradients of many models of one shape, as batched matrix products.
 
-Models come in `n_groups` groups of `n_each`: those of a group see the same rows
-in the same order, so that the first layers of all of them are one product.
+Models come in `n_groups` groups of `n_each`. Models of a group see the same rows in the same
+order, so that their first layers are a single product.
 """
 
 from __future__ import annotations
@@ -19,9 +19,9 @@ from .stacked_parameters import StackedParameters
 
 
 class _Hidden(NamedTuple):
-    """Work space of a hidden layer, of shape (n_models, n_units, n_rows) if not said otherwise."""
+    """Workspace of a hidden layer, of shape (n_models, n_units, n_rows) unless noted."""
 
-    z: Tensor  # before the activation, and in its place after it where that is enough
+    z: Tensor  # before the activation; overwritten by `a` unless needed for the gradient
     a: Tensor  # after the activation
     h: Tensor  # after dropout
     d: Tensor  # derivative of the loss with respect to z
@@ -32,7 +32,7 @@ class _Hidden(NamedTuple):
 
 
 class _Space(NamedTuple):
-    """Work space for batches of one size."""
+    """Workspace for one batch size."""
 
     hidden: list[_Hidden]
     d: Tensor  # n_groups, n_each, n_targets, n_rows
@@ -46,11 +46,11 @@ class StackedBackprop:
     Parameters
     ----------
     parameters : StackedParameters
-        What is trained.
+        The parameters to train.
     activation : str
         A key of `ACTIVATIONS`.
     masks : StackedMasks, optional
-        Of hidden units, in training.
+        Dropout masks of hidden units in training.
     """
 
     def __init__(
@@ -76,7 +76,7 @@ class StackedBackprop:
             by_group(parameters.gradients[0]),
         )
         self._spaces: dict[int, _Space] = {}
-        # of the batch that outputs were worked out for last, layer by layer
+        # masks of the last batch, layer by layer
         self._drawn: list[Tensor] = []
 
     def _space(self, n_rows: int) -> _Space:
@@ -127,7 +127,7 @@ class StackedBackprop:
             out.add_(bias[:, :, None])
 
     def gradient_(self, batch: StackedBatch, loss: Loss) -> None:
-        """Write outputs into `batch.out`, the gradient of the loss into `parameters.gradient`."""
+        """Write outputs into `batch.out`, and the loss's gradient into `parameters.gradient`."""
         space = self.outputs_(batch, training=True)
         assert loss.slope is not None
         loss.slope(batch.out, batch.y, space.d)

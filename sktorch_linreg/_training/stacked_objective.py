@@ -23,13 +23,13 @@ class StackedObjective(TrainingObjective):
     Parameters
     ----------
     parameters : StackedParameters
-        What is trained.
+        The parameters to train.
     spec : FitSpec
-        Loss, constraint and activation, which the models have in common.
+        Loss, constraint and activation, shared by all models.
     l1, l2 : ndarray of shape (n_groups, n_each)
         Weights of the penalties.
     masks : StackedMasks, optional
-        Of hidden units, in training.
+        Dropout masks of hidden units in training.
     """
 
     numbers = MANY
@@ -54,14 +54,14 @@ class StackedObjective(TrainingObjective):
         self._n_rows: dict[tuple[int, ...], Tensor] = {}
 
     def _per_parameter(self, weight: FloatArray) -> float | Tensor:
-        """The weight of a penalty at each parameter, or 0.0 where no model has it."""
+        """The penalty weight of each parameter, or 0.0 if no model has this penalty."""
         if not weight.any():
             return 0.0
         device = self.parameters.values.device
         return self.parameters.penalised(torch.from_numpy(weight).to(device))
 
     def gradient_(self, batch: StackedBatch) -> None:
-        """Write outputs into the batch, and the gradient of what is minimised to the parameters."""
+        """Write outputs into the batch, and the objective's gradient into `parameters.gradient`."""
         self.backprop.gradient_(batch, self.loss)
         if isinstance(self.l2, Tensor):
             self.parameters.gradient.addcmul_(self.parameters.values, self.l2)
@@ -73,7 +73,7 @@ class StackedObjective(TrainingObjective):
         self.backprop.outputs_(batch)
 
     def n_rows_of(self, batch: StackedBatch) -> float | Tensor:
-        """Rows that the penalty before an update counts by, per parameter where groups differ."""
+        """Rows that weight the penalty before an update, per parameter if groups differ."""
         counts = tuple(batch.counts)
         if len(set(counts)) == 1:
             return counts[0]

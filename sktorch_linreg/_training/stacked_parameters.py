@@ -12,15 +12,14 @@ from torch import Tensor
 
 from .._runtime.aliases import Layers, Mask
 
-# where models are kept: group and place in it, both integer arrays
+# position of models: group and place within the group, both integer tensors
 Index = tuple[Tensor, Tensor]
 
 
 class StackedParameters:
     """Parameters of ``n_groups * n_each`` models as one vector, layer by layer.
 
-    The intercepts of the first layer are the last column of its weights, whose rows all have one
-    more number for it.
+    The intercepts of the first layer are stored as an extra last column of its weights.
 
     Parameters
     ----------
@@ -29,17 +28,18 @@ class StackedParameters:
     bias : bool
         Whether the layers have intercepts.
     n_groups, n_each : int
-        Number of models.
+        Number of groups, and of models per group.
     dtype, device
-        Of the parameters.
+        Data type and device of the parameters.
 
     Attributes
     ----------
     values, gradient : torch.Tensor of shape (n_models * n_parameters,)
         Parameters and gradient.
     views, gradients : list of torch.Tensor
-        Both in the shapes ``(n_groups, n_each, n_out, n_in)`` of weights and ``(n_groups, n_each,
-        n_out)`` of intercepts: the first weights, then weight and intercept of each other layer.
+        Views of both, of shape ``(n_groups, n_each, n_out, n_in)`` for weights and
+        ``(n_groups, n_each, n_out)`` for intercepts: the weights of the first layer, then the
+        weights and intercepts of each later layer.
     """
 
     def __init__(
@@ -68,21 +68,21 @@ class StackedParameters:
         return sum(int(np.prod(shape)) for shape in self._shapes)
 
     def split(self, flat: Tensor) -> list[Tensor]:
-        """Views, in the shapes of `views`, of a vector as long as `values`."""
+        """Views of a vector as long as `values`, in the shapes of `views`."""
         shape = (self.n_groups, self.n_each)
         sizes = [shape[0] * shape[1] * int(np.prod(own)) for own in self._shapes]
         parts = flat.split_with_sizes(sizes)
         return [part.view(*shape, *own) for part, own in zip(parts, self._shapes, strict=True)]
 
     def expand(self, per_model: Tensor) -> Tensor:
-        """A number per model, of shape (n_groups, n_each), as a vector as long as `values`."""
+        """Repeat a number per model, of shape (n_groups, n_each), for each of its parameters."""
         out = torch.empty_like(self.values)
         for view in self.split(out):
             view.copy_(per_model.view(*per_model.shape, *[1] * (view.ndim - 2)))
         return out
 
     def penalised(self, per_model: Tensor) -> Tensor:
-        """As `expand`, and 0 at the intercepts."""
+        """Like `expand`, but 0 at the intercepts."""
         out = self.expand(per_model)
         for i, view in enumerate(self.split(out)):
             if view.ndim == 3:
@@ -92,26 +92,26 @@ class StackedParameters:
         return out
 
     def per_model(self, flat: Tensor) -> Tensor:
-        """Sums over the numbers of each model, of shape (n_groups, n_each)."""
+        """Sums over the entries of each model, of shape (n_groups, n_each)."""
         parts = [view.flatten(2).sum(-1) for view in self.split(flat)]
         return torch.stack(parts).sum(0)
 
     def like(self, n_groups: int, n_each: int) -> StackedParameters:
-        """Room for other numbers of models."""
+        """Parameters of zeros for a different number of models."""
         values = self.values
         return StackedParameters(
             self.sizes, self.bias, n_groups, n_each, values.dtype, values.device
         )
 
     def take(self, flat: Tensor, models: Index, into: StackedParameters) -> Tensor:
-        """The numbers of some models of `flat`, laid out as those of `into`."""
+        """The entries of some models in `flat`, in the layout of `into`."""
         group, place = models
         return torch.cat([view[group, place].reshape(-1) for view in self.split(flat)]).view_as(
             into.values
         )
 
     def keep(self, kept: Tensor | None, which: Any = True) -> Tensor:
-        """`kept` with the parameters of some models as they are now; None keeps all."""
+        """`kept` with the current parameters of some models, or a copy of all if None."""
         which = np.asarray(which)
         if kept is None or which.all():
             return self.values.clone() if kept is None else kept.copy_(self.values)
@@ -119,7 +119,7 @@ class StackedParameters:
         return torch.where(self.expand(mask) > 0, self.values, kept)
 
     def set_layers(self, models: Index, layers: Layers) -> None:
-        """Set the parameters of some models, all to the same."""
+        """Set the parameters of some models to the same layers."""
         (weight, bias), *others = layers
         first = weight if bias is None else np.concatenate([weight, bias[:, None]], axis=1)
         arrays = [first]
@@ -138,7 +138,7 @@ class StackedParameters:
         return [(first[:, :-1].copy(), first[:, -1].copy()), *pairs]
 
     def finite(self) -> Mask:
-        """Which models have finite parameters only, of shape (n_groups, n_each)."""
+        """Which models have only finite parameters, of shape (n_groups, n_each)."""
         parts = [torch.isfinite(view.flatten(2)).all(-1) for view in self.views]
         out: Mask = torch.stack(parts).all(0).cpu().numpy()
         return out

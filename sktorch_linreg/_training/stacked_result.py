@@ -1,4 +1,4 @@
-"""What the training of a stack gave: parameters, losses and predictions of its models."""
+"""The result of training a stack: parameters, losses and predictions of its models."""
 
 from __future__ import annotations
 
@@ -24,10 +24,10 @@ ALL = slice(None)
 
 @dataclass
 class StackResult:
-    """What training gave each model; arrays have the shape (n_groups, n_each).
+    """The results of each model; arrays have the shape (n_groups, n_each).
 
-    `errors` holds one, such as a `TrainingDivergedError`, for each model that has no parameters of
-    use.
+    `errors` holds an exception, such as a `TrainingDivergedError`, for each model without usable
+    parameters.
     """
 
     parameters: StackedParameters
@@ -42,19 +42,19 @@ class StackResult:
 
     @property
     def n_unfinished(self) -> int:
-        """How many models had not settled within their tolerance."""
+        """Number of models that did not converge within their tolerance."""
         return int(self.unfinished.sum())
 
     def curve(self, which: list[FloatArray], group: int, place: int) -> list[float]:
-        """One of the curves of a model."""
+        """One loss curve of a model."""
         return [float(epoch[group, place]) for epoch in which[: self.n_iter[group, place]]]
 
     def layers(self, group: int, place: int) -> Layers:
-        """Weights and intercepts of a model, in the trained space."""
+        """Weights and intercepts of a model, in training units."""
         return self.parameters.layers(group, place)
 
     def fit_result(self, group: int, place: int, spec: FitSpec) -> FitResult:
-        """What training a model alone would have returned, without a net; needs the curves."""
+        """The result of training a model on its own, without a net; requires the curves."""
         loss = self.curve(self.loss_curves, group, place)
         validation = self.curve(self.validation_curves, group, place)
         history = [{"epoch": i + 1, "train_loss": value} for i, value in enumerate(loss)]
@@ -70,14 +70,14 @@ class StackResult:
         )
 
     def representable(self, group: int, dtype: Any, places: slice = ALL) -> Mask:
-        """Which models of linear models have coefficients that X's precision holds."""
+        """Which models are not linear or have coefficients representable in X's dtype."""
         parameters, s = self.parameters, self.scalings[group]
         weight = parameters.views[0][group, places, :, : len(s.x_offset)].cpu().numpy()
         if len(parameters.sizes) > 2 or dtype != np.float32:
             return np.ones(len(weight), dtype=bool)
         coef = np.abs(weight * s.x_factor * s.y_scale[:, None])
         single = np.finfo(np.float32)
-        # small ones are looked at one by one, since some count and some do not
+        # models with tiny ones are scored individually, since only some of these matter
         fine = (coef < single.max) & ((coef > 1e3 * single.tiny) | (weight == 0))
         out: Mask = fine.all(axis=(1, 2))
         return out
@@ -92,9 +92,9 @@ class StackResult:
         X : ndarray of shape (n_rows, n_features)
             Raw features.
         spec : FitSpec
-            What was fitted: the activation of the hidden layers, and the link of the loss.
+            Specification of the fit, for the activation of the hidden layers and the loss's link.
         places : slice, default=all
-            Those of the parameters.
+            Places of the models within the group.
 
         Returns
         -------

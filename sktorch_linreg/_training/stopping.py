@@ -1,6 +1,6 @@
 """When training stops, and which weights were best, for one model and for many.
 
-The best weights are put back when training has ended: `OneModel.train` restores them in place, and
+The best weights are restored at the end of training: `OneModel.train` restores them in place, and
 `ManyModels.finish` copies them out model by model.
 """
 
@@ -18,8 +18,7 @@ from .._runtime.aliases import Array
 from .._spec import FitSpec
 from .model_numbers import MANY, ONE, Numbers
 
-# losses that differ by less, in units of the precision, may differ by the rounding of sums alone,
-# which neither stops training nor changes the weights that are kept
+# smaller loss differences, in units of machine epsilon, count as rounding and are ignored
 ROUNDING = 16
 
 
@@ -29,35 +28,35 @@ class Weights(Protocol):
     values: Tensor
 
     def keep(self, kept: Tensor | None, which: Any = True) -> Tensor:
-        """`kept` with the parameters of some models as they are now; None keeps all."""
+        """`kept` with the current parameters of some models, or a copy of all if None."""
 
     def finite(self) -> Any:
-        """Which models have finite parameters only."""
+        """Which models have only finite parameters."""
 
 
 class Monitor:
-    """Plateau stops, best losses and best weights of the models that are trained together.
+    """Plateau stopping, best losses and best weights of models that are trained together.
 
     Parameters
     ----------
     tol, patience : number per model
-        The gain of the loss that counts, NaN where a plateau is no reason to stop, and the epochs
-        without one that are waited for.
+        Smallest loss decrease that counts as a gain (NaN disables plateau stopping), and the
+        number of epochs without one to wait before stopping.
     validates : bool
-        Whether the loss of held-out rows is monitored, so that the best weights are kept.
+        Whether the loss of held-out rows is monitored; the best weights are then kept.
     dtype : torch.dtype
         The precision of the losses.
     numbers : Numbers
-        `ONE` for plain numbers of one model, `MANY` for arrays.
+        `ONE` for scalars of one model, `MANY` for arrays.
 
     Attributes
     ----------
     active, stopped : bool per model
-        Whether it is still trained, and whether it has come to a plateau.
+        Whether it is still training, and whether it has reached a plateau.
     best : number per model
-        The best of the monitored losses.
+        The lowest monitored loss.
     best_values : Tensor or None
-        The weights that are kept.
+        The best weights, if kept.
     """
 
     def __init__(
@@ -65,7 +64,7 @@ class Monitor:
     ) -> None:
         self.tol, self.patience, self.validates, self.numbers = tol, patience, validates, numbers
         self.rounding = ROUNDING * torch.finfo(dtype).eps
-        # as many numbers as there are models
+        # one zero per model
         zero = numbers.where(patience > 0, 0, 0)
         self.best = self.reference = zero + math.inf
         self.no_improvement = zero
@@ -88,18 +87,18 @@ class Monitor:
 
     @property
     def has_tol(self) -> Any:
-        """Whether a plateau is a reason to stop, per model."""
+        """Whether plateau stopping is enabled, per model."""
         return self.tol == self.tol
 
     def update(self, monitored: Any, weights: Weights) -> None:
-        """Take in the monitored losses of an epoch."""
+        """Process the monitored losses of an epoch."""
         f, has_tol = self.numbers, self.has_tol
         if not (self.validates or f.any(has_tol)):
             self.best = f.minimum(self.best, monitored)
             return
         first = f.is_infinite(self.reference)
         reference, best = f.where(first, 0.0, self.reference), f.where(first, 0.0, self.best)
-        # by more than rounding since the last epoch that was better, so that small gains add up
+        # by more than rounding since the last improved epoch, so that small gains add up
         improved = first | (monitored < reference - self.rounding * abs(reference))
         least = f.maximum(self.tol, self.rounding * abs(best))
         gained = first | ((monitored < self.best) & (monitored <= best - least))
@@ -112,23 +111,23 @@ class Monitor:
         self.stopped = self.active & (self.no_improvement > self.patience)
 
     def wait_for_rate(self, lowered: Any, pending: Any) -> None:
-        """Take no plateau for the end that lowers the learning rate, or is about to."""
+        """Do not stop at a plateau that lowers the learning rate or is about to."""
         f = self.numbers
         self.no_improvement = f.where(lowered, 0, self.no_improvement)
         self.stopped = self.stopped & f.invert(lowered | pending)
 
     def best_weights(self, weights: Weights) -> Tensor:
-        """The weights that are kept, or those there are."""
+        """The best weights if kept, otherwise the current ones."""
         return weights.values if self.best_values is None else self.best_values
 
     def restore_best_weights(self, weights: Weights) -> None:
-        """Put the weights that are kept in the place of the last ones."""
+        """Replace the current weights with the best ones, if kept."""
         if self.best_values is not None:
             weights.values.copy_(self.best_values)
             self.best_values = None
 
     def select(self, group: Array, place: Array) -> None:
-        """Keep some of many models."""
+        """Keep only these models."""
         names = ("tol", "patience", "best", "reference", "no_improvement", "active", "stopped")
         for name in names:
             setattr(self, name, getattr(self, name)[group, place])

@@ -35,15 +35,15 @@ from .unit_sizes import shrink_large_units_
 
 
 def _kept_for(spec: FitSpec, context: RunContext) -> tuple[dict[str, Any], str]:
-    """What has to be as it was for an optimizer's state to be of use, and for its rates to go on.
+    """What must be unchanged to reuse an optimizer's state, and to continue its learning rates.
 
-    The learning rate and the schedule may change; they then begin from their start.
+    The learning rate and the schedule may change; they then start over.
     """
     options = dict(spec.training.optimizer_options)
     lr = options.pop("lr", None)
 
     def digest(parameter: str, cls: Any, given: Mapping[str, Any], what: str) -> str:
-        anew = f"{what} begins anew in each partial_fit" if context.incremental else ""
+        anew = f"{what} is reset in each partial_fit" if context.incremental else ""
         parts = [(k, identify(v, f"{parameter}__{k}", anew).digest) for k, v in given.items()]
         return fingerprint((identify(cls, parameter, anew).digest, sorted(parts)))
 
@@ -76,7 +76,7 @@ def train(
     context : RunContext
         Processes, callbacks, checkpoint.
     start : Start, optional
-        Layers to go on from, with optimizer state and running moments for `partial_fit`.
+        Layers to continue from, with optimizer state and running moments for `partial_fit`.
 
     Returns
     -------
@@ -122,15 +122,15 @@ def train(
         warnings=untrained_parameters(spec.objective.loss),
     )
     if prepared.stats is None:
-        # else the few rows stand for those of all processes
+        # otherwise condensed rows already cover all processes
         objective.group = group
-    # line searches fail at kinks, so L-BFGS follows ever sharper smooth losses
+    # line searches fail at kinks, so L-BFGS minimises a sequence of ever narrower envelopes
     objective.smooth_at(FIRST_WIDTH if spec.training.is_lbfgs else None)
     loop = OneModel(spec, context, module, objective, net.stepper, net, monitor, run)
     batch = _rows_per_step(prepared, spec)
     with threads_for(batch * sum(w.numel() for w in module.weights)):
         net.train(loop)
-    # where a few rows stand for all each process trains for itself
+    # with condensed rows each process trains on its own
     group.broadcast_(flat.values)
     _check_finite(loop)
     result = loop.so_far()
@@ -144,7 +144,7 @@ def train(
 
 
 def _state_of(loop: OneModel, order: torch.Generator) -> dict[str, Any]:
-    """What a later run needs to go on from this one."""
+    """The state that a later run needs to continue from this one."""
     masks = loop.module.dropout.generator
     return {
         "optimizer": loop.stepper.updates.state(),
@@ -156,7 +156,7 @@ def _state_of(loop: OneModel, order: torch.Generator) -> dict[str, Any]:
 
 
 def _check_minimum(loop: OneModel, trained: Layers) -> list[tuple[str, type[Warning]]]:
-    """A warning where L-BFGS has not come near the minimum of a loss with kinks."""
+    """A warning if L-BFGS stopped far above the minimum of a loss with kinks."""
     spec, run, width = loop.spec, loop.state, loop.objective.width
     warned = any(category is ConvergenceWarning for _, category in run.warnings)
     has_kinks = spec.objective.loss.branches is not None
@@ -168,7 +168,7 @@ def _check_minimum(loop: OneModel, trained: Layers) -> list[tuple[str, type[Warn
 
 
 def _rows_per_step(prepared: Prepared, spec: FitSpec) -> int:
-    """Rows of an update in this process, or about so many, alike on all processes of a group."""
+    """Approximate rows per update in this process, the same for all processes of a group."""
     share = prepared.share
     return min(spec.training.batch_size, share.n_samples) // share.group.size
 
@@ -176,9 +176,9 @@ def _rows_per_step(prepared: Prepared, spec: FitSpec) -> int:
 def _generators(
     spec: FitSpec, group: ProcessGroup, first: torch.Generator, state: Mapping[str, Any] | None
 ) -> tuple[torch.Generator, torch.Generator]:
-    """Where orders and dropout masks come from: that of the initial weights, and another.
+    """The generators of row orders and dropout masks; `first` has drawn the initial weights.
 
-    Other processes have orders of their own, after the same initial weights.
+    All processes start from the same initial weights, but each draws its own row orders.
     """
     rank, seed = group.rank, spec.training.seed
     order = main_generator(seed, rank) if rank else first
@@ -227,7 +227,7 @@ def _rows_to_show(prepared: Prepared, context: RunContext) -> dict[str, NetDatas
 
 
 def _check_finite(loop: OneModel) -> None:
-    """The last update can diverge after the last loss was seen."""
+    """Raise if the last update diverged, after the last loss was computed."""
     if not loop.weights.finite():
         lr = rate_of(loop.stepper.updates.group)
         raise TrainingDivergedError(len(loop.state.loss_curve), lr)

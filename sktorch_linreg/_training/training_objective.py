@@ -19,15 +19,15 @@ class TrainingObjective(ABC):
     Attributes
     ----------
     loss : Loss
-        The loss that was asked for.
+        The requested loss.
     numbers : Numbers
         `ONE` for one model, `MANY` for a stack.
     projections : sequence of Projection
-        What keeps L1 terms and sign constraints exactly.
+        Projections that enforce L1 terms and sign constraints exactly.
     penalties : PenaltySum
         The penalties before the updates of an epoch.
     group : ProcessGroup
-        The processes that have rows of each batch.
+        The processes that share the rows of each batch.
     """
 
     loss: Loss
@@ -38,7 +38,7 @@ class TrainingObjective(ABC):
 
     @abstractmethod
     def gradient_(self, batch: Any) -> None:
-        """Write outputs into the batch, and the gradient of what is minimised to the parameters.
+        """Write outputs into the batch, and compute the gradient of the minimised function.
 
         It is the pseudo-gradient where weights are projected.
         """
@@ -49,15 +49,15 @@ class TrainingObjective(ABC):
 
     @abstractmethod
     def n_rows_of(self, batch: Any) -> Any:
-        """Rows that the penalty before an update counts by."""
+        """Number of rows by which the penalty before an update is weighted."""
 
     def project_(self) -> None:
-        """After an update: put projected weights back where they may be."""
+        """After an update: apply the projections to the weights."""
         for projection in self.projections:
             projection.project_()
 
     def epoch(self, batches: Any, update: Callable[[], None]) -> Any:
-        """Make one `update` per batch; returns the mean objective as it was seen on the way."""
+        """Make one `update` per batch; returns the mean objective, measured before each update."""
         mean, penalties = _MeanLoss(self.loss), self.penalties
         penalised, projected = bool(penalties.terms), bool(self.projections)
         for block in batches.blocks():
@@ -75,7 +75,7 @@ class TrainingObjective(ABC):
         return loss
 
     def loss_of(self, batches: Any) -> Any:
-        """The mean loss over all rows as the models are, without penalty."""
+        """The mean loss over all rows at the current parameters, without penalty."""
         mean = _MeanLoss(self.loss)
         for block in batches.blocks():
             for batch in block.batches:
@@ -85,7 +85,7 @@ class TrainingObjective(ABC):
 
 
 class _MeanLoss:
-    """The mean loss of the outputs in some blocks; a device is waited for once, at the end."""
+    """The mean loss of the outputs in some blocks; waits for the device only once, at the end."""
 
     def __init__(self, loss: Loss) -> None:
         self.loss = loss

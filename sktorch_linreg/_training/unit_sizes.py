@@ -1,4 +1,4 @@
-"""Units brought to sizes that can be trained, where later rows are far from earlier ones."""
+"""Rescaling of units to trainable sizes where later rows are far from earlier ones."""
 
 from __future__ import annotations
 
@@ -15,20 +15,19 @@ from .._runtime.processes import ProcessGroup
 from .._spec import Objective
 from .batches import TabularDataset
 
-# growth of a column's scale, and so of a unit, that earlier rows gave no idea of
+# growth of a column's scale, and so of a unit, that earlier rows do not explain
 UNSEEN_GROWTH = 3.0
-# numbers, and rows, that are looked at
+# maximum number of entries, and of rows, that are sampled
 ENTRIES, ROWS = 2**22, 4096
-# median size of what goes into an activation as fresh weights have it
+# median absolute input of an activation under freshly drawn weights
 FRESH = 0.4
-# and what is too large: the first scale along with what goes in, so that nothing is lost, and no
-# input makes the last large
+# inputs that are too large: low where outputs scale with them, high where outputs are bounded
 LARGE = {"relu": 1.5, "leaky_relu": 1.5, "identity": 1.5, "tanh": 4.0, "logistic": 8.0}
 LARGE_ELSE = 2.0
 BOUNDED = {"tanh", "logistic"}
-# outputs, in units of the targets' deviation, that no earlier target can account for
+# outputs, in standard deviations of the targets, that no earlier target explains
 LARGE_OUTPUT = 1.5
-# logarithms of rates, relative to the mean, of which the same is to be said
+# the same limit for logarithms of rates, relative to the mean
 LARGE_LOG = 15.0
 
 
@@ -42,14 +41,14 @@ def shrink_large_units_(
     objective: Objective,
     group: ProcessGroup,
 ) -> None:
-    """Bring units to sizes that can be trained, where rows are far from all that came before.
+    """Rescale units to trainable sizes where rows are far from all earlier ones.
 
-    Weights that were drawn for a narrow first batch are steep in the units of a wide one: rewritten
-    with the same predictions they are too large to be trained, and outputs explode. What goes
-    into such a unit is made as small as it was; where its activation is straight on both sides of
-    0 the next layer makes up for it, and predictions stay. `values` are all parameters as one
-    vector, `before` the layers before they were rewritten, and `growth` the scales of the columns
-    as multiples of what they were.
+    Weights drawn for a narrow first batch are steep in the units of a wide one: rewritten to give
+    the same predictions, they are too large to train, and outputs explode. The input of such a
+    unit's activation is scaled back to its earlier size; if the activation is linear on each side
+    of 0, the next layer compensates and predictions are unchanged. `values` holds all parameters
+    as one vector, `before` the layers before rewriting, and `growth` the new scales of the columns
+    relative to the old ones.
     """
     if float(growth.max(initial=0.0)) < UNSEEN_GROWTH:
         return
@@ -57,7 +56,7 @@ def shrink_large_units_(
     name, linears = module.activation, module.linears
     activation = ACTIVATIONS[name].make()
     limit = LARGE.get(name, LARGE_ELSE)
-    # as earlier rows were in the units of their time
+    # stands for the earlier rows in their own units
     earlier = x
     for (layer, after), old in zip(pairwise(linears), before, strict=False):
         z, z_before = layer(x), _apply(old, earlier)
@@ -80,7 +79,7 @@ def shrink_large_units_(
     last.weight.mul_(by[:, None])
     if last.bias is not None:
         last.bias.mul_(by)
-    # each process has looked at rows of its own
+    # each process sampled its own rows
     group.broadcast_(values)
 
 
@@ -100,7 +99,7 @@ def _apply(layer: tuple[Array, Array | None], x: Tensor) -> Tensor:
 
 
 def _sizes(z: Tensor) -> Tensor:
-    """Median absolute value of each unit, which a few outlying rows do not change."""
+    """Median absolute value of each unit, which is robust to outlying rows."""
     return z.abs().median(dim=0).values
 
 

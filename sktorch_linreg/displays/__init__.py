@@ -1,7 +1,7 @@
-"""Pictures: loss curves, loss surfaces, learning rates, fitted lines.
+"""Plots: loss curves, loss surfaces, learning rates, fitted lines.
 
-Displays hold data, drawn by `plot`; artists end in ``_``. They need matplotlib, which the extra
-``plot`` brings.
+Displays store data, and `plot` draws it; attributes with matplotlib artists end in ``_``. They
+require matplotlib (extra ``plot``).
 """
 
 from .fitted_line import FittedLineDisplay

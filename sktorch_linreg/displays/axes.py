@@ -1,4 +1,4 @@
-"""What all pictures need: axes to draw in, and options of lines."""
+"""Shared plotting helpers: axes to draw in, and line options."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from typing import Any
 
 
 def new_axes(ax: Any, **kwargs: Any) -> Any:
-    """The axes to draw in, new ones if there are none."""
+    """The axes to draw in; new ones if `ax` is None."""
     try:
         import matplotlib.pyplot as plt
     except ImportError as error:
@@ -19,7 +19,7 @@ def new_axes(ax: Any, **kwargs: Any) -> Any:
 
 
 def styled(kwargs: Mapping[str, Any]) -> dict[str, Any]:
-    """Options of lines by their full names, since `c` beside `color` would be one twice."""
+    """Line options by their full names, since `c` and `color` together would conflict."""
     from matplotlib.cbook import normalize_kwargs
     from matplotlib.lines import Line2D
 

@@ -1,4 +1,4 @@
-"""The picture of a line or curve fitted to one feature."""
+"""Display of a line or curve fitted to one feature."""
 
 from __future__ import annotations
 
@@ -12,12 +12,12 @@ from .axes import new_axes, styled
 class FittedLineDisplay:
     """Rows with one feature, and the line or curve that an estimator fitted to them.
 
-    It is advised to use `from_estimator`.
+    Use `from_estimator` to create one.
 
     Parameters
     ----------
     x, y : array-like of shape (n_samples,)
-        The rows.
+        Feature and target of each row.
     x_line, y_line : array-like of shape (n_points,)
         The fitted line.
     feature_name : str, default="x"
@@ -26,11 +26,11 @@ class FittedLineDisplay:
     Attributes
     ----------
     ax_ : matplotlib Axes
-        Axes with the picture.
+        Axes with the plot.
     figure_ : matplotlib Figure
         Figure of the axes.
     points_ : matplotlib PathCollection
-        The rows.
+        The points, one per row.
     line_ : matplotlib Line2D
         The line.
 
@@ -54,7 +54,7 @@ class FittedLineDisplay:
     def from_estimator(
         cls, estimator: Any, X: Any, y: Any, *, resolution: int = 200, ax: Any = None, **kwargs: Any
     ) -> Self:
-        """Draw rows and the fitted line.
+        """Draw the rows and the fitted line.
 
         Parameters
         ----------
@@ -65,11 +65,11 @@ class FittedLineDisplay:
         y : array-like of shape (n_samples,)
             Targets.
         resolution : int, default=200
-            Points of the line.
+            Number of points on the line.
         ax : matplotlib Axes, default=None
             Axes to draw in; new ones by default.
         **kwargs : dict
-            Handed to `plot`.
+            Passed to `plot`.
 
         Returns
         -------
@@ -84,14 +84,15 @@ class FittedLineDisplay:
         x, target = np.asarray(X), np.asarray(y)
         if x.ndim != 2 or x.shape[1] != 1 or target.size != len(x):
             raise ValueError(
-                f"A fitted line needs one feature and one target; X has the shape {x.shape} and y "
-                f"{target.shape}. For more, see sklearn.inspection.PartialDependenceDisplay."
+                "FittedLineDisplay requires one feature and one target; X has the shape "
+                f"{x.shape} and y {target.shape}. For more features, use "
+                "sklearn.inspection.PartialDependenceDisplay."
             )
         line = np.linspace(x.min(), x.max(), resolution, dtype=np.result_type(x, np.float32))
         names = getattr(estimator, "feature_names_in_", None)
         rows: Any = line[:, None]
         if names is not None and (hasattr(X, "columns") or hasattr(X, "column_names")):
-            # in the frame that the estimator knows
+            # as a data frame of the same type as X
             make = getattr(type(X), "from_pydict", type(X))
             rows = make({names[0]: line})
         fitted = np.ravel(estimator.predict(rows))
@@ -99,7 +100,7 @@ class FittedLineDisplay:
         return cls(x[:, 0], target.ravel(), line, fitted, feature_name=label).plot(ax, **kwargs)
 
     def plot(self, ax: Any = None, *, name: str | None = None, **kwargs: Any) -> Self:
-        """Draw the picture.
+        """Draw the plot.
 
         Parameters
         ----------
@@ -108,7 +109,7 @@ class FittedLineDisplay:
         name : str, default=None
             Name of the line for the legend.
         **kwargs : dict
-            Handed to matplotlib for the line.
+            Passed to matplotlib for the line.
 
         Returns
         -------

@@ -10,14 +10,14 @@ from sklearn.utils.validation import check_is_fitted
 from .._runtime.aliases import Array, FloatArray
 from .axes import new_axes, styled
 
-# scores below the best by more than this, or by more than so many times the best, tell nothing more
+# scores further below the best than this, or than this multiple of it, are cut off
 SCORE_RANGE, ERROR_RANGE = 1.5, 4.0
 
 
 class LearningRateDisplay:
     """Mean score of a search over its learning rates, with a band of one standard error.
 
-    It is advised to use `from_search`.
+    Use `from_search` to create one.
 
     Parameters
     ----------
@@ -63,18 +63,18 @@ class LearningRateDisplay:
     ) -> Self:
         """Draw the scores of a fitted search over learning rates.
 
-        Where a rate was tried with other parameters as well, the best of them counts.
+        If a rate was tried with several values of other parameters, the best score is shown.
 
         Parameters
         ----------
         search : fitted search
-            Of this package or of scikit-learn, over a parameter ``lr`` or ``step__lr``.
+            A search of this package or scikit-learn over a parameter ``lr`` or ``step__lr``.
         metric : str, default="score"
-            The score, where there are several.
+            The score to draw, if there are several.
         ax : matplotlib Axes, default=None
             Axes to draw in; new ones by default.
         **kwargs : dict
-            Handed to `plot`.
+            Passed to `plot`.
 
         Returns
         -------
@@ -84,14 +84,14 @@ class LearningRateDisplay:
         Raises
         ------
         ValueError
-            If the search had no learning rates, or no such score.
+            If the search did not vary the learning rate, or has no such score.
         """
         check_is_fitted(search, "cv_results_")
         results = search.cv_results_
         names = [k for k in results if k == "param_lr" or k.endswith("__lr")]
         if not names:
             tried = [k.removeprefix("param_") for k in results if k.startswith("param_")]
-            raise ValueError(f"The search had no parameter lr; it tried {', '.join(tried)}.")
+            raise ValueError(f"The search did not vary lr; it tried {', '.join(tried)}.")
         rates = np.ma.filled(results[names[0]].astype(float), np.nan)
         if not np.isfinite(rates).any():
             raise ValueError("The search only used lr=None, the optimizer's own learning rate.")
@@ -101,7 +101,7 @@ class LearningRateDisplay:
         mean, std = (results[f"{which}_test_{metric}"] for which in ("mean", "std"))
         lr = np.unique(rates[np.isfinite(rates)])
         best = [_best(np.flatnonzero(rates == rate), mean) for rate in lr]
-        # scikit-learn's deviations are those of the scores at hand, not of more such folds
+        # scikit-learn's standard deviations have ddof=0, hence the n - 1 here
         error = std[best] / np.sqrt(max(search.n_splits_ - 1, 1))
         return cls(lr, mean[best], error, score_name=metric).plot(ax, **kwargs)
 
@@ -115,7 +115,7 @@ class LearningRateDisplay:
         name : str, default=None
             Name for the legend.
         **kwargs : dict
-            Handed to matplotlib for the line.
+            Passed to matplotlib for the line.
 
         Returns
         -------
@@ -138,7 +138,7 @@ class LearningRateDisplay:
         ax.set(xscale="log", xlabel="learning rate", ylabel=f"mean {self.score_name}")
         lowest = _lowest_of_interest(self.mean_score)
         if lowest is not None:
-            # a rate at which training explodes would make a flat line of all others
+            # a rate at which training diverges would flatten the rest of the curve
             ax.set_ylim(bottom=lowest)
         if style["label"] is not None:
             ax.legend()
@@ -146,14 +146,14 @@ class LearningRateDisplay:
 
 
 def _best(candidates: Array, mean: Array) -> int:
-    """The candidate with the highest score, the first where all have failed."""
+    """The candidate with the highest score, or the first if all have failed."""
     scores = mean[candidates]
     at = 0 if np.isnan(scores).all() else int(np.nanargmax(scores))
     return int(candidates[at])
 
 
 def _lowest_of_interest(scores: FloatArray) -> float | None:
-    """Where to cut an axis of scores, of which the worst may be far below all others."""
+    """Where to cut off the score axis, since the worst scores may be far below all others."""
     finite = scores[np.isfinite(scores)]
     if not len(finite):
         return None

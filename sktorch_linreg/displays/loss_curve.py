@@ -1,4 +1,4 @@
-"""Display of the losses of training, epoch by epoch."""
+"""Display of training and validation losses per epoch."""
 
 from __future__ import annotations
 
@@ -18,14 +18,14 @@ LOG_RANGE = 10.0
 class LossCurveDisplay:
     """Training and validation loss per epoch, of one estimator or several.
 
-    It is advised to use `from_estimator`.
+    Use `from_estimator` to create one.
 
     Parameters
     ----------
     loss_curves : dict of str to array-like of shape (n_epochs,)
         Mean training loss per epoch, by name.
     validation_loss_curves : dict of str to array-like of shape (n_epochs,), default=None
-        Loss of held-out rows, for names that have one.
+        Loss of the held-out rows per epoch, for names that have one.
 
     Attributes
     ----------
@@ -38,7 +38,7 @@ class LossCurveDisplay:
     validation_lines_ : list of matplotlib Line2D
         Validation losses.
     best_points_ : list of matplotlib Line2D
-        Marks at the best epochs.
+        Markers at the best epochs.
 
     Examples
     --------
@@ -72,11 +72,11 @@ class LossCurveDisplay:
             Fitted estimators of this package, pipelines that end in one, or searches over these,
             whose best estimator is shown. The keys of a dict are the names.
         name : str or list of str, default=None
-            Names for the legend; the classes by default.
+            Names for the legend; class names by default.
         ax : matplotlib Axes, default=None
             Axes to draw in; new ones by default.
         **kwargs : dict
-            Handed to `plot`.
+            Passed to `plot`.
 
         Returns
         -------
@@ -86,10 +86,10 @@ class LossCurveDisplay:
         Raises
         ------
         NotFittedError
-            If an estimator was not fitted.
+            If an estimator is not fitted.
         ValueError
-            If there are no estimators or not as many names, two names are the same, or an estimator
-            has no loss curve.
+            If there are no estimators, if they do not have one distinct name each, or if one has no
+            loss curve.
 
         Examples
         --------
@@ -116,16 +116,16 @@ class LossCurveDisplay:
             check_is_fitted(model)
             if not hasattr(model, "loss_curve_"):
                 raise ValueError(
-                    f"{type(model).__name__} has no loss_curve_. Those that have one are the "
-                    "estimators of this package, alone, as the last step of a pipeline or as the "
-                    "best estimator of a search, and MLPRegressor."
+                    f"{type(model).__name__} has no loss_curve_. Pass an estimator of this "
+                    "package, a pipeline that ends in one, a search over these, or an "
+                    "MLPRegressor."
                 )
         return cls(
             {key: m.loss_curve_ for key, m in models.items()},
             {
                 key: m.validation_loss_curve_
                 for key, m in models.items()
-                # that of scikit-learn has scores instead
+                # MLPRegressor of scikit-learn has validation scores instead
                 if getattr(m, "validation_loss_curve_", None)
             },
         ).plot(ax, **kwargs)
@@ -140,11 +140,11 @@ class LossCurveDisplay:
         ax : matplotlib Axes, default=None
             Axes to draw in; new ones by default.
         log : bool or "auto", default="auto"
-            Whether the loss axis is logarithmic; "auto" where losses differ by a factor of 10.
+            Whether the loss axis is logarithmic; "auto": if losses span more than a factor of 10.
         mark_best : bool, default=True
-            Whether the epoch with the lowest loss (on held-out rows, if there are any) is marked.
+            Whether to mark the epoch with the lowest loss (on held-out rows, if there are any).
         **kwargs : dict
-            Handed to matplotlib for the lines.
+            Passed to matplotlib for the lines.
 
         Returns
         -------
@@ -181,7 +181,7 @@ class LossCurveDisplay:
         every = np.concatenate([*self.loss_curves.values(), *self.validation_loss_curves.values()])
         if log == "auto":
             log = bool(every.size and every.min() > 0 and every.max() > LOG_RANGE * every.min())
-            # another curve in these axes may have asked for it
+            # keep a logarithmic axis that another curve has set
             log = log or ax.get_yscale() == "log"
         ax.set(xlabel="epoch", ylabel="loss", yscale="log" if log else "linear")
         ax.legend()
@@ -189,6 +189,6 @@ class LossCurveDisplay:
 
 
 def _names(models: Sequence[Any]) -> list[str]:
-    """Names of classes, numbered where there are several."""
+    """Class names, numbered if there are several."""
     names = [type(fitted_step(model)).__name__ for model in models]
     return names if len(names) == 1 else [f"{name} {i + 1}" for i, name in enumerate(names)]

@@ -1,4 +1,4 @@
-"""The loss of a linear model over two of its parameters, and the path of training on it."""
+"""Display of the loss of a linear model over two parameters, with the training path."""
 
 from __future__ import annotations
 
@@ -20,9 +20,9 @@ from .axes import new_axes
 
 
 class LossSurfaceDisplay:
-    """The loss of a linear model over two of its parameters, and the path of training on it.
+    """The loss of a linear model over two of its parameters, with the training path.
 
-    It is advised to use `from_estimator`.
+    Use `from_estimator` to create one.
 
     Parameters
     ----------
@@ -37,7 +37,7 @@ class LossSurfaceDisplay:
     names : tuple of str, default=("x", "y")
         Names of the parameters.
     above_lowest : bool, default=False
-        Whether the losses are those above the lowest one.
+        Whether the losses are measured from the lowest one.
 
     Attributes
     ----------
@@ -48,7 +48,7 @@ class LossSurfaceDisplay:
     surface_ : matplotlib artist
         Filled contours, or a surface in three dimensions.
     path_ : list of matplotlib artists
-        The path.
+        The training path.
 
     Examples
     --------
@@ -91,35 +91,35 @@ class LossSurfaceDisplay:
         ax: Any = None,
         **kwargs: Any,
     ) -> Self:
-        """Work out and draw the loss of a fitted linear model over two parameters.
+        """Compute and draw the loss of a fitted linear model over two parameters.
 
-        All other parameters stay what they are. The loss is that of the estimator, without its
-        penalty, on the data in the user's units. A loss that is not always positive, as that of
-        counts, is taken above its lowest value in the picture.
+        All other parameters keep their fitted values. The loss is that of the estimator, without
+        the penalty, on the data in the user's units. A loss that can be negative, such as the
+        Poisson loss, is measured from its lowest value in the plot.
 
         Parameters
         ----------
         estimator : TorchLinearRegressor
-            A fitted model; with ``record_path=True`` its path is drawn as well. Of a pipeline the
-            last step, whose parameters are those behind the steps before it.
+            A fitted model; with ``record_path=True`` its training path is drawn too. For a
+            pipeline, the last step, whose features are the output of the steps before it.
         X : array-like of shape (n_samples, n_features)
             Features.
         y : array-like of shape (n_samples,) or (n_samples, n_targets)
             Targets.
         params : pair of (str, int) or (str, (int, int)), default=(("intercept", 0), ("coef", 0))
-            What the axes are: ``("intercept", target)``, ``("coef", feature)`` or
-            ``("coef", (target, feature))``. A feature is a number or, where the model was fitted to
-            a frame, its name.
+            Parameters on the axes: ``("intercept", target)``, ``("coef", feature)`` or
+            ``("coef", (target, feature))``. A feature is an index or, if the model was fitted to
+            a data frame, a name.
         limits : pair of (low, high), default=None
-            Ranges of both; by default round the fitted values and the path.
+            Ranges of both; by default around the fitted values and the path.
         sample_weight : array-like of shape (n_samples,), default=None
-            Weights of the rows.
+            Sample weights.
         resolution : int, default=100
-            Values along each axis.
+            Number of values along each axis.
         ax : matplotlib Axes, default=None
             Axes to draw in, three-dimensional for ``kind="3d"``; new ones by default.
         **kwargs : dict
-            Handed to `plot`.
+            Passed to `plot`.
 
         Returns
         -------
@@ -129,9 +129,9 @@ class LossSurfaceDisplay:
         Raises
         ------
         TypeError
-            If the estimator is not linear.
+            If the estimator is not a `TorchLinearRegressor`.
         ValueError
-            If a parameter is not there, or rows are wrong.
+            If a parameter does not exist, or rows are invalid.
         """
         model = fitted_step(estimator)
         if not isinstance(model, TorchLinearRegressor):
@@ -185,11 +185,11 @@ class LossSurfaceDisplay:
         levels : int, default=30
             Number of contours.
         cmap : str, default="viridis"
-            Colours of the loss.
+            Colour map of the loss.
         colorbar : bool, default=True
             Whether to draw a colour bar.
         path_kw : dict, default=None
-            Handed to matplotlib for the path.
+            Passed to matplotlib for the path.
 
         Returns
         -------
@@ -199,7 +199,7 @@ class LossSurfaceDisplay:
         Raises
         ------
         ValueError
-            If `kind` is another, or ``"3d"`` is to be drawn in flat axes.
+            If `kind` is invalid, or ``"3d"`` is to be drawn in two-dimensional axes.
 
         Examples
         --------
@@ -209,17 +209,17 @@ class LossSurfaceDisplay:
         '3d'
         """
         if kind not in ("contour", "3d"):
-            raise ValueError(f"kind has to be 'contour' or '3d', not {kind!r}.")
+            raise ValueError(f"kind must be 'contour' or '3d'; got {kind!r}.")
         space = kind == "3d"
         self.ax_ = ax = new_axes(ax, subplot_kw={"projection": "3d"} if space else {})
         if space and not hasattr(ax, "plot_surface"):
             raise ValueError(
-                "kind='3d' needs three-dimensional axes, such as those of "
+                "kind='3d' requires three-dimensional axes, such as those of "
                 "fig.add_subplot(projection='3d')."
             )
         self.figure_, self.path_ = ax.figure, []
         grid = np.meshgrid(self.x_values, self.y_values)
-        what = "log10 of the loss" + (" above its lowest" if self.above_lowest else "")
+        what = "log10 of the loss" + (" above its minimum" if self.above_lowest else "")
         if space:
             self.surface_ = ax.plot_surface(*grid, self.log_loss, cmap=cmap, alpha=0.7)
             ax.set_zlabel(what)
@@ -236,7 +236,7 @@ class LossSurfaceDisplay:
             self.figure_.colorbar(self.surface_, ax=ax, label=what)
         ax.set(xlabel=self.names[0], ylabel=self.names[1])
         if not space:
-            # a path that begins far away would make the surface small
+            # a path that starts far away would shrink the surface
             ax.set(xlim=(grid[0].min(), grid[0].max()), ylim=(grid[1].min(), grid[1].max()))
         return self
 
@@ -259,14 +259,14 @@ def _place(model: TorchLinearRegressor, param: tuple[str, Any]) -> tuple[int, in
     elif kind == "intercept" and 0 <= at < coef.shape[0]:
         return int(at), -1
     raise ValueError(
-        f"There is no parameter {param!r}. There are ('intercept', target) and ('coef', (target, "
+        f"There is no parameter {param!r}. Supported: ('intercept', target) and ('coef', (target, "
         f"feature)) with targets below {coef.shape[0]} and features below {coef.shape[1]}"
         f"{', or named ' + ', '.join(map(repr, names)) if names else ''}."
     )
 
 
 def _log_above(floor: float, losses: FloatArray) -> FloatArray:
-    """Logarithms of losses above a floor; the lowest itself as the next one."""
+    """Logarithms of losses above a floor; a loss at the floor counts as the next lowest."""
     above = losses - floor
     if floor < 0:
         positive = above[above > 0]
@@ -276,7 +276,7 @@ def _log_above(floor: float, losses: FloatArray) -> FloatArray:
 
 
 def _around(values: FloatArray) -> tuple[float, float]:
-    """A range that shows all values, and as much beside them."""
+    """A range that shows all values, with a margin of half their range on each side."""
     low, high = float(values.min()), float(values.max())
     margin = 0.5 * (high - low) or 0.5 * abs(low) or 1.0
     return low - margin, high + margin
@@ -307,14 +307,14 @@ class _Surface:
         self.loss = resolve_loss(model.loss, options, n_targets, torch.float64)
 
     def path(self) -> FloatArray:
-        """Both parameters along the recorded path, or where they are, of shape (n, 2)."""
+        """Both parameters along the recorded path, or their fitted values, of shape (n, 2)."""
         coef = getattr(self.model, "coef_path_", np.asarray(self.model.coef_)[None])
         intercept = getattr(self.model, "intercept_path_", np.asarray(self.model.intercept_)[None])
         coef = coef.reshape(len(coef), -1, self.X.shape[1])
         return self._columns(coef, intercept)
 
     def _columns(self, coef: Array, intercept: Array) -> FloatArray:
-        """Both parameters of coefficients (n, targets, features) and as many intercepts."""
+        """Both parameters, from coefficients of shape (n, targets, features) and n intercepts."""
         flat = intercept.reshape(len(intercept), -1)
         # without an intercept it is 0 for all targets
         many = np.broadcast_to(flat, (len(coef), coef.shape[1]))
@@ -322,13 +322,13 @@ class _Surface:
         return np.stack(columns, axis=1).astype(np.float64)
 
     def losses(self, points: FloatArray) -> FloatArray:
-        """Mean losses at points of shape (2, n_points), by one product of rows and points."""
+        """Mean losses at points of shape (2, n_points), by outer products of rows and steps."""
         coef = np.atleast_2d(np.asarray(self.model.coef_, dtype=np.float64))
         base = self.X @ coef.T + self.model.intercept_
-        # which early stopping has put back to the best epoch of the path
+        # early stopping may have restored these from the best epoch of the path
         now = self._columns(coef[None], np.asarray(self.model.intercept_)[None])[0]
         out = np.empty(points.shape[1])
-        # a row for each parameter: by how much outputs change with it
+        # derivatives of the outputs with respect to each parameter
         columns = [np.ones(len(self.X)) if j < 0 else self.X[:, j] for _, j in self.places]
         target = torch.from_numpy(self.y)
         for part in chunks(points.shape[1], 2 * base.size):

@@ -1,4 +1,4 @@
-"""A learning-rate range test: training for a moment at ever larger rates."""
+"""A learning-rate range test: brief training at increasing learning rates."""
 
 from __future__ import annotations
 
@@ -17,20 +17,20 @@ from .._runtime.aliases import FloatArray
 from .._training.skorch_net import Callback
 from .axes import new_axes, styled
 
-# a loss that is above the best one by this many times what it had fallen to ends the test
+# a loss above the best one by this multiple of its scale ends the test
 HOPELESS = 3.0
-# how far below the rate of the lowest loss training is safe
+# the suggested rate is the rate of the lowest loss divided by this
 BELOW = 10.0
-# what the mean over earlier batches keeps of itself in each
+# decay of the moving average per batch
 MEMORY = 0.9
 
 
 class _Over(Exception):
-    """The test has seen enough."""
+    """Raised to end the test."""
 
 
 class _Sweep(Callback):  # type: ignore[misc]
-    """Sets the rate before each batch, and writes down the loss after it."""
+    """Sets the learning rate before each batch, and records the loss after it."""
 
     def __init__(self, rates: FloatArray) -> None:
         self.rates, self.losses = rates, list[float]()
@@ -53,7 +53,7 @@ class _Sweep(Callback):  # type: ignore[misc]
         if len(self.losses) == 1:
             self.first = mean
         self.best = min(self.best, mean)
-        # losses may be negative, as those of counts are
+        # losses may be negative, such as the Poisson loss
         scale = max(abs(self.best), self.first - self.best)
         enough = len(self.losses) == len(self.rates)
         if enough or not math.isfinite(mean) or mean - self.best > HOPELESS * scale:
@@ -61,13 +61,13 @@ class _Sweep(Callback):  # type: ignore[misc]
 
 
 class _RunningMean:
-    """The mean of numbers so far, later ones counting more; weights add up to one throughout."""
+    """Exponential moving average, with weights that always sum to one."""
 
     def __init__(self) -> None:
         self.total = self.count = 0.0
 
     def add(self, value: float) -> float:
-        """Take in a number, and return the mean."""
+        """Add a number, and return the mean."""
         self.total, self.count = MEMORY * self.total + value, MEMORY * self.count + 1.0
         return self.total / self.count
 
@@ -82,38 +82,38 @@ def lr_range_test(
     lr_max: float = 10.0,
     n_steps: int = 200,
 ) -> LRRangeTestDisplay:
-    """Train for one batch after the other, at learning rates that grow from one to the next.
+    """Train batch by batch, at a learning rate that increases with each batch.
 
-    The loss first stays, then falls, and at last rises or becomes NaN (Smith, 2017,
+    The loss is flat at first, then falls, and finally rises or becomes NaN (Smith, 2017,
     "Cyclical learning rates for training neural networks"). A tenth of the rate at which it was
-    lowest trains well. The estimator is left as it is.
+    lowest works well. The estimator is left unchanged.
 
     Parameters
     ----------
     estimator : TorchLinearRegressor or TorchMLPRegressor
-        Which optimizer, batches and loss to try; or a pipeline that ends in one, whose earlier
-        steps are fitted to the rows.
+        The estimator whose optimizer, batches and loss to test, or a pipeline that ends in one,
+        whose earlier steps are fitted to the rows.
     X : array-like of shape (n_samples, n_features)
         Features.
     y : array-like of shape (n_samples,) or (n_samples, n_targets)
         Targets.
     sample_weight : array-like of shape (n_samples,), default=None
-        Weights of the rows.
+        Sample weights.
     lr_min, lr_max : float, default=1e-6 and 10.0
         The first and the last rate.
     n_steps : int, default=200
-        Updates, one per rate.
+        Number of updates, one per rate.
 
     Returns
     -------
     display : LRRangeTestDisplay
-        Rates and losses, and the rate suggested.
+        Rates, losses and the suggested rate.
 
     Raises
     ------
     ValueError
-        If the rates are not in ascending order, the optimizer does not train by batches, or the
-        loss is NaN from the beginning.
+        If `lr_min` is not below `lr_max`, the optimizer does not train on batches, or the loss is
+        NaN from the start.
 
     Warns
     -----
@@ -131,13 +131,13 @@ def lr_range_test(
     """
     if not 0 < lr_min < lr_max or n_steps < 2:
         raise ValueError(
-            f"lr_min has to be above 0 and below lr_max, with two steps at least; got "
+            f"lr_min must be above 0 and below lr_max, and n_steps at least 2; got "
             f"lr_min={lr_min}, lr_max={lr_max}, n_steps={n_steps}."
         )
     model = fitted_step(clone(estimator))
     if not isinstance(model, BaseTorchRegressor):
         raise ValueError(
-            f"A range test needs an estimator of this package; got {type(model).__name__}."
+            f"lr_range_test requires an estimator of this package; got {type(model).__name__}."
         )
     if estimator is not model and hasattr(estimator, "steps") and len(estimator.steps) > 1:
         X = clone(estimator)[:-1].fit_transform(X, y)
@@ -168,7 +168,7 @@ def lr_range_test(
 
 
 def _found(sweep: _Sweep) -> LRRangeTestDisplay:
-    """What the test has found; a warning where that is too little."""
+    """The result of the test; warns if the loss was still falling at the last rate."""
     losses = np.array(sweep.losses)
     if not np.isfinite(losses[:1]).all():
         raise ValueError(
@@ -179,7 +179,7 @@ def _found(sweep: _Sweep) -> LRRangeTestDisplay:
     lr_max = sweep.rates[-1]
     if len(losses) == len(sweep.rates) and found.suggested_lr * BELOW >= 0.99 * lr_max:
         warnings.warn(
-            f"The loss was still falling at lr_max={lr_max:g}, so the rate suggested may be far "
+            f"The loss was still falling at lr_max={lr_max:g}, so the suggested rate may be far "
             "below the best. Raise lr_max.",
             UserWarning,
             stacklevel=3,
@@ -188,7 +188,7 @@ def _found(sweep: _Sweep) -> LRRangeTestDisplay:
 
 
 class LRRangeTestDisplay:
-    """Losses of a learning-rate range test; `lr_range_test` makes one.
+    """Losses of a learning-rate range test, as returned by `lr_range_test`.
 
     Parameters
     ----------
@@ -212,7 +212,7 @@ class LRRangeTestDisplay:
     points_ : matplotlib Line2D
         Losses of single batches.
     suggestion_ : matplotlib Line2D
-        A vertical line at the rate suggested.
+        A vertical line at the suggested rate.
 
     Examples
     --------
@@ -231,14 +231,14 @@ class LRRangeTestDisplay:
         self.suggested_lr = float(self.lr[int(np.argmin(finite))]) / BELOW
 
     def plot(self, ax: Any = None, **kwargs: Any) -> Self:
-        """Draw losses over rates.
+        """Draw the losses against the learning rates.
 
         Parameters
         ----------
         ax : matplotlib Axes, default=None
             Axes to draw in; new ones by default.
         **kwargs : dict
-            Handed to matplotlib for the line.
+            Passed to matplotlib for the line.
 
         Returns
         -------
@@ -262,7 +262,7 @@ class LRRangeTestDisplay:
             label=f"lr = {self.suggested_lr:.2g}",
         )
         ax.set(xscale="log", xlabel="learning rate", ylabel="loss of a batch")
-        # what diverges at the end would hide the rest
+        # losses that diverge at the end would hide the rest
         before = self.smoothed_loss[self.lr <= BELOW * self.suggested_lr]
         before = before[np.isfinite(before)]
         if len(before):

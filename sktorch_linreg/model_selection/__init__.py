@@ -1,4 +1,4 @@
-"""Grid and random searches that train all candidates and folds as one program."""
+"""Grid and random searches that train candidates and folds together."""
 
 from .searches import BatchedGridSearchCV, BatchedRandomizedSearchCV
 

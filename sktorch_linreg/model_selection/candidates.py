@@ -1,4 +1,4 @@
-"""Candidates of a search, the rows of its folds, and what is to be fitted to them."""
+"""Candidates of a search, the rows of its folds, and the specs of its fits."""
 
 from __future__ import annotations
 
@@ -33,14 +33,14 @@ from ..linear import TorchLinearRegressor
 from ..mlp import TorchMLPRegressor
 
 OURS = TorchLinearRegressor, TorchMLPRegressor
-# what cannot be changed in place
+# immutable types
 PLAIN = str, int, float, np.generic
-# of the rows that are trained on: in standard units, and packed
+# copies of the training rows: standardised, and packed
 COPIES = 2
 
 
 class CannotStack(Exception):
-    """A fit has to be run alone; the message says why, after "because"."""
+    """A fit must be run individually; the message is the reason."""
 
 
 @dataclass
@@ -52,41 +52,41 @@ class Candidate:
     last: BaseTorchRegressor
     seed: int
     before: Pipeline | None
-    # equal for candidates whose steps before the last are the same
+    # equal for candidates with the same steps before the last
     before_key: Any
 
 
 @dataclass(frozen=True)
 class Side:
-    """Rows of a fold that models are scored on; of training rows only where that is asked for."""
+    """Rows of a fold to score models on; training rows only if training scores are requested."""
 
     X: Any
     y: Any
     params: Mapping[str, Any]
-    # as they come out of the fitted steps
+    # X, transformed by the fitted steps
     inner: Any
 
     def for_one_model(self) -> tuple[Any, Any, dict[str, Any]]:
-        """Rows, targets and metadata that a scorer, or a step within it, may change in place."""
+        """Copies of rows, targets and metadata, which a scorer or a step may change in place."""
         params = {k: v.copy() if isinstance(v, np.ndarray) else v for k, v in self.params.items()}
         return copy_of_rows(self.X), copy_of_rows(self.y), params
 
 
 @dataclass(frozen=True)
 class Fold:
-    """The rows of a fold, as they come out of the steps before the last."""
+    """The rows of a fold, transformed by the steps before the last."""
 
     split: int
     train: TrainingData
     n_dim: int
-    # before the steps, as they are after a fit; scorers are given copies
+    # rows before the steps, as a fit leaves them; scorers get copies
     train_side: Side
     test_side: Side
     # what the last step is fitted to
     inner_train: Any
     weight: Any
     before: Pipeline | None
-    # an estimator that has seen the rows
+    # an estimator that has validated the rows
     template: BaseTorchRegressor
 
     @property
@@ -99,7 +99,7 @@ class Fold:
 
 
 def make_candidate(base: Any, index: int, params: Mapping[str, Any], seed: int) -> Candidate:
-    """The estimator of a candidate; raises CannotStack where it is not one of ours."""
+    """The estimator of a candidate; raises CannotStack if it cannot be stacked."""
     whole = _with_params(base, params)
     last, before, key = whole, None, None
     if type(whole) is Pipeline:
@@ -108,7 +108,7 @@ def make_candidate(base: Any, index: int, params: Mapping[str, Any], seed: int) 
             before = whole[:-1]
             mine = f"{whole.steps[-1][0]}__"
             key = tuple(
-                (k, identify(v, k, "the steps before the last are fitted once more for it"))
+                (k, identify(v, k, "the steps before the last are refitted for it"))
                 for k, v in sorted(params.items())
                 if not k.startswith(mine)
             )
@@ -117,7 +117,7 @@ def make_candidate(base: Any, index: int, params: Mapping[str, Any], seed: int) 
     if last.callbacks or getattr(last, "_skl_callbacks", None):
         raise CannotStack("callbacks must observe each fit")
     if last.checkpoint_dir is not None:
-        raise CannotStack("a checkpoint belongs to one fit")
+        raise CannotStack("checkpoint_dir is not supported in stacked fits")
     if getattr(last, "record_path", False):
         raise CannotStack("record_path=True is not available in stacked fits")
     last._validate_params()
@@ -127,9 +127,9 @@ def make_candidate(base: Any, index: int, params: Mapping[str, Any], seed: int) 
 
 
 def _with_params(base: Any, params: Mapping[str, Any]) -> Any:
-    """A clone of the estimator with other parameters."""
+    """A clone of the estimator with these parameters."""
     if type(base) in OURS and all(map(_is_plain, (*base.get_params().values(), *params.values()))):
-        # there is nothing that a deep copy would copy
+        # immutable parameters need no deep copy
         return copy.copy(base).set_params(**params)
     return clone(base).set_params(**clone(params, safe=False))
 
@@ -141,31 +141,31 @@ def _is_plain(value: Any) -> bool:
 
 
 def n_bytes_of(rows: Any) -> int:
-    """Memory of an array or a sparse matrix, about that of a frame or of nested lists."""
+    """Memory of an array or a sparse matrix; an estimate for data frames and nested lists."""
     if isinstance(rows, np.ndarray | torch.Tensor):
         return int(rows.nbytes)
     if sp.issparse(rows):
-        # values and their places
+        # values and their indices
         return int(2 * rows.nnz * rows.dtype.itemsize)
-    # columns of a frame can have any name, attributes of its class cannot
+    # look at the class, since a column of a data frame may be named shape
     shape = rows.shape if hasattr(type(rows), "shape") else (len(rows), _width(rows))
     return int(8 * np.prod(shape))
 
 
 def _width(rows: Any) -> int:
-    """Entries of the longest of some nested lists, or of texts."""
+    """Length of the longest of some nested lists or strings."""
     return max((len(row) if hasattr(row, "__len__") else 1 for row in rows), default=0)
 
 
 def copy_of_rows(rows: Any) -> Any:
-    """Rows that may be changed in place, as those of a split by scikit-learn may be."""
+    """A copy of the rows that may be changed in place, like the splits of scikit-learn."""
     if isinstance(rows, list | tuple):
         return copy.deepcopy(rows)
     for name in ("copy", "clone"):
-        # of arrays, matrices and pandas, or of polars and tensors
+        # copy of arrays, matrices and pandas; clone of polars and tensors
         if hasattr(type(rows), name):
             return getattr(rows, name)()
-    # taking all rows of a frame in their order would be no copy
+    # last, since selecting all rows of a data frame in order may not copy
     return None if rows is None else safe_indexing(rows, np.arange(num_samples(rows)))
 
 
@@ -181,13 +181,13 @@ def make_fold(
 ) -> Fold:
     """The rows of a fold for candidates with the same steps before the last.
 
-    Steps may change rows in place, so that each call of one has rows of its own. `with_train` asks
-    for training rows to score on; in scikit-learn these are the ones that the fit was given, with
-    what it has changed in them.
+    Steps may change rows in place, so each call of a step gets its own copy. `with_train` requests
+    training rows to score on; as in scikit-learn, these are the rows passed to the fit, including
+    any changes that it made to them.
     """
     X, y = rows
     if c.whole is c.last and type(X) is type(y) is np.ndarray:
-        # what scikit-learn does with plain arrays, after many questions
+        # what scikit-learn does with plain arrays, without its many checks
         train, test = map(np.asarray, parts)
         X_train, y_train, X_test, y_test = X[train], y[train], X[test], y[test]
     else:
@@ -195,7 +195,7 @@ def make_fold(
         X_train, y_train = safe_split(c.whole, X, y, train)
         X_test, y_test = safe_split(c.whole, X, y, test, train)
         if isinstance(X, list | tuple):
-            # whose rows are those of all folds
+            # the rows in such a list are shared by all folds
             X_train, X_test = copy_of_rows(X_train), copy_of_rows(X_test)
     inner_train, inner_test, scored_train, before = X_train, X_test, X_train, None
     if c.before is not None:
@@ -203,7 +203,7 @@ def make_fold(
         inner_train = before.fit_transform(X_train, y_train)
         inner_test = _through(before, copy_of_rows(X_test))
         if with_train:
-            # what is trained on may be these rows, which must not change any more
+            # training may use these rows directly, so they must not change any more
             X_train = copy_of_rows(X_train)
             scored_train = _through(before, copy_of_rows(X_train))
     if not with_train:
@@ -228,9 +228,9 @@ def make_fold(
 
 
 def _through(before: Pipeline, X: Any) -> Any:
-    """Rows after the fitted steps."""
+    """Rows transformed by the fitted steps."""
     for _, step in before.steps:
-        # one by one, since the last of a pipeline may keep nothing that says it was fitted
+        # one by one, since a pipeline with a stateless last step may not count as fitted
         if step is not None and step != "passthrough":
             X = step.transform(X)
     return X
@@ -240,18 +240,18 @@ def _weight_of(c: Candidate, fit_params: Mapping[str, Any]) -> Any:
     prefix = f"{c.whole.steps[-1][0]}__" if type(c.whole) is Pipeline else ""
     others = [k for k in fit_params if k != f"{prefix}sample_weight"]
     if others:
-        raise CannotStack(f"fit is given {', '.join(others)}")
+        raise CannotStack(f"fit receives {', '.join(others)}")
     return fit_params.get(f"{prefix}sample_weight")
 
 
 def spec_and_shape(c: Candidate, data: TrainingData, known_scorer: bool) -> tuple[FitSpec, Any]:
-    """What is to be fitted, and what it has in common with others of its stack."""
+    """The spec of a fit, and what it has in common with the others of its stack."""
     spec = _spec(c, data, known_scorer)
     return spec, _shape(spec, data)
 
 
 def _spec(c: Candidate, data: TrainingData, known_scorer: bool) -> FitSpec:
-    """What is to be fitted; raises CannotStack where that is not done together."""
+    """The spec of a fit; raises CannotStack if it cannot be stacked."""
     last = c.last
     if not hasattr(data.X, "strides"):
         raise CannotStack("X is sparse")
@@ -259,7 +259,7 @@ def _spec(c: Candidate, data: TrainingData, known_scorer: bool) -> FitSpec:
     cls: Any = spec.training.optimizer_class
     if cls is None:
         if not known_scorer:
-            raise CannotStack("it is solved exactly, and the scorer needs each fitted estimator")
+            raise CannotStack("solved exactly, and the scorer needs each fitted estimator")
         return spec
     if not has_rule(cls, spec.training.optimizer_options, spec.device):
         raise CannotStack(f"optimizer={spec.training.optimizer!r} has no stacked version")
@@ -280,7 +280,7 @@ def _spec(c: Candidate, data: TrainingData, known_scorer: bool) -> FitSpec:
 
 
 def _shape(spec: FitSpec, data: TrainingData) -> Any:
-    """What the models of a stack have in common."""
+    """What the models of a stack must have in common."""
     if spec.is_exact:
         return spec.shape.fit_intercept, spec.standardize, spec.tol, spec.dtype, str(spec.device)
     known = {**defaults_of(spec.training.optimizer_class), **spec.training.optimizer_options}  # type: ignore[arg-type]
@@ -288,10 +288,10 @@ def _shape(spec: FitSpec, data: TrainingData) -> Any:
     whole = spec.training.batch_size >= data.n_samples
     schedule = {k: v for k, v in spec.training.schedule_options.items() if k != "max_lr"}
     if spec.training.schedule_class is lr_scheduler.ReduceLROnPlateau:
-        # each model has one of its own
+        # each model has its own schedule
         schedule = {}
     pointwise: Any = spec.objective.loss.pointwise
-    apart = "models that use it are not trained together"
+    apart = "models that use it are not stacked"
     return (
         data.n_features,
         data.n_targets,
@@ -315,32 +315,32 @@ def _shape(spec: FitSpec, data: TrainingData) -> Any:
 
 
 def _n_updates(n_rows: int, training: TrainingOptions) -> int:
-    """Updates of an epoch, once early stopping has held out its rows."""
+    """Updates per epoch, after early stopping has held out its rows."""
     if training.validation_fraction is not None and training.batch_size < n_rows:
         n_rows -= n_held_out(n_rows, training.validation_fraction)
     return n_batches(n_rows, training.batch_size)
 
 
 def _is_number(option: Any) -> bool:
-    """Whether models of one stack may differ in it."""
+    """Whether models of one stack may differ in this option."""
     return isinstance(option, float | int | tuple) and not isinstance(option, bool)
 
 
 def tried(make: Callable[..., Any], *args: Any, **options: Any) -> Any:
-    """What comes out, or the reason why there is nothing."""
+    """The result of a call, or the reason, as a string, why it failed."""
     try:
         return make(*args, **options)
     except CannotStack as reason:
         return str(reason)
     except Exception as error:
-        return f"its preparation failed with {type(error).__name__}"
+        return f"preparation failed with {type(error).__name__}"
 
 
 def fitted(c: Candidate, fold: Fold, trained: StackResult, at: tuple[int, int], spec: Any) -> Any:
-    """The estimator of a candidate, as it would be if it had been fitted alone."""
+    """The estimator of a candidate, as if it had been fitted individually."""
     last: BaseTorchRegressor = clone(c.last)
     if spec.is_exact:
-        # what a scorer may ask of it is more than its coefficients
+        # a scorer may need more than the coefficients
         return whole_of(c, fold, last.fit(fold.inner_train, fold.train_side.y, fold.weight))
     for name in ("n_features_in_", "feature_names_in_"):
         if name in vars(fold.template):

@@ -1,4 +1,4 @@
-"""Running a search: stacks, and the fits that are run alone."""
+"""Running a search: stacks and individual fits."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ from .candidates import Fold, whole_of
 from .scoring import Outcome, Scoring, asked, failed, known_scores, score_stack
 from .stacks import Plan, Stack, make_plans
 
-# multiplications of a step from which stacks gain by threads of their own
+# multiplications per step from which running stacks in parallel threads pays off
 THREADED_STACK = 10_000_000
 
 
@@ -53,7 +53,7 @@ def describe(plan: Plan) -> str:
 
 
 class _NoContext:
-    """Stands for the tasks of a search whose own `_run_search` does not tell of them."""
+    """Replaces the callback context of a search whose own `_run_search` does not pass one."""
 
     _callbacks: tuple[Any, ...] = ()
     task_id = 0
@@ -71,7 +71,7 @@ class _NoContext:
 
 
 class Evaluation:
-    """The candidates of a search so far, and what came out."""
+    """The candidates of a search so far, and their outcomes."""
 
     def __init__(self, search: Any, X: Any, y: Any, scorers: Any, routed: Any) -> None:
         self.search, self.X, self.y, self.routed = search, X, y, routed
@@ -98,14 +98,14 @@ class Evaluation:
         splits = list(splitter.split(self.X, self.y, **self.routed.splitter.split))
         if len(splits) != n_splits:
             raise ValueError(
-                f"The splitter announced {n_splits} splits in get_n_splits, but split gave "
+                f"The splitter announced {n_splits} splits in get_n_splits, but split yielded "
                 f"{len(splits)}. They must match."
             )
         out = self._run(candidates, splits, callback_ctx)
         if not out:
             raise ValueError(
-                "No fits were performed: there are no candidates, or the splitter gave no split. "
-                "Look at the parameter grid and at cv."
+                "No fits were performed: there are no candidates, or the splitter gave no splits. "
+                "Check the parameter grid and cv."
             )
         tell_fit_failures(out, search.error_score)
         if callable(search.scoring):
@@ -174,7 +174,7 @@ class Evaluation:
         self.n_unfinished += bool(messages)
 
     def warn_unfinished(self) -> None:
-        """One warning for all fits, from within the `fit` of the search."""
+        """Warn once for all fits that did not converge; called from the `fit` of the search."""
         if self.n_unfinished:
             refit = ", counting the refit," if self.search.refit else ""
             message = (
@@ -182,13 +182,13 @@ class Evaluation:
                 "they converged. Raise max_epochs, lr or tol, or set tol=None to run a fixed "
                 "number of epochs."
             )
-            # past fit and scikit-learn's wrapper, to the caller's line
+            # skips fit and scikit-learn's wrapper, to point to the caller's line
             warnings.warn(message, ConvergenceWarning, stacklevel=4)
 
     def _run_stacks(
         self, plan: Plan, parallel: Any, tasks: tuple[Any, int], found: list[Any]
     ) -> int:
-        """Fill in the outcomes of stacked fits; returns how many of these had not settled."""
+        """Fill in the outcomes of stacked fits; returns how many of them did not converge."""
         (about, first), search, stacks = tasks, self.search, plan.stacks
         contexts = [
             about.subcontext(task_name="stack", task_id=first + i, max_subtasks=_n_epochs(s))
@@ -230,7 +230,7 @@ class Evaluation:
     ) -> int:
         """Fill in the outcomes of fits that are not stacked, as scikit-learn runs them.
 
-        Returns how many of these have not converged.
+        Returns how many of them did not converge.
         """
         search, (candidates, splits), (about, first) = self.search, grid, tasks
         contexts = [
@@ -268,7 +268,7 @@ class Evaluation:
 
 
 def _fit_alone(*args: Any, **options: Any) -> tuple[Outcome, bool]:
-    """The outcome of a fit by scikit-learn, and whether it has not converged."""
+    """The outcome of a fit by scikit-learn, and whether it did not converge."""
     with collect_convergence_warnings() as messages:
         outcome = fit_and_score(*args, **options)
     return outcome, bool(messages)
@@ -279,17 +279,17 @@ def _n_epochs(stack: Stack) -> int:
 
 
 def _gains_by_threads(stacks: list[Stack]) -> bool:
-    """Whether the steps of stacks are long enough not to wait for the interpreter."""
+    """Whether steps are long enough that threads do not wait for the interpreter lock."""
     return all(s.work_per_step >= THREADED_STACK for s in stacks)
 
 
 def train_stack(
     stack: Stack, known: bool, tell: Callable[[int], None] | None = None
 ) -> StackResult:
-    """Train a stack; losses of all epochs are only kept where the scorer is not known."""
+    """Train a stack; loss curves are only kept if the scorer is not a known one."""
     if stack.exact:
         return _solve_stack(stack.folds[0], stack.specs[0])
-    # groups that differ in their seed alone see the same rows
+    # groups that differ only in their seed use the same rows
     folds = list({id(fold): fold for fold in stack.folds}.values())
     place = {id(fold): i for i, fold in enumerate(folds)}
     owner = [place[id(fold)] for fold in stack.folds]
@@ -314,10 +314,10 @@ def _solve_stack(fold: Fold, specs: list[FitSpec]) -> StackResult:
 def _train_told(
     stack: Stack, known: bool, search: Any, context: Any
 ) -> tuple[StackResult | None, float]:
-    """Train a stack, and let callbacks hear of its epochs; also returns the seconds it took.
+    """Train a stack and report its epochs to callbacks; also returns the seconds it took.
 
-    None stands for what single fits have to do, or to refuse: rows to be rescaled, options that
-    only show to be wrong in training.
+    The result is None if the fits must be run individually, to succeed or to report their errors:
+    rows that must be rescaled, or options that only turn out to be invalid in training.
     """
     context.call_on_fit_task_begin(estimator=search)
 
@@ -342,7 +342,7 @@ def _train_told(
 def _run_stack(
     stack: Stack, scoring: Scoring, known: bool, search: Any, context: Any
 ) -> tuple[list[Outcome], int]:
-    """Train and score a stack in a worker; also returns how many fits had not settled."""
+    """Train and score a stack in a worker; also returns how many fits did not converge."""
     trained, seconds = _train_told(stack, known, search, context)
     return _scored(stack, trained, seconds, scoring)
 
@@ -356,9 +356,9 @@ def _scored(
 
 
 def _fit_one_by_one(stack: Stack, s: Scoring) -> tuple[list[Outcome], int]:
-    """Outcomes of all fits of a stack, each of which is fitted by itself after all.
+    """Outcomes of all fits of a stack, run individually because stacked training failed.
 
-    Also returns how many of them have not converged.
+    Also returns how many of them did not converge.
     """
     out: list[Outcome] = []
     n_unfinished = 0

@@ -1,4 +1,4 @@
-"""Scores of the fits of a stack: all at once where the metric is known, else by the scorer."""
+"""Scores of the fits of a stack: all at once for known metrics, otherwise by the scorer."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ from .candidates import Fold, Side, fitted
 from .stacks import Stack
 
 # (y_true of shape (n_targets, n_rows), y_pred of shape (n_models, n_targets, n_rows), weights or
-# None) -> scores of shape (n_models,), larger ones being better
+# None) -> scores of shape (n_models,); larger is better
 Score = Callable[[FloatArray, FloatArray, FloatArray | None], FloatArray]
 
 
@@ -35,7 +35,7 @@ def _mean(values: FloatArray, weight: FloatArray | None) -> FloatArray:
 
 
 def _explained(left: FloatArray, there: FloatArray) -> FloatArray:
-    """1 - left / there, averaged over targets; where nothing is there to explain, 1 or 0."""
+    """1 - left / there, averaged over targets; 1 or 0 for targets without variance."""
     share = np.where(left > 0, 0.0, 1.0)
     np.divide(left, there, out=share, where=there > 0)
     out: FloatArray = np.where(there > 0, 1.0 - share, share).mean(-1)
@@ -62,7 +62,7 @@ def explained_variance(
 def mean_squared_error(
     true: FloatArray, predicted: FloatArray, weight: FloatArray | None
 ) -> FloatArray:
-    """Mean squared error of each model."""
+    """Negative mean squared error of each model."""
     out: FloatArray = -_mean((true - predicted) ** 2, weight).mean(-1)
     return out
 
@@ -70,7 +70,7 @@ def mean_squared_error(
 def root_mean_squared_error(
     true: FloatArray, predicted: FloatArray, weight: FloatArray | None
 ) -> FloatArray:
-    """Root of the mean squared error of each model."""
+    """Negative root mean squared error of each model."""
     out: FloatArray = -np.sqrt(_mean((true - predicted) ** 2, weight)).mean(-1)
     return out
 
@@ -78,12 +78,12 @@ def root_mean_squared_error(
 def mean_absolute_error(
     true: FloatArray, predicted: FloatArray, weight: FloatArray | None
 ) -> FloatArray:
-    """Mean absolute error of each model."""
+    """Negative mean absolute error of each model."""
     out: FloatArray = -_mean(np.abs(true - predicted), weight).mean(-1)
     return out
 
 
-# scikit-learn's function, and what gives the score of its scorer
+# scikit-learn's metric, and the function that computes the score of its scorer
 SCORES: dict[Any, Score] = {
     metrics.r2_score: r2,
     metrics.explained_variance_score: explained_variance,
@@ -91,16 +91,16 @@ SCORES: dict[Any, Score] = {
     metrics.root_mean_squared_error: root_mean_squared_error,
     metrics.mean_absolute_error: mean_absolute_error,
 }
-# fewer rows have no variance, which scikit-learn warns of
+# fewer rows have no variance, which scikit-learn warns about
 LEAST_ROWS = 2
-# predictions of many models that are scored at once
+# number of predictions to score at once
 SCORED_ENTRIES = 2**20
 
 Outcome = dict[str, Any]
 
 
 def known_scores(scorer: Any) -> dict[str, Score] | None:
-    """The scores that a scorer of scikit-learn stands for, None if it has to be called itself.
+    """The score functions that replace a scikit-learn scorer, None if it must be called itself.
 
     The score of a single scorer is called "score".
     """
@@ -117,7 +117,7 @@ def known_scores(scorer: Any) -> dict[str, Score] | None:
     if type(scorer) is not PredictScorer or scorer._kwargs or scorer._response_method != "predict":
         return None
     score = SCORES.get(scorer._score_func)
-    # greater_is_better has to be what it is in scikit-learn's own scorers
+    # greater_is_better must be the same as in scikit-learn's own scorers
     better = scorer._score_func in (metrics.r2_score, metrics.explained_variance_score)
     return {"score": score} if score is not None and better == (scorer._sign > 0) else None
 
@@ -136,7 +136,7 @@ def score_all(
     predicted : ndarray of shape (n_models, n_targets, n_rows)
         Predictions.
     weight : ndarray of shape (n_rows,), optional
-        Weights of the rows.
+        Sample weights.
 
     Returns
     -------
@@ -158,7 +158,7 @@ class Scoring:
 
 
 def failed(error: Exception, s: Scoring) -> Outcome:
-    """The outcome of a fit that raised, as scikit-learn keeps it."""
+    """The outcome of a failed fit, in the form that scikit-learn uses."""
     if s.error_score == "raise":
         raise error
     score: Any = s.error_score
@@ -179,7 +179,7 @@ def score_stack(stack: Stack, trained: StackResult, seconds: float, s: Scoring) 
     Raises
     ------
     TrainingDivergedError
-        With ``error_score="raise"``.
+        If a model diverged, with ``error_score="raise"``.
     """
     known = known_scores(s.scorer)
     out: list[Outcome] = []
@@ -193,7 +193,7 @@ def score_stack(stack: Stack, trained: StackResult, seconds: float, s: Scoring) 
 def _score_group(
     stack: Stack, g: int, trained: StackResult, s: Scoring, known: dict[str, Score] | None
 ) -> list[Outcome]:
-    """Scores of the models of a group, all at once where the scorer is known."""
+    """Scores of the models of a group, all at once if the scorer is known."""
     fold, row = stack.folds[g], stack.candidates[g]
     begin = time.perf_counter()
     test = _scores(stack, g, trained, s, known, train=False)
@@ -233,7 +233,7 @@ def _scores(
     params = side.params
     table: dict[str, Any] = {}
     good = np.zeros(len(row), dtype=bool)
-    # who gets the weights, and whether that was asked for, is decided scorer by scorer
+    # with metadata routing, each scorer decides whether it gets the weights
     routes = len(params) > 0 and _routing() and not isinstance(s.scorer, PredictScorer)
     if known is not None and params.keys() <= {"sample_weight"} and not routes:
         found = _all_at_once(stack, g, trained, known, side)
@@ -259,13 +259,13 @@ def _scores(
 
 
 def asked(model: Any, side: Side, s: Scoring) -> Any:
-    """The scores that a scorer gives a model."""
+    """The scores of a model, computed by the scorer."""
     X, y, params = side.for_one_model()
     return score_estimator(model, X, y, s.scorer, params, s.error_score)
 
 
 def _scored_rows(fold: Fold, side: Side) -> tuple[Array, FloatArray, FloatArray | None] | None:
-    """Rows, targets and weights as numbers; None where scikit-learn has to look at them."""
+    """Rows, targets and weights as numeric arrays; None if scikit-learn must handle them."""
     try:
         rows, verify = fold.template._validate_predict_rows(side.inner)
         if verify is not None:
@@ -274,7 +274,7 @@ def _scored_rows(fold: Fold, side: Side) -> tuple[Array, FloatArray, FloatArray 
         weight = to_host(side.params.get("sample_weight"))
         weight = None if weight is None else np.asarray(weight, dtype=np.float64)
     except Exception:
-        # it raises again, and is reported, where the scorer is asked
+        # the error is raised again, and reported, when the scorer is called
         return None
     if len(y) < LEAST_ROWS or y.dtype.kind not in "fiu" or not np.isfinite(y).all():
         return None
@@ -288,7 +288,7 @@ def _scored_rows(fold: Fold, side: Side) -> tuple[Array, FloatArray, FloatArray 
 def _all_at_once(
     stack: Stack, g: int, trained: StackResult, known: dict[str, Score], side: Side
 ) -> tuple[dict[str, Any], Array] | None:
-    """Scores of all models, and which of them hold; None where scikit-learn has to be asked."""
+    """Scores of all models, and which of them are valid; None if the scorer must be called."""
     found = _scored_rows(stack.folds[g], side)
     if found is None:
         return None

@@ -29,7 +29,7 @@ from .evaluation import Evaluation
 
 
 def refuse_sharing(name: str) -> None:
-    """Raise where something that works on its own rows is to be shared."""
+    """Raise within data_parallel, where each process would only see its own rows."""
     if current_group().size > 1:
         raise ValueError(
             f"{name} cannot be combined with data_parallel(): each process would score only its "
@@ -38,14 +38,14 @@ def refuse_sharing(name: str) -> None:
         )
 
 
-# bytes that a search may take
+# bytes that a search may use
 MAX_MEMORY: dict[str, Any] = {"max_memory": [None, Interval(Integral, 1, None, closed="left")]}
 
 
 class _BatchedSearch:
     """The `fit` of both searches; everything else is scikit-learn's."""
 
-    # what the searches of scikit-learn have
+    # provided by the searches of scikit-learn
     estimator: Any
     scoring: Any
     cv: Any
@@ -68,7 +68,7 @@ class _BatchedSearch:
 
     def __sklearn_tags__(self) -> Any:
         tags = super().__sklearn_tags__()  # type: ignore[misc]
-        # which scikit-learn's searches do not hand on
+        # scikit-learn's searches do not pass this tag on
         tags.target_tags.multi_output = get_tags(self.estimator).target_tags.multi_output
         return tags
 
@@ -83,8 +83,8 @@ class _BatchedSearch:
         y : array-like of shape (n_samples,) or (n_samples, n_targets)
             Targets.
         **params : dict of str to object
-            Parameters of the estimator's `fit`, such as `sample_weight`, which is split along with
-            the rows, of the scorer, and `groups` for the splitter.
+            Parameters of the estimator's `fit`, such as `sample_weight` (split along with the
+            rows), and of the scorer, and `groups` for the splitter.
 
         Returns
         -------
@@ -94,7 +94,7 @@ class _BatchedSearch:
         Raises
         ------
         ValueError
-            If all fits failed, or parameters or input are wrong.
+            If all fits failed, or the input or a parameter is invalid.
 
         Examples
         --------
@@ -114,7 +114,7 @@ class _BatchedSearch:
         weight = params.get("sample_weight")
         about = {"estimator": self, "X": X, "y": y}
         about["metadata"] = None if weight is None else {"sample_weight": weight}
-        # a search of somebody else's may evaluate candidates several times
+        # a user's subclass may evaluate candidates several times
         own = type(self)._run_search in (
             BatchedGridSearchCV._run_search,
             BatchedRandomizedSearchCV._run_search,
@@ -166,7 +166,7 @@ class _BatchedSearch:
 
 
 class BatchedGridSearchCV(_BatchedSearch, GridSearchCV):  # type: ignore[misc]
-    """Exhaustive search like `GridSearchCV`, with candidates and folds trained as one program.
+    """Exhaustive search like `GridSearchCV`, with candidates and folds trained together.
 
     A drop-in replacement for `sklearn.model_selection.GridSearchCV`: parameters, methods and
     attributes are the same, and so are the scores, up to rounding. Fits of a
@@ -178,9 +178,9 @@ class BatchedGridSearchCV(_BatchedSearch, GridSearchCV):  # type: ignore[misc]
 
     Exact solutions of a fold share one decomposition.
 
-    What cannot be stacked runs as in `GridSearchCV`: other estimators, L-BFGS, optimizers and
-    losses of your own, sparse rows, and estimators with callbacks. ``verbose=1`` reports how
-    many fits that were, and why.
+    Fits that cannot be stacked run as in `GridSearchCV`: other estimators, L-BFGS, custom
+    optimizers and losses, sparse rows, and estimators with callbacks. ``verbose=1`` reports how
+    many there were, and why.
 
     Parameters
     ----------
@@ -194,18 +194,18 @@ class BatchedGridSearchCV(_BatchedSearch, GridSearchCV):  # type: ignore[misc]
     n_jobs : int, default=None
         Number of workers for stacks and individual fits.
     refit : bool, str or callable, default=True
-        Whether, or by which score or rule, the best candidate is fitted to all rows.
+        Whether to fit the best candidate to all rows, or the score or rule to choose it by.
     cv : int, splitter or iterable, default=None
-        The splits; None is five folds.
+        The splits; None uses five folds.
     verbose : int, default=0
-        1: how the search is carried out; 2 or more: a line per stack, and what `GridSearchCV`
-        prints for individual fits.
+        1: how the fits are run; 2 or more: also a line per stack, and what `GridSearchCV` prints
+        for individual fits.
     pre_dispatch : int or str, default="2*n_jobs"
         As in `GridSearchCV`.
     error_score : "raise" or numeric, default=np.nan
         The score of a fit that fails, such as one that diverges.
     return_train_score : bool, default=False
-        Whether to score on the training rows as well.
+        Whether to also score on the training rows.
     max_memory : int, default=None
         Memory in bytes that a search may use beyond its input. Larger searches are split into
         smaller stacks, and folds are trained one after the other; the rows of one fold and the
@@ -223,25 +223,25 @@ class BatchedGridSearchCV(_BatchedSearch, GridSearchCV):  # type: ignore[misc]
     best_params_ : dict
         Its parameters.
     best_index_ : int
-        Its place in `cv_results_`.
+        Its index in `cv_results_`.
     scorer_ : callable or dict
         The scorers.
     n_splits_ : int
         Number of splits.
     refit_time_ : float
-        Seconds of fitting the best candidate to all rows.
+        Seconds spent fitting the best candidate to all rows.
     multimetric_ : bool
         Whether there are several scores.
 
     See Also
     --------
     BatchedRandomizedSearchCV : Candidates drawn from distributions.
-    sklearn.model_selection.GridSearchCV : The search whose interface this is.
+    sklearn.model_selection.GridSearchCV : The search with the same interface.
 
     Notes
     -----
-    Without a `random_state` all fits of a search draw from one fresh seed, so that candidates are
-    compared on the same initial weights and batches. An estimator's own `verbose` is not heard in
+    Without a `random_state`, all fits of a search use one fresh seed, so that candidates are
+    compared on the same initial weights and batches. An estimator's own `verbose` is ignored in
     stacks.
 
     Examples
@@ -298,7 +298,7 @@ class BatchedGridSearchCV(_BatchedSearch, GridSearchCV):  # type: ignore[misc]
 
 
 class BatchedRandomizedSearchCV(_BatchedSearch, RandomizedSearchCV):  # type: ignore[misc]
-    """Random search like `RandomizedSearchCV`, with candidates and folds trained as one program.
+    """Random search like `RandomizedSearchCV`, with candidates and folds trained together.
 
     See `BatchedGridSearchCV` for which fits are stacked.
 
@@ -315,11 +315,11 @@ class BatchedRandomizedSearchCV(_BatchedSearch, RandomizedSearchCV):  # type: ig
     n_jobs : int, default=None
         Number of workers.
     refit : bool, str or callable, default=True
-        Whether, or by which score or rule, the best candidate is fitted to all rows.
+        Whether to fit the best candidate to all rows, or the score or rule to choose it by.
     cv : int, splitter or iterable, default=None
-        The splits; None is five folds.
+        The splits; None uses five folds.
     verbose : int, default=0
-        1: how the search is carried out; 2 or more: a line per stack.
+        1: how the fits are run; 2 or more: also a line per stack.
     pre_dispatch : int or str, default="2*n_jobs"
         As in `RandomizedSearchCV`.
     random_state : int, RandomState instance or None, default=None
@@ -327,7 +327,7 @@ class BatchedRandomizedSearchCV(_BatchedSearch, RandomizedSearchCV):  # type: ig
     error_score : "raise" or numeric, default=np.nan
         The score of a fit that fails.
     return_train_score : bool, default=False
-        Whether to score on the training rows as well.
+        Whether to also score on the training rows.
     max_memory : int, default=None
         Memory in bytes that a search may use beyond its input. Larger searches are split into
         smaller stacks, and folds are trained one after the other; the rows of one fold and the
@@ -345,13 +345,13 @@ class BatchedRandomizedSearchCV(_BatchedSearch, RandomizedSearchCV):  # type: ig
     best_params_ : dict
         Its parameters.
     best_index_ : int
-        Its place in `cv_results_`.
+        Its index in `cv_results_`.
     scorer_ : callable or dict
         The scorers.
     n_splits_ : int
         Number of splits.
     refit_time_ : float
-        Seconds of fitting the best candidate to all rows.
+        Seconds spent fitting the best candidate to all rows.
     multimetric_ : bool
         Whether there are several scores.
 

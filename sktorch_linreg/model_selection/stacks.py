@@ -1,4 +1,4 @@
-"""Which fits of a search are trained together, in which pieces."""
+"""Which fits of a search are trained together, in which stacks."""
 
 from __future__ import annotations
 
@@ -26,15 +26,15 @@ from .candidates import (
     tried,
 )
 
-# numbers that a stack works on at a time, so that they stay in the cache
+# array elements that a stack works on at a time, so that they stay in the cache
 STACK_ENTRIES = 2**21
-# vectors of parameters that an update reads and writes
+# parameter vectors that an update reads and writes
 VECTORS = 8
 
 
 @dataclass
 class Stack:
-    """Fits of one shape; `candidates[g]` are candidates that see the rows of `folds[g]`."""
+    """Fits of one shape; `candidates[g]` are the candidates fitted to the rows of `folds[g]`."""
 
     folds: list[Fold]
     candidates: list[list[Candidate]]
@@ -44,7 +44,7 @@ class Stack:
 
     @property
     def n_fits(self) -> int:
-        """Fits that are trained together."""
+        """Number of fits in the stack."""
         return sum(len(row) for row in self.candidates)
 
     def fits(self) -> Iterator[tuple[int, int]]:
@@ -65,17 +65,17 @@ class Stack:
 
 @dataclass
 class Plan:
-    """Stacks, and what is fitted alone as (candidate, split) pairs, with the reasons."""
+    """Stacks, and individual fits as (candidate, split) pairs, with the reasons."""
 
     stacks: list[Stack]
     alone: list[tuple[int, int]]
     reasons: Counter[str]
-    # whether these are all the fits that are left
+    # whether no fits are left after this plan
     last: bool
 
     @property
     def n_fits(self) -> int:
-        """Fits of all stacks, and those that are run alone."""
+        """Number of fits, stacked and individual."""
         return sum(stack.n_fits for stack in self.stacks) + len(self.alone)
 
 
@@ -86,20 +86,20 @@ def _n_parameters(spec: FitSpec, data: TrainingData) -> int:
 
 
 def _entries(spec: FitSpec, data: TrainingData) -> int:
-    """Numbers that a step of one model works on."""
+    """Array elements that a step of one model works on."""
     batch = min(spec.training.batch_size, data.n_samples)
     n_units = sum(spec.shape.hidden) + data.n_targets
     return VECTORS * _n_parameters(spec, data) + 2 * batch * n_units
 
 
 def _one_group(stack: Stack) -> list[Stack]:
-    """The groups of a stack, each as a stack of its own."""
+    """The groups of a stack, each as its own stack."""
     parts = zip(stack.folds, stack.candidates, stack.specs, strict=True)
     return [replace(stack, folds=[c], candidates=[row], specs=[specs]) for c, row, specs in parts]
 
 
 def _cut(stack: Stack, n_bytes: float) -> list[Stack]:
-    """Pieces of a stack that stay in the cache, or on other devices in memory, evenly."""
+    """Split a stack evenly into pieces that fit into the cache, or on other devices into memory."""
     spec = stack.specs[0][0]
     limit = n_bytes / spec.dtype.itemsize
     if spec.device.type == "cpu":
@@ -109,7 +109,7 @@ def _cut(stack: Stack, n_bytes: float) -> list[Stack]:
     most = max(1, int(limit // each))
     groups = min(n_groups, most)
     if spec.training.validation_fraction is not None:
-        # each seed holds out rows of its own
+        # each seed holds out different rows
         copies = COPIES * max(n_bytes_of(fold.train.X) for fold in stack.folds)
         groups = max(1, min(groups, int(n_bytes // copies)))
     pieces = -(-n_each * groups // most)
@@ -126,7 +126,7 @@ def _cut(stack: Stack, n_bytes: float) -> list[Stack]:
 
 
 class _Sorter:
-    """Fits sorted by what those of a stack have in common, until their rows fill the memory."""
+    """Sorts fits by what those of a stack have in common, until their rows fill the memory."""
 
     def __init__(self, known_scorer: bool) -> None:
         self.known_scorer = known_scorer
@@ -140,19 +140,19 @@ class _Sorter:
         self.groups: dict[Any, dict[Any, tuple[Fold, list[Any]]]] = defaultdict(dict)
 
     def leave(self, c: int, split: int, reason: str) -> None:
-        """One that is run alone."""
+        """Add a fit that is run individually."""
         self.alone.append((c, split))
         self.reasons[reason] += 1
 
     def add(self, c: Candidate, fold: Fold, known: dict[Any, Any]) -> None:
-        """A fit; `known` keeps what is the same in all folds of a candidate that look alike."""
+        """Add a fit; `known` caches the specs of its candidate by size and dtype of the fold."""
         data = fold.train
         looks = data.n_samples, data.n_features, data.X.dtype
         if looks not in known:
             known[looks] = tried(spec_and_shape, c, data, self.known_scorer)
         found = known[looks]
         if not isinstance(found, str):
-            # the targets of each fold are its own
+            # targets differ from fold to fold
             found = tried(check_targets, data, found[0]) or found
         if isinstance(found, str):
             self.leave(c.index, fold.split, found)
@@ -162,7 +162,7 @@ class _Sorter:
         group[1].append((c, spec))
 
     def plan(self, n_bytes: float, last: bool) -> Plan:
-        """Stacks of the fits so far, each of which works on at most so many bytes."""
+        """Stacks of the fits so far, each of which uses at most `n_bytes`."""
         stacks = []
         for groups in self.groups.values():
             by_length: dict[int, list[tuple[Fold, list[Any]]]] = defaultdict(list)
@@ -175,7 +175,7 @@ class _Sorter:
                     [[spec for _, spec in members] for _, members in same],
                 )
                 if stack.specs[0][0].is_exact:
-                    # each fold is decomposed on its own
+                    # each fold is decomposed separately
                     stacks += _one_group(replace(stack, exact=True))
                 else:
                     stacks += _cut(stack, n_bytes)
@@ -193,14 +193,14 @@ def make_plans(
     with_train: bool,
     max_memory: int | None,
 ) -> Iterator[Plan]:
-    """Sort the fits of a search into stacks and what is left.
+    """Sort the fits of a search into stacks and individual fits.
 
-    There is one plan where the rows of all folds fit into half of the memory, several where not;
-    those of one have to be done with before the next is asked for. `params` are those of `fit` and
-    of the scorer; `with_train` asks for scores on training rows as well. Anything that goes wrong
-    here goes wrong again, and is reported, where the fit is run alone.
+    There is a single plan if the rows of all folds fit into half of the memory, otherwise several;
+    the fits of one must be finished before the next is requested. `params` are those of `fit` and
+    of the scorer; `with_train` also requests scores on training rows. Any error here is raised
+    again, and reported, when the fit is run individually.
     """
-    # which an estimator takes as its random_state, too
+    # in the range that random_state accepts
     seed = resolve_seed(None) % 2**32
     sorter = _Sorter(known_scorer)
     by_key: dict[Any, list[Candidate]] = {}

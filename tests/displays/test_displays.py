@@ -310,7 +310,7 @@ def test_surfaces_of_losses_below_zero():
     step = np.diff(display.x_values)[0], np.diff(display.y_values)[0]
     assert abs(display.x_values[column] - model.coef_[0]) <= step[0]
     assert abs(display.y_values[row] - model.coef_[1]) <= step[1]
-    assert "above its lowest" in display.ax_.figure.axes[1].get_ylabel()
+    assert "above its minimum" in display.ax_.figure.axes[1].get_ylabel()
 
 
 def test_rows_of_a_surface_come_in_any_form():

@@ -506,7 +506,8 @@ TEXT = {
         y,
         "beyond the range of float64 in row 4, column 1",
     ),
-    "number in y": (X, in_place(y, 7, -(10**400)), "y contains a number.*row 7: a .* 401 digits"),
+    "huge number": (X, in_place(y, 7, 10**5000), "y contains a number.*row 7: .* 5001 digits"),
+    "number in y": (X, in_place(y, 7, -(10**400)), "y contains a number.*row 7: .* 401 digits"),
 }
 
 

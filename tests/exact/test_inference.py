@@ -100,7 +100,7 @@ def test_standard_errors_of_a_fit_with_hardly_any_noise(how, n):
         ({"positive": True}, None, "positive=False"),
         ({}, "collinear", "rank 4 of 5"),
         ({}, "constant", "rank 4 of 5"),
-        ({}, "few", "no residual degrees of freedom .5 rows of non-zero weight, 5 parameters"),
+        ({}, "few", "no residual degrees of freedom .5 rows with non-zero weight, 5 parameters"),
         ({"optimizer": "lbfgs"}, None, "trained by 'lbfgs'"),
     ],
 )

@@ -313,7 +313,7 @@ def test_a_checkpoint_with_something_that_cannot_be_compared(tmp_path):
     with pytest.warns(UserWarning, match="lr_schedule__lr_lambda holds an object of type lock"):
         model.fit(X, y)
     # the same object goes on in this process
-    with pytest.warns(UserWarning, match="no later fit goes on from this checkpoint"):
+    with pytest.warns(UserWarning, match="no later fit can resume from this checkpoint"):
         model.fit(X, y)
 
 

@@ -242,7 +242,7 @@ def test_random_states_tell_fits_apart(tmp_path):
     coef = clone(model).set_params(random_state=np.random.RandomState(1)).fit(X, y).coef_
     again = clone(model).set_params(random_state=np.random.RandomState(1)).fit(X, y).coef_
     np.testing.assert_array_equal(again, coef)
-    with pytest.raises(ValueError, match="random_state was one that drew the seed"):
+    with pytest.raises(ValueError, match="random_state was a RandomState that drew seed"):
         clone(model).set_params(random_state=np.random.RandomState(2)).fit(X, y)
 
 
