@@ -15,7 +15,6 @@ import numpy as np
 import torch
 from sklearn import get_config
 from sklearn.base import MultiOutputMixin, RegressorMixin
-from sklearn.callback import CallbackSupportMixin
 from sklearn.exceptions import ConvergenceWarning
 from sklearn.utils.validation import check_is_fitted, validate_data
 
@@ -35,7 +34,7 @@ from .._modules.network import MLPModule, build_module
 from .._runtime.aliases import Layers
 from .._runtime.devices import resolve_device
 from .._runtime.processes import current_group
-from .._runtime.sklearn_private import Interval, Options, StrOptions
+from .._runtime.sklearn_private import CallbackSupportMixin, Interval, Options, StrOptions
 from .._runtime.torch_modes import own_torch_settings
 from .._spec import FitResult, FitSpec, RunContext, Start
 from .._training.checkpoint import Checkpoint
@@ -138,7 +137,7 @@ class BaseTorchRegressor(
             context = replace(context, checkpoint=checkpoint)
 
         def take_over(estimator: Self, result: FitResult) -> None:
-            # an exact solver adds one value per call, without end in a stream of batches
+            # an exact solver would add one value per call, without bound in a stream of batches
             if goes_on and not spec.is_exact:
                 estimator._append_curves(result)
             estimator._adopt(result, data, spec, local.n_dim)

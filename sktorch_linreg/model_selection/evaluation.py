@@ -21,6 +21,7 @@ from .._data.scaling import identity_scaling
 from .._errors import collect_convergence_warnings
 from .._exact import solve
 from .._runtime.sklearn_private import (
+    NoCallbackContext,
     fit_and_score,
     insert_error_scores,
     num_samples,
@@ -52,29 +53,14 @@ def describe(plan: Plan) -> str:
     return f"{text}; {len(plan.alone)} run individually ({listed})."
 
 
-class _NoContext:
-    """Replaces the callback context of a search whose own `_run_search` does not pass one."""
-
-    _callbacks: tuple[Any, ...] = ()
-    task_id = 0
-
-    def subcontext(self, task_id: int = 0, **about: Any) -> _NoContext:
-        out = _NoContext()
-        out.task_id = task_id
-        return out
-
-    def call_on_fit_task_begin(self, **about: Any) -> _NoContext:
-        return self
-
-    def call_on_fit_task_end(self, **about: Any) -> _NoContext:
-        return self
-
-
 class Evaluation:
     """The candidates of a search so far, and their outcomes."""
 
-    def __init__(self, search: Any, X: Any, y: Any, scorers: Any, routed: Any) -> None:
-        self.search, self.X, self.y, self.routed = search, X, y, routed
+    def __init__(
+        self, search: Any, X: Any, y: Any, scorers: Any, splitter: Any, routed: Any
+    ) -> None:
+        self.search, self.X, self.y = search, X, y
+        self.splitter, self.routed = splitter, routed
         error_score, with_train = search.error_score, search.return_train_score
         self.scoring = Scoring(scorers, error_score, with_train)
         self.base = clone(search.estimator)
@@ -94,7 +80,7 @@ class Evaluation:
         """Fit and score candidates on all splits; returns all results so far."""
         search, candidates = self.search, list(candidate_params)
         n_splits = search.n_splits_
-        splitter = cv or search._checked_cv_orig
+        splitter = cv or self.splitter
         splits = list(splitter.split(self.X, self.y, **self.routed.splitter.split))
         if len(splits) != n_splits:
             raise ValueError(
@@ -139,7 +125,7 @@ class Evaluation:
         )
         plan = next(plans)
         about = (
-            (context or _NoContext())
+            (context or NoCallbackContext())
             .subcontext(
                 task_name="search",
                 max_subtasks=len(plan.stacks) + len(plan.alone) if plan.last else None,
@@ -256,7 +242,7 @@ class Evaluation:
                 split_progress=(split, len(splits)),
                 candidate_progress=(index, len(candidates)),
                 caller=search,
-                callback_ctx=None if isinstance(context, _NoContext) else context,
+                callback_ctx=context,
             )
             for (index, split), context in zip(plan.alone, contexts, strict=True)
         )

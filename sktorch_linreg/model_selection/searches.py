@@ -20,9 +20,11 @@ from sklearn.utils import get_tags, indexable
 
 from .._runtime.processes import current_group
 from .._runtime.sklearn_private import (
+    CallbackSupportMixin,
     Interval,
     MultimetricScorer,
     check_method_params,
+    keep_splitter,
     nested_fit_context,
 )
 from .evaluation import Evaluation
@@ -42,7 +44,7 @@ def refuse_sharing(name: str) -> None:
 MAX_MEMORY: dict[str, Any] = {"max_memory": [None, Interval(Integral, 1, None, closed="left")]}
 
 
-class _BatchedSearch:
+class _BatchedSearch(CallbackSupportMixin):  # type: ignore[misc]
     """The `fit` of both searches; everything else is scikit-learn's."""
 
     # provided by the searches of scikit-learn
@@ -67,7 +69,7 @@ class _BatchedSearch:
     _run_search: Any
 
     def __sklearn_tags__(self) -> Any:
-        tags = super().__sklearn_tags__()  # type: ignore[misc]
+        tags = super().__sklearn_tags__()
         # scikit-learn's searches do not pass this tag on
         tags.target_tags.multi_output = get_tags(self.estimator).target_tags.multi_output
         return tags
@@ -122,10 +124,11 @@ class _BatchedSearch:
         n_tasks = 1 + (self.refit is not False) if own else None
         context = self._init_callback_context(max_subtasks=n_tasks)
         context.call_on_fit_task_begin(**about)
-        self._checked_cv_orig = check_cv(self.cv, y, classifier=is_classifier(self.estimator))
+        splitter = check_cv(self.cv, y, classifier=is_classifier(self.estimator))
+        keep_splitter(self, splitter)
         self._check_input_parameters(X=X, y=y, split_params=routed.splitter.split)
-        self.n_splits_ = self._checked_cv_orig.get_n_splits(X, y, **routed.splitter.split)
-        tried = Evaluation(self, X, y, scorers, routed)
+        self.n_splits_ = splitter.get_n_splits(X, y, **routed.splitter.split)
+        tried = Evaluation(self, X, y, scorers, splitter, routed)
         told = "callback_ctx" in signature(self._run_search).parameters
         self._run_search(tried.evaluate, **({"callback_ctx": context} if told else {}))
         results = tried.results

@@ -6,7 +6,6 @@ import numpy as np
 import pytest
 import rich
 from sklearn.base import clone
-from sklearn.callback import ProgressBar, ScoringMonitor
 from sklearn.linear_model import LinearRegression
 from sklearn.metrics import mean_squared_error
 from sklearn.model_selection import GridSearchCV
@@ -15,6 +14,9 @@ from sklearn.preprocessing import StandardScaler
 from skorch.callbacks import EarlyStopping
 
 from sktorch_linreg import TorchLinearRegressor, TorchMLPRegressor, TrainingDivergedError
+
+callback = pytest.importorskip("sklearn.callback", reason="scikit-learn 1.9 brings callbacks")
+ProgressBar, ScoringMonitor = callback.ProgressBar, callback.ScoringMonitor
 
 RNG = np.random.default_rng(0)
 X = RNG.normal(size=(120, 3)) * [1, 10, 100] + 5

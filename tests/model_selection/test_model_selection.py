@@ -16,7 +16,6 @@ import torch
 from scipy.stats import loguniform
 from sklearn import config_context
 from sklearn.base import BaseEstimator, TransformerMixin, clone
-from sklearn.callback import ProgressBar
 from sklearn.compose import ColumnTransformer, TransformedTargetRegressor
 from sklearn.decomposition import NMF, PCA
 from sklearn.exceptions import ConvergenceWarning, FitFailedWarning
@@ -390,6 +389,7 @@ def test_randomized_search():
 
 def test_progress(capsys):
     pytest.importorskip("rich")
+    ProgressBar = pytest.importorskip("sklearn.callback").ProgressBar
     X, y = rows()
     search = BatchedGridSearchCV(MLP, {"lr": [0.01, 0.1], "activation": ["relu", "tanh"]})
     search.set_callbacks(ProgressBar()).fit(X, y)
@@ -782,6 +782,7 @@ def test_little_memory_gives_the_same_scores(estimator, capsys):
 
 
 def test_progress_where_memory_is_short(capsys):
+    ProgressBar = pytest.importorskip("sklearn.callback").ProgressBar
     search = BatchedGridSearchCV(LINEAR, RATES, cv=3, max_memory=1)
     search.set_callbacks(ProgressBar()).fit(*rows())
     assert "stack" in capsys.readouterr().out
