@@ -93,4 +93,4 @@ for ax in axes[:, 1]:
     ax.set(xlabel="x", ylabel="y", title="Test rows")
     ax.legend()
 fig.savefig("adam_and_a_network.png", dpi=120)
-print("picture: adam_and_a_network.png")
+print("figure: adam_and_a_network.png")

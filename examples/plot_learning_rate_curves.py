@@ -70,4 +70,4 @@ ax.set(xscale="log", xlabel="learning rate", ylabel="mean R2 of 10 folds", ylim=
 ax.set_title("Learning-rate curves of a small network on the diabetes data")
 ax.legend(loc="lower center", ncols=2)
 fig.savefig("learning_rate_curves.png", dpi=120)
-print("picture: learning_rate_curves.png")
+print("figure: learning_rate_curves.png")

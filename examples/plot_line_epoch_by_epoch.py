@@ -52,4 +52,4 @@ for ax, i, title in ((axes[0], 0, "Before training"), (axes[2], -1, "After 50 ep
 axes[1].plot(range(1, 51), model.loss_curve_)
 axes[1].set(yscale="log", title="Loss", xlabel="epoch", ylabel="mean squared error")
 fig.savefig("line_epoch_by_epoch.png", dpi=120)
-print("picture: line_epoch_by_epoch.png")
+print("figure: line_epoch_by_epoch.png")

@@ -48,7 +48,7 @@ print("column target, same coefficients:", np.array_equal(column.coef_[0], model
 # Coefficients can also be set manually, and predictions are numpy arrays.
 by_hand = TorchLinearRegressor()
 by_hand.coef_, by_hand.intercept_ = truth, 0.0
-print("by hand:", by_hand.predict(X[:3]), type(by_hand.predict(X[:3])).__name__)
+print("set manually:", by_hand.predict(X[:3]), type(by_hand.predict(X[:3])).__name__)
 
 # %%
 fig, ax = plt.subplots(figsize=(7, 4), layout="constrained")
@@ -57,4 +57,4 @@ ax.axhline(0.01, color="black", linestyle="--", label="variance of the noise")
 ax.set(yscale="log", xlabel="epoch", ylabel="mean squared error", title="Mini-batch SGD")
 ax.legend()
 fig.savefig("minibatch_sgd.png", dpi=120)
-print("picture: minibatch_sgd.png")
+print("figure: minibatch_sgd.png")

@@ -60,4 +60,4 @@ for row, (name, model) in zip(axes, runs.items(), strict=True):
     row[2].set(xlabel="letters", ylabel="A's", xticks=[20_000, 45_000, 70_000])
 axes[0, 1].legend(loc="upper right", fontsize="small", facecolor="0.5")
 fig.savefig("salammbo.png", dpi=90)
-print("picture: salammbo.png")
+print("figure: salammbo.png")

@@ -71,4 +71,4 @@ PredictionErrorDisplay.from_estimator(
 )
 fourth.set_title(f"4. What it is worth: R2 {scores['network']:.2f}, linear {scores['linear']:.2f}")
 fig.savefig("tuning_a_network.png", dpi=120)
-print("picture: tuning_a_network.png")
+print("figure: tuning_a_network.png")

@@ -88,9 +88,12 @@ def data_parallel(group: Any = None) -> Iterator[ProcessInfo]:
 
     Raises
     ------
+    RuntimeError
+        If this build of PyTorch has no `torch.distributed`.
     ValueError
-        If the group cannot exchange tensors on the CPU. Within `fit`, on all
-        processes: if their parameters, columns or data types differ, or one has invalid rows.
+        If this process is not in the group, or the group cannot exchange tensors on the CPU. Within
+        `fit`, on all processes: if their parameters, columns or data types differ, or one has
+        invalid rows.
 
     See Also
     --------
@@ -103,7 +106,7 @@ def data_parallel(group: Any = None) -> Iterator[ProcessInfo]:
     fits that `n_jobs` sends to other processes; no scaling step is needed, since `standardize` uses
     the rows of all processes. Searches raise an error, since their scores would differ.
     `early_stopping` holds out rows in each process and monitors their joint loss. Callbacks run in
-    each process; if one of them stops training, all processes stop at the end of that epoch.
+    each process; if one of them stops training at the end of an epoch, all processes stop.
     Callbacks that change training must depend only on values that all processes share, such as
     ``train_loss``.
     With ``device="cuda"`` each process uses the GPU of its ``LOCAL_RANK``.

@@ -69,7 +69,7 @@ class TorchLinearRegressor(BaseTorchRegressor):
         ``"radam"``, ``"rmsprop"``, ``"adagrad"``, ``"adadelta"``, ``"adamax"`` or a
         `torch.optim.Optimizer` subclass. ``"auto"`` solves squared error exactly; it uses
         ``"adam"`` if any of `lr`, `lr_schedule`, `batch_size`, `early_stopping`, `record_path` and
-        `callbacks` is set, and ``"lbfgs"`` for other losses.
+        `callbacks` is set, and ``"lbfgs"`` (in `partial_fit` ``"adam"``) for other losses.
     lr : float or None, default=None
         Learning rate; None is the optimizer's own default.
     lr_schedule : str, class or None, default=None
@@ -84,7 +84,7 @@ class TorchLinearRegressor(BaseTorchRegressor):
     shuffle : bool, default=True
         Whether to shuffle the rows in each epoch.
     tol : float or None, default=None
-        In training, stop when the monitored loss has not improved by more than `tol` for more than
+        In training, stop when the monitored loss has not improved by at least `tol` for more than
         `n_iter_no_change` epochs; None runs all epochs. For the exact solver, the relative
         singular-value cut-off of the column-scaled `X`; None uses machine epsilon times
         ``max(X.shape)``, at most 1e-6.
@@ -551,9 +551,9 @@ class TorchLinearRegressor(BaseTorchRegressor):
         if state is None or state["intercept"] != spec.shape.fit_intercept:
             raise ValueError(
                 "partial_fit cannot continue: the previous fit's statistics were not kept. They "
-                "are dropped by a switch to another optimizer or fit_intercept, and by pickling a "
-                "plain fit. "
-                "Start with partial_fit, or set warm_start=True before fit."
+                "are dropped by a switch to another optimizer or fit_intercept, by a fit of "
+                "extreme magnitudes, and by pickling a plain fit of fewer rows than columns. Clone "
+                "the estimator. Start with partial_fit, or set warm_start=True before fit."
             )
         return Statistics.from_state(state)
 

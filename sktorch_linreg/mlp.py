@@ -72,7 +72,7 @@ class TorchMLPRegressor(BaseTorchRegressor):
     shuffle : bool, default=True
         Whether to shuffle the rows in each epoch.
     tol : float or None, default=1e-4
-        Stop when the monitored loss has not improved by more than `tol` for more than
+        Stop when the monitored loss has not improved by at least `tol` for more than
         `n_iter_no_change` epochs; None runs all epochs.
     n_iter_no_change : int or numpy.inf, default=10
         Epochs without improvement to wait before stopping; `numpy.inf` never stops.

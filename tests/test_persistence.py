@@ -566,7 +566,7 @@ def test_versions_and_kinds(tmp_path, whole, monkeypatch):
         load_model(tmp_path)
 
 
-@pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="there are no named pipes")
+@pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="requires named pipes")
 def test_a_pipe_does_not_hang(tmp_path):
     os.mkfifo(tmp_path / "pipe")
     with pytest.raises(ValueError, match="not a regular file"):
@@ -638,7 +638,7 @@ def at_each_line(folder, what):
     return rows
 
 
-on_linux = pytest.mark.skipif(not os.path.isdir("/proc/self/fd"), reason="looks at Linux's /proc")
+on_linux = pytest.mark.skipif(not os.path.isdir("/proc/self/fd"), reason="requires Linux's /proc")
 
 
 @on_linux
@@ -683,7 +683,7 @@ def test_names_as_long_as_the_system_takes(tmp_path, length):
             assert same(through_file(model, path), model)
 
 
-@pytest.mark.skipif(sys.platform == "win32", reason="modes are those of Unix")
+@pytest.mark.skipif(sys.platform == "win32", reason="requires Unix file modes")
 @pytest.mark.parametrize("mode", [0o600, 0o640, 0o644, 0o664, 0o400])
 def test_a_replaced_file_keeps_its_mode(tmp_path, mode):
     path = tmp_path / "model"
@@ -694,7 +694,7 @@ def test_a_replaced_file_keeps_its_mode(tmp_path, mode):
     assert same(load_model(path), fitted("ridge"))
 
 
-@pytest.mark.skipif(not hasattr(os, "symlink"), reason="there are no symbolic links")
+@pytest.mark.skipif(not hasattr(os, "symlink"), reason="requires symbolic links")
 def test_a_symbolic_link_is_written_through(tmp_path):
     (tmp_path / "models").mkdir()
     real, link = tmp_path / "models" / "v1", tmp_path / "current"
@@ -711,7 +711,7 @@ def test_a_symbolic_link_is_written_through(tmp_path):
     assert sorted(p.name for p in real.parent.iterdir()) == ["v1", "v2"]
 
 
-@pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="there are no named pipes")
+@pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="requires named pipes")
 def test_only_files_are_replaced(tmp_path):
     os.mkfifo(tmp_path / "pipe")
     for path in (tmp_path / "pipe", tmp_path):
@@ -763,7 +763,7 @@ def test_rows_that_are_only_read(tmp_path, name, sparse):
             model = clone(ESTIMATORS[name]).set_params(random_state=0)
             expected = clone(model).fit(given, np.abs(y))
         except ValueError:
-            pytest.skip("sparse rows are not for this solver")
+            pytest.skip("this solver does not support sparse rows")
         mapped = clone(model).fit(*parts)
     np.testing.assert_array_equal(mapped.predict(parts[0]), expected.predict(given))
     mapped.score(*parts)
@@ -783,7 +783,7 @@ except OSError as error:
 """
 
 
-@pytest.mark.skipif(sys.platform == "win32", reason="the limit is one of Unix")
+@pytest.mark.skipif(sys.platform == "win32", reason="requires Unix resource limits")
 def test_a_full_disk_leaves_the_old_file(tmp_path, whole):
     path, target = tmp_path / "new", tmp_path / "target"
     path.write_bytes(whole)

@@ -19,9 +19,9 @@ from .statistics import EPS, Statistics
 COARSEST_TOL = 1e-6
 # safety factor: estimated condition numbers may be too small by a factor of about three
 CERTAINLY = 10.0
-# condition number up to which the Gram matrix of rows shows whether they are independent ...
+# condition number of rows up to which their Gram matrix shows whether they are independent ...
 INDEPENDENT_ROWS = 1e6
-# ... and up to which two refinements of a Cholesky solution reach machine precision
+# ... and that of their Gram matrix up to which two refinements reach machine precision
 TWICE_REFINABLE = 1e8
 # rounding errors in units of X's precision: up to this size no refinement is needed ...
 NEGLIGIBLE = 10.0

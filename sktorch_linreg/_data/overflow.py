@@ -1,7 +1,7 @@
 """Errors for numbers out of the range of a dtype, raised before or after a fit.
 
 Where float64 can be used instead, nothing is raised: `Scaling.fits_single` and
-`StackResult.representable` tell whether it is needed.
+`StackResult.representable` tell whether float32 suffices.
 """
 
 from __future__ import annotations

@@ -21,7 +21,7 @@ from .dates import refuse_dates
 from .rows import TrainingData
 from .text import explain
 
-# range of the largest weight in which squares of columns of any size have room ...
+# range of the largest weight that needs no other units, whatever the size of the columns ...
 LEAST_WEIGHT, MOST_WEIGHT = 1e-10, 1e10
 # ... and the range accepted where several processes would have to agree on other units
 LEAST_SHARED_WEIGHT, MOST_SHARED_WEIGHT = 1e-100, 1e100
@@ -74,7 +74,7 @@ def adopt_names(estimator: BaseEstimator, X: Array, reset: bool) -> None:
 def validate_rows(
     estimator: BaseEstimator, X: Any, y: Any, sample_weight: Any, *, reset: bool
 ) -> tuple[TrainingData, int]:
-    """Check a training set with scikit-learn's own errors; return it with the dimensions of y.
+    """Check a training set with scikit-learn's own errors; return it and the ndim of y.
 
     Plain float arrays are not checked for finiteness, which would take a pass over them: the
     caller has to check sums of the rows, or to call `verify`.

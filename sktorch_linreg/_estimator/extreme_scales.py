@@ -121,7 +121,7 @@ def fit_rescaled(
     change their units.
     """
     refusal = ValueError(
-        "X or y has magnitudes beyond 1e-140 or 1e145, whose squares underflow or overflow "
+        "X or y has magnitudes below 1e-140 or above 1e145, whose squares underflow or overflow "
         "float64. Only a plain, single-process fit can rescale such columns, without a warm start, "
         "and with standardize=True if there is an optimizer or a penalty. Otherwise multiply these "
         "columns by a power of ten."

@@ -94,7 +94,7 @@ def _solve_scaled(
             if exact is not None:
                 return exact
     warnings.warn(
-        f"The L1-penalised least squares did not converge in {max_iter} steps. Raise alpha, lower "
+        f"L1-penalised least squares did not converge in {max_iter} steps. Raise alpha, lower "
         "l1_ratio, or remove collinear columns.",
         ConvergenceWarning,
         stacklevel=2,

@@ -56,7 +56,7 @@ class Iterated:
 
 
 def solve_iteratively(data: TrainingData, spec: FitSpec) -> Iterated:
-    """Least squares for a wide sparse X: LSQR on scaled columns, not centred in memory."""
+    """Least squares for a wide sparse X: LSQR on scaled, implicitly centred columns."""
     X, y = data.X.astype(np.float64), data.y.astype(np.float64)
     mx, my = moments(X, data.weight), moments(y, data.weight)
     check_moments(data, mx, my)

@@ -12,7 +12,7 @@ from torch.nn import functional as F
 
 
 def _aten(name: str, overload: str) -> Any:
-    """A torch kernel, or None if this version of torch has none of that name."""
+    """A torch kernel, or None if this version of torch does not have it."""
     return getattr(getattr(torch.ops.aten, name, None), overload, None)
 
 
@@ -22,8 +22,8 @@ class Activation:
 
     `apply_(z, out)` writes the activation of `z` into `out`, which is `z` itself unless
     `needs_input` is set; `backward_(d, saved)` multiplies `d` by the derivative, given the result
-    or, with `needs_input`, the input. Both need the `kernels`, which are not part of torch's public
-    API; they are None for the identity, and for activations that are left to autograd.
+    or, with `needs_input`, the input. Both are None for the identity and for activations that use
+    autograd; the `kernels` that they need are not part of torch's public API.
     """
 
     make: Callable[[], nn.Module]

@@ -103,7 +103,7 @@ class TorchUpdates:
             return closure_call(self.optimizer.step, _Evaluated(closure, parameters))()
 
     def in_step(self) -> bool:
-        """Whether the updates match the torch optimizer, which is always so here."""
+        """Whether the updates match the torch optimizer; always true here."""
         return True
 
     def state(self) -> dict[str, Any]:

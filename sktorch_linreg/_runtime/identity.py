@@ -31,7 +31,7 @@ from torch import nn
 
 # modules whose names refer to other objects in another process
 SCRIPTS = {None, "__main__", "__mp_main__"}
-# class attributes without influence on what the class does
+# class attributes that do not affect what the class does
 NO_PART_OF_A_CLASS = {
     "__dict__", "__weakref__", "__doc__", "__module__", "__qualname__", "__annotations__",
     "__annotate__", "__annotate_func__", "__annotations_cache__", "__firstlineno__",

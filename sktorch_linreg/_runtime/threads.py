@@ -139,7 +139,7 @@ def over_spans(work: Callable[[int, int], Result], n_rows: int, spans: int) -> l
 
 
 def in_threads(works: Sequence[Callable[[], Result]], n_threads: int) -> Iterator[Result]:
-    """Results of the calls in order, computed ahead in threads, each of which torch leaves serial.
+    """Results of the calls in order, computed ahead in threads, within which torch runs serially.
 
     With one thread, each call is made when its result is requested.
     """

@@ -1,6 +1,6 @@
 """Many models of one shape, trained together as one stack.
 
-Up to rounding, each model ends up as if trained on its own by `train.train`: with the same
+Up to rounding, each model ends up as if trained individually by `train.train`: with the same
 initial weights, row order, dropout masks, updates and stopping epoch.
 """
 

@@ -26,8 +26,8 @@ FIRST_WIDTH = 0.1
 class ModuleObjective(TrainingObjective):
     """Loss and penalty of a module.
 
-    Dense rows use the written-out gradients of `Backprop`; sparse rows, frozen parameters and
-    devices other than `DEVICES` use autograd.
+    Dense rows use the written-out gradients of `Backprop`. Sparse rows, frozen parameters, modules
+    with hooks, other activations, and devices other than `DEVICES` use autograd.
 
     Parameters
     ----------

@@ -52,7 +52,7 @@ class StackedRows:
 
 
 class Order:
-    """The row order, drawn for each epoch as in a single fit."""
+    """The row order, drawn for each epoch as in an individual fit."""
 
     def __init__(self, generator: torch.Generator, n_rows: int) -> None:
         self.generator, self.n_rows = generator, n_rows

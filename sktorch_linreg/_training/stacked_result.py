@@ -54,7 +54,7 @@ class StackResult:
         return self.parameters.layers(group, place)
 
     def fit_result(self, group: int, place: int, spec: FitSpec) -> FitResult:
-        """The result of training a model on its own, without a net; requires the curves."""
+        """The result of training a model individually, without a net; requires the curves."""
         loss = self.curve(self.loss_curves, group, place)
         validation = self.curve(self.validation_curves, group, place)
         history = [{"epoch": i + 1, "train_loss": value} for i, value in enumerate(loss)]
@@ -70,7 +70,7 @@ class StackResult:
         )
 
     def representable(self, group: int, dtype: Any, places: slice = ALL) -> Mask:
-        """Which models are not linear or have coefficients representable in X's dtype."""
+        """Which models have coefficients representable in X's dtype; networks always do."""
         parameters, s = self.parameters, self.scalings[group]
         weight = parameters.views[0][group, places, :, : len(s.x_offset)].cpu().numpy()
         if len(parameters.sizes) > 2 or dtype != np.float32:

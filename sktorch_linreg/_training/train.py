@@ -122,7 +122,7 @@ def train(
         warnings=untrained_parameters(spec.objective.loss),
     )
     if prepared.stats is None:
-        # otherwise condensed rows already cover all processes
+        # condensed rows, where stats is set, already cover all processes
         objective.group = group
     # line searches fail at kinks, so L-BFGS minimises a sequence of ever narrower envelopes
     objective.smooth_at(FIRST_WIDTH if spec.training.is_lbfgs else None)
@@ -130,7 +130,7 @@ def train(
     batch = _rows_per_step(prepared, spec)
     with threads_for(batch * sum(w.numel() for w in module.weights)):
         net.train(loop)
-    # with condensed rows each process trains on its own
+    # with condensed rows each process trains independently
     group.broadcast_(flat.values)
     _check_finite(loop)
     result = loop.so_far()

@@ -100,7 +100,7 @@ class FittedLineDisplay:
         return cls(x[:, 0], target.ravel(), line, fitted, feature_name=label).plot(ax, **kwargs)
 
     def plot(self, ax: Any = None, *, name: str | None = None, **kwargs: Any) -> Self:
-        """Draw the plot.
+        """Draw the rows and the line.
 
         Parameters
         ----------

@@ -86,7 +86,7 @@ def lr_range_test(
 
     The loss is flat at first, then falls, and finally rises or becomes NaN (Smith, 2017,
     "Cyclical learning rates for training neural networks"). A tenth of the rate at which it was
-    lowest works well. The estimator is left unchanged.
+    lowest usually works well. The estimator is left unchanged.
 
     Parameters
     ----------

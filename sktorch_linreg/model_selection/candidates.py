@@ -119,7 +119,7 @@ def make_candidate(base: Any, index: int, params: Mapping[str, Any], seed: int) 
     if last.checkpoint_dir is not None:
         raise CannotStack("checkpoint_dir is not supported in stacked fits")
     if getattr(last, "record_path", False):
-        raise CannotStack("record_path=True is not available in stacked fits")
+        raise CannotStack("record_path=True is not supported in stacked fits")
     last._validate_params()
     if last.random_state is not None:
         seed = resolve_seed(last.random_state)
@@ -240,7 +240,7 @@ def _weight_of(c: Candidate, fit_params: Mapping[str, Any]) -> Any:
     prefix = f"{c.whole.steps[-1][0]}__" if type(c.whole) is Pipeline else ""
     others = [k for k in fit_params if k != f"{prefix}sample_weight"]
     if others:
-        raise CannotStack(f"fit receives {', '.join(others)}")
+        raise CannotStack(f"fit is passed {', '.join(others)}")
     return fit_params.get(f"{prefix}sample_weight")
 
 
