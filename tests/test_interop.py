@@ -1,5 +1,6 @@
 """Models for other runtimes: scikit-learn without torch, and ONNX."""
 
+import copy
 import pickle
 import subprocess
 import sys
@@ -176,3 +177,18 @@ def test_a_network_goes_on_under_a_warm_start_of_scikit_learn():
     other.set_params(warm_start=True, max_iter=50, tol=1e-9).fit(X, 100 * y)
     # losses here, in other units, do not make it stop
     assert other.n_iter_ == 50
+
+
+def test_a_converted_model_shares_no_state():
+    for model in (TorchMLPRegressor(**SETTINGS), TorchLinearRegressor()):
+        ours = model.fit(X, y)
+        theirs = ours.to_sklearn()
+        before = copy.deepcopy(vars(ours))
+        for value in vars(theirs).values():
+            if isinstance(value, list):
+                value.append(0.0)
+            elif isinstance(value, np.ndarray) and value.dtype.kind == "f":
+                value += 1.0
+        for name, value in before.items():
+            if isinstance(value, list | np.ndarray):
+                np.testing.assert_equal(vars(ours)[name], value, err_msg=name)

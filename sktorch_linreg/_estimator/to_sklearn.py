@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from typing import Any
 
 import numpy as np
@@ -20,7 +21,8 @@ SHARED = (
 def _take_over(model: Any, estimator: Any) -> Any:
     for name in SHARED:
         if name in vars(estimator):
-            setattr(model, name, vars(estimator)[name])
+            # copied, since a warm start of either extends its curves in place
+            setattr(model, name, copy.copy(vars(estimator)[name]))
     return model
 
 
@@ -40,7 +42,7 @@ def as_linear_regression(estimator: Any) -> Any:
     model.coef_ = np.array(estimator.coef_)
     model.intercept_ = np.copy(estimator.intercept_)[()]
     if hasattr(estimator, "singular_"):
-        model.singular_ = estimator.singular_
+        model.singular_ = np.copy(estimator.singular_)
     return _take_over(model, estimator)
 
 
