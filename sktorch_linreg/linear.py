@@ -511,9 +511,9 @@ class TorchLinearRegressor(BaseTorchRegressor):
             )
         else:
             reason = (
-                "X was sparse with many columns, had magnitudes beyond 1e-140 or 1e145, or had "
-                "fewer rows than columns and the model has been pickled since. Fit again in this "
-                "process, or with fewer columns, a dense X or other units."
+                "X was sparse with many columns, had magnitudes below 1e-140 or above 1e145, "
+                "or had fewer rows than columns and the model has been pickled since. Fit again in "
+                "this process, or with fewer columns, a dense X or other units."
             )
         raise AttributeError(
             f"{name} requires an exact fit, and its statistics are unavailable: {reason}"

@@ -11,8 +11,14 @@ import numpy as np
 import pytest
 import torch
 
+TORCH = tuple(int(part) for part in torch.__version__.split(".")[:2])
+
 
 def pytest_collection_modifyitems(items):
+    for item in items:
+        marker = item.get_closest_marker("since_torch_2_7")
+        if marker and TORCH < (2, 7):
+            item.add_marker(pytest.mark.skip(reason=f"torch 2.6 {marker.args[0]}"))
     if not torch.cuda.is_available():
         for item in items:
             if "gpu" in item.keywords:

@@ -14,8 +14,9 @@ def own_torch_settings(device: torch.device, *, grad: bool = True) -> Iterator[N
     # small fits and predictions take microseconds, so settings that are already right are kept
     odd_mode = torch.is_inference_mode_enabled() or torch.is_grad_enabled() != grad
     autocast = torch.is_autocast_enabled(device.type)
-    # a device context costs time in every call, so it is only entered if needed
-    elsewhere = torch.get_default_device().type != "cpu"
+    # a device context costs time in every call, so it is only entered if needed;
+    # torch 2.6's get_default_device does not know of `with torch.device(...)`
+    elsewhere = torch.empty(0).device.type != "cpu"
     if not (odd_mode or autocast or elsewhere):
         yield
         return

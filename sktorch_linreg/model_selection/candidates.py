@@ -16,6 +16,7 @@ from torch.optim import lr_scheduler
 
 from .._data.rows import TrainingData, n_held_out
 from .._data.validation import validate_rows
+from .._errors import public_name
 from .._estimator.base import BaseTorchRegressor
 from .._modules.activations import ACTIVATIONS
 from .._optim.construct import construct, defaults_of
@@ -113,7 +114,9 @@ def make_candidate(base: Any, index: int, params: Mapping[str, Any], seed: int) 
                 if not k.startswith(mine)
             )
     if type(last) not in OURS:
-        raise CannotStack(f"{type(last).__name__} is not an estimator of this package")
+        # a pipeline of another package, such as imbalanced-learn's, may change the rows
+        name = public_name(type(last)) if isinstance(last, Pipeline) else type(last).__name__
+        raise CannotStack(f"{name} is not an estimator of this package")
     if last.callbacks or getattr(last, "_skl_callbacks", None):
         raise CannotStack("callbacks must observe each fit")
     if last.checkpoint_dir is not None:

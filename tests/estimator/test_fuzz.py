@@ -126,7 +126,7 @@ def containers(draw, a):
         }[names]
         return pd.DataFrame(a, index=rows, columns=columns)
     if way == "polars" and a.dtype.str[1:] in ("f8", "f4", "i8", "i4"):
-        return pl.from_numpy(np.ascontiguousarray(a))
+        return pl.from_numpy(np.ascontiguousarray(a.astype(a.dtype.newbyteorder("="))))
     if way == "sparse" and a.dtype.str[1:] in ("f8", "f4", "i8", "i4"):
         cls = draw(st.sampled_from([sp.csr_matrix, sp.csc_array, sp.coo_matrix, sp.lil_matrix]))
         return cls(a.astype(a.dtype.newbyteorder("=")))

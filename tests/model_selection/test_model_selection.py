@@ -970,7 +970,7 @@ def test_searches_of_somebody_elses(cls):
 MEMORY = """
 import resource, sys
 import numpy as np
-from sklearn.pipeline import make_pipeline
+from sklearn.pipeline import Pipeline, make_pipeline
 from sklearn.preprocessing import StandardScaler
 from sktorch_linreg import BatchedGridSearchCV, TorchLinearRegressor
 
@@ -1007,3 +1007,13 @@ def test_memory_stays_within_what_is_stated(kind):
         check=True,
     )
     assert int(run.stdout) < 350 * mib
+
+
+class OtherPipeline(Pipeline):
+    """Stands for one whose steps may change the rows, such as imbalanced-learn's."""
+
+
+def test_pipelines_of_other_packages_are_run_as_they_are(capsys):
+    X, y = rows()
+    compare(OtherPipeline([("scale", StandardScaler()), ("model", LINEAR)]), {}, X, y, verbose=1)
+    assert f"{__name__}.OtherPipeline is not an estimator of this package" in n_stacked(capsys)

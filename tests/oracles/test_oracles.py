@@ -14,6 +14,9 @@ from cases import CASES, DATA, RESULTS, SIGNATURES, X, quiet, signatures
 from sktorch_linreg._runtime.sklearn_private import HAS_CALLBACKS
 
 KEPT = DATA / "kept"
+FROM_NUMPY_2 = pytest.mark.skipif(
+    np.__version__ < "2", reason="numpy 1 cannot read pickles of numpy 2"
+)
 
 
 @pytest.fixture(scope="module")
@@ -22,7 +25,24 @@ def stored():
         return dict(found)
 
 
-@pytest.mark.parametrize("case", CASES)
+# what torch 2.6 draws or steps in another way: dropout masks, and L-BFGS
+OTHERS = {
+    "dropout": "draws other masks",
+    "resumed checkpoint": "draws other masks",
+    "search: dropout": "draws other masks",
+    "search: optimizers": "has another line search in L-BFGS",
+}
+
+
+@pytest.mark.parametrize(
+    "case",
+    [
+        pytest.param(case, marks=pytest.mark.since_torch_2_7(OTHERS[case]))
+        if case in OTHERS
+        else case
+        for case in CASES
+    ],
+)
 def test_results_are_the_stored_ones(stored, case):
     with quiet():
         found = CASES[case]()
@@ -44,6 +64,7 @@ def test_public_signatures_are_the_stored_ones():
     assert signatures() == SIGNATURES.read_text().splitlines()
 
 
+@FROM_NUMPY_2
 @pytest.mark.parametrize("path", sorted(KEPT.glob("*.pkl")), ids=lambda p: p.stem)
 def test_pickles_still_load(path):
     with np.load(KEPT / "predictions.npz") as expected, warnings.catch_warnings():
@@ -61,6 +82,7 @@ def test_files_still_load(path):
         np.testing.assert_allclose(load_model(path).predict(X), expected[path.stem], rtol=1e-9)
 
 
+@FROM_NUMPY_2
 @pytest.mark.parametrize("name", ["stream", "network_stream"])
 def test_streams_that_were_kept_go_on(name):
     from cases import y

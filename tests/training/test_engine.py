@@ -1,6 +1,7 @@
 """The training engine against its oracles: autograd, torch.optim, and loops written by hand."""
 
 import copy
+import inspect
 
 import numpy as np
 import pytest
@@ -186,7 +187,13 @@ SETTINGS = {
     optim.Adadelta: [{}, {"lr": 0.1, "rho": 0.8, "eps": 1e-3, "weight_decay": 0.1}],
     optim.Adamax: [{}, {"lr": 0.1, "betas": (0.8, 0.95), "weight_decay": 0.1}],
 }  # fmt: skip
-CASES = [(cls, options) for cls, all_options in SETTINGS.items() for options in all_options]
+CASES = [
+    (cls, options)
+    for cls, all_options in SETTINGS.items()
+    for options in all_options
+    # decoupled_weight_decay of Adam came with torch 2.7
+    if options.keys() <= inspect.signature(cls).parameters.keys()
+]
 
 
 def close_to(cls):

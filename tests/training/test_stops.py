@@ -229,6 +229,7 @@ def test_few_iterations_an_epoch_come_as_far_as_many(max_iter, dtype):
     assert few.loss_ <= many.loss_ * (1 + 1e-6)
 
 
+@pytest.mark.since_torch_2_7("has a line search that gains a little")
 def test_lbfgs_whose_line_search_has_no_room_says_so():
     _, warned, _ = diabetes(optimizer=torch.optim.LBFGS, optimizer__max_iter=1, tol=None,
                             optimizer__line_search_fn="strong_wolfe", dtype="float64")  # fmt: skip
