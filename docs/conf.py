@@ -1,6 +1,7 @@
 """How the documentation is built: ``sphinx-build -W -n -b html docs docs/_build/html``."""
 
 import os
+import sys
 from pathlib import Path
 
 from bs4 import BeautifulSoup
@@ -9,6 +10,8 @@ import sktorch_linreg
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 ROOT = Path(__file__).parents[1]
+# for thumbnails.py
+sys.path.insert(0, str(ROOT / "docs"))
 
 project = "sktorch_linreg"
 author = "The sktorch_linreg developers"
@@ -20,8 +23,14 @@ extensions = [
     "numpydoc",
     "sphinx.ext.autodoc",
     "sphinx.ext.autosummary",
+    "sphinx_design",
     "sphinx_gallery.gen_gallery",
 ]
+myst_enable_extensions = ["colon_fence"]
+# default="relu" is code, and so are its quotes
+smartquotes = False
+# in the list of what is on a page, methods without their class
+toc_object_entries_show_parents = "hide"
 exclude_patterns = ["_build", "_templates"]
 templates_path = ["_templates"]
 myst_heading_anchors = 3
@@ -36,6 +45,8 @@ autodoc_typehints = "none"
 numpydoc_show_class_members = False
 
 sphinx_gallery_conf = {
+    "image_scrapers": ("thumbnails.save_figures",),
+    "thumbnail_size": (640, 448),
     "examples_dirs": str(ROOT / "examples"),
     "gallery_dirs": "auto_examples",
     "filename_pattern": "/plot_",

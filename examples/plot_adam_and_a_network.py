@@ -94,3 +94,4 @@ for ax in axes[:, 1]:
     ax.legend()
 fig.savefig("adam_and_a_network.png", dpi=120)
 print("figure: adam_and_a_network.png")
+# sphinx_gallery_thumbnail_path = 'auto_examples/thumbnails/plot_adam_and_a_network.png'

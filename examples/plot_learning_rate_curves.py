@@ -71,3 +71,4 @@ ax.set_title("Learning-rate curves of a small network on the diabetes data")
 ax.legend(loc="lower center", ncols=2)
 fig.savefig("learning_rate_curves.png", dpi=120)
 print("figure: learning_rate_curves.png")
+# sphinx_gallery_thumbnail_path = 'auto_examples/thumbnails/plot_learning_rate_curves.png'

@@ -53,3 +53,4 @@ axes[1].plot(range(1, 51), model.loss_curve_)
 axes[1].set(yscale="log", title="Loss", xlabel="epoch", ylabel="mean squared error")
 fig.savefig("line_epoch_by_epoch.png", dpi=120)
 print("figure: line_epoch_by_epoch.png")
+# sphinx_gallery_thumbnail_path = 'auto_examples/thumbnails/plot_line_epoch_by_epoch.png'

@@ -58,3 +58,4 @@ ax.set(yscale="log", xlabel="epoch", ylabel="mean squared error", title="Mini-ba
 ax.legend()
 fig.savefig("minibatch_sgd.png", dpi=120)
 print("figure: minibatch_sgd.png")
+# sphinx_gallery_thumbnail_path = 'auto_examples/thumbnails/plot_minibatch_sgd.png'

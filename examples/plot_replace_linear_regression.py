@@ -75,3 +75,4 @@ right.set(xlabel="coefficient of the scaled feature", title="Coefficients: the e
 right.legend(loc="lower left", fontsize="small")
 fig.savefig("replace_linear_regression.png", dpi=120)
 print("figure: replace_linear_regression.png")
+# sphinx_gallery_thumbnail_path = 'auto_examples/thumbnails/plot_replace_linear_regression.png'

@@ -61,3 +61,4 @@ for row, (name, model) in zip(axes, runs.items(), strict=True):
 axes[0, 1].legend(loc="upper right", fontsize="small", facecolor="0.5")
 fig.savefig("salammbo.png", dpi=90)
 print("figure: salammbo.png")
+# sphinx_gallery_thumbnail_path = 'auto_examples/thumbnails/plot_salammbo.png'

@@ -56,3 +56,4 @@ right.set(xlabel="yield", ylabel="predicted yield", title="Predictions")
 right.legend()
 fig.savefig("several_targets.png", dpi=120)
 print("figure: several_targets.png")
+# sphinx_gallery_thumbnail_path = 'auto_examples/thumbnails/plot_several_targets.png'

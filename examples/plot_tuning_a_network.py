@@ -72,3 +72,4 @@ PredictionErrorDisplay.from_estimator(
 fourth.set_title(f"4. What it is worth: R2 {scores['network']:.2f}, linear {scores['linear']:.2f}")
 fig.savefig("tuning_a_network.png", dpi=120)
 print("figure: tuning_a_network.png")
+# sphinx_gallery_thumbnail_path = 'auto_examples/thumbnails/plot_tuning_a_network.png'
