@@ -224,7 +224,16 @@ class TorchMLPRegressor(BaseTorchRegressor):
         self._set_options(optimizer__options)
 
     @fit_context
-    def fit(self, X: Any, y: Any, sample_weight: Any = None) -> Self:
+    def fit(
+        self,
+        X: Any,
+        y: Any,
+        sample_weight: Any = None,
+        *,
+        X_val: Any = None,
+        y_val: Any = None,
+        sample_weight_val: Any = None,
+    ) -> Self:
         """Fit the network.
 
         Parameters
@@ -235,6 +244,13 @@ class TorchMLPRegressor(BaseTorchRegressor):
             Targets.
         sample_weight : array-like of shape (n_samples,), default=None
             Non-negative sample weights; rows with weight 0 are ignored.
+        X_val : {array-like, sparse matrix} of shape (n_val, n_features), default=None
+            Rows to monitor with `early_stopping`, in place of a fraction of `X`. In a `Pipeline`,
+            ``transform_input=["X_val"]`` transforms them like `X`.
+        y_val : array-like of shape (n_val,) or (n_val, n_targets), default=None
+            Their targets.
+        sample_weight_val : array-like of shape (n_val,), default=None
+            Their sample weights.
 
         Returns
         -------
@@ -255,7 +271,8 @@ class TorchMLPRegressor(BaseTorchRegressor):
         >>> model.fit([[0.0], [1.0]], [1.0, 3.0]).n_iter_
         1
         """
-        return self._fit(X, y, sample_weight, incremental=False)
+        validation = X_val, y_val, sample_weight_val
+        return self._fit(X, y, sample_weight, incremental=False, validation=validation)
 
     @available_if(can_partial_fit)
     @fit_context

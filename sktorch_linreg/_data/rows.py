@@ -22,7 +22,8 @@ class TrainingData:
     """Validated rows: `X` dense or CSR, `y` of shape (n_samples, n_targets), no zero weights.
 
     The user's weights are `weight` times ``2**exponent``; the exponent is even. `verify` raises
-    if X or y is not finite; it is None if that has been checked already.
+    if X or y is not finite; it is None if that has been checked already. `held_out` is the user's
+    validation set, if any.
     """
 
     X: Any
@@ -30,6 +31,7 @@ class TrainingData:
     weight: FloatArray | None
     verify: Callable[[], object] | None = None
     exponent: int = 0
+    held_out: TrainingData | None = None
 
     @property
     def n_samples(self) -> int:

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
 
@@ -127,6 +128,63 @@ def validate_rows(
     elif least == 1 and weight.max() == 1:
         weight = None
     return TrainingData(X, y, weight, verify, exponent), n_dim
+
+
+# parameters of fit that are a validation set, in the order of `validate_rows`
+VALIDATION_SET = ("X_val", "y_val", "sample_weight_val")
+
+
+@dataclass(frozen=True)
+class Unsplit:
+    """A parameter of fit that a search must not split along with the rows."""
+
+    value: Any
+
+
+def validate_held_out(
+    estimator: BaseEstimator, data: TrainingData, n_dim: int, given: Sequence[Any]
+) -> TrainingData:
+    """The rows with a validation set, `given` as X_val, y_val and sample_weight_val.
+
+    Raises
+    ------
+    ValueError
+        If part of it is missing, if it is invalid, or if its columns or targets are not those of
+        the rows.
+    """
+    X, y, weight = (part.value if isinstance(part, Unsplit) else part for part in given)
+    if X is None and y is None and weight is None:
+        return data
+    for name, part in (("X_val", X), ("y_val", y)):
+        if part is None:
+            raise ValueError(
+                f"{name} is missing: a validation set needs both X_val and y_val, and "
+                "optionally sample_weight_val."
+            )
+    if not estimator.early_stopping:
+        raise ValueError(
+            "X_val and y_val were passed to fit, but early_stopping is False. Set "
+            "early_stopping=True to monitor them and restore the best weights."
+        )
+    try:
+        held_out, n_dim_val = validate_rows(estimator, X, y, weight, reset=False)
+        if held_out.verify is not None:
+            held_out.verify()
+        if (n_dim_val, held_out.n_targets) != (n_dim, data.n_targets):
+            raise ValueError(
+                f"y_val has {n_dim_val} dimension(s) and {held_out.n_targets} target(s), but y has "
+                f"{n_dim} and {data.n_targets}."
+            )
+    except (TypeError, ValueError) as error:
+        hint = ""
+        if "features" in str(error):
+            hint = " In a Pipeline, transform_input=['X_val'] transforms it like X."
+        raise type(error)(f"The validation set (X_val, y_val) is invalid: {error}{hint}") from error
+    if sp.issparse(held_out.X) and not sp.issparse(data.X):
+        held_out = replace(held_out, X=held_out.X.toarray())
+    elif sp.issparse(data.X) and not sp.issparse(held_out.X):
+        held_out = replace(held_out, X=sp.csr_array(held_out.X))
+    return replace(data, held_out=replace(held_out, verify=None))
 
 
 def _in_moderate_units(weight: FloatArray) -> tuple[FloatArray, int]:

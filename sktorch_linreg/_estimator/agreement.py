@@ -71,10 +71,16 @@ def _facts(
         "the dtype of X": str(data.X.dtype),
         "the dtype of the computation": str(spec.dtype),
         "whether X is sparse": bool(sp.issparse(data.X)),
+        "whether there is a validation set": data.held_out is not None,
         "whether scikit-learn callbacks are set": listens,
         "the checksum of the model being resumed": digest,
         **{k: _comparable(k, v) for k, v in estimator.get_params().items() if k not in FREE},
     }
+
+
+def sets(data: TrainingData) -> tuple[TrainingData, TrainingData | None]:
+    """Training rows and the validation set."""
+    return data, data.held_out
 
 
 def agree(
@@ -109,15 +115,20 @@ def agree(
             "facts": _facts(estimator, local, layers, context.incremental, listens=listens),
             "seed": local.spec.training.seed,
             "n_samples": local.data.n_samples,
-            "weighted": local.data.weight is not None,
+            "weighted": [rows is not None and rows.weight is not None for rows in sets(local.data)],
         }
 
     found = group.gather(work)
     _compare([part["facts"] for part in found])
     local = kept[0]
-    data = local.data
-    if data.weight is None and any(part["weighted"] for part in found):
-        data = replace(data, weight=data.weights)
+    weighted = [any(flags) for flags in zip(*(part["weighted"] for part in found), strict=True)]
+    # if one process has weights, all need them
+    data, held_out = (
+        replace(rows, weight=rows.weights) if rows is not None and needed else rows
+        for rows, needed in zip(sets(local.data), weighted, strict=True)
+    )
+    assert data is not None
+    data = replace(data, held_out=held_out)
     spec = local.spec.with_training(seed=found[0]["seed"])
     n_samples = sum(part["n_samples"] for part in found)
     return Local(data, local.n_dim, with_batch_size(spec, estimator.batch_size, n_samples))

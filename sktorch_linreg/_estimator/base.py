@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 import os
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from functools import partial
 from numbers import Integral, Real
@@ -27,6 +27,7 @@ from .._data.validation import (
     adopt_names,
     is_plain,
     patient_validation,
+    validate_held_out,
     validate_rows,
 )
 from .._errors import ExtremeScales, collected_warnings
@@ -85,14 +86,25 @@ class BaseTorchRegressor(
 
     # -- fit ------------------------------------------------------------------------------------
 
-    def _fit(self, X: Any, y: Any, sample_weight: Any, *, incremental: bool) -> Self:
-        """Fit, or leave the estimator unchanged if that fails."""
+    def _fit(
+        self,
+        X: Any,
+        y: Any,
+        sample_weight: Any,
+        *,
+        incremental: bool,
+        validation: Sequence[Any] = (None, None, None),
+    ) -> Self:
+        """Fit, or leave the estimator unchanged if that fails.
+
+        `validation` is X_val, y_val and sample_weight_val.
+        """
         before = dict(vars(self))
         context = RunContext(current_group(), incremental, self.callbacks, int(self.verbose))
         try:
             device = context.group.run(lambda: resolve_device(self.device))
             with own_torch_settings(device):
-                result = self._fit_steps(X, y, sample_weight, context)
+                result = self._fit_steps((X, y, sample_weight), validation, context)
         except BaseException:
             before |= {k: v for k, v in vars(self).items() if k in TASK_ATTRIBUTES}
             self.__dict__.clear()
@@ -107,13 +119,17 @@ class BaseTorchRegressor(
             warnings.warn(message, category, stacklevel=4)
         return self
 
-    def _fit_steps(self, X: Any, y: Any, sample_weight: Any, context: RunContext) -> FitResult:
+    def _fit_steps(
+        self, rows: tuple[Any, Any, Any], validation: Sequence[Any], context: RunContext
+    ) -> FitResult:
         """Validate the rows, make the spec, run an engine, and adopt its result."""
+        X, y, sample_weight = rows
         goes_on = hasattr(self, "n_iter_") and (context.incremental or self.warm_start)
         listens = not vars(self).keys().isdisjoint(("_skl_callbacks", "_parent_callback_ctx"))
 
         def prepare() -> Local:
             data, n_dim = validate_rows(self, X, y, sample_weight, reset=not goes_on)
+            data = validate_held_out(self, data, n_dim, validation)
             spec = self._make_spec(data, context)
             # in a single process, an exact solver checks the sums of its rows instead
             if data.verify is not None and not (spec.is_exact and context.group.size == 1):

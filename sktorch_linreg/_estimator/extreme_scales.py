@@ -44,7 +44,8 @@ class Units:
         else:
             X = np.ldexp(np.asarray(data.X, dtype=np.float64), -self.x)
         y = np.ldexp(np.asarray(data.y, dtype=np.float64), -self.y)
-        return replace(data, X=X, y=y)
+        held_out = None if data.held_out is None else self.rescale(data.held_out)
+        return replace(data, X=X, y=y, held_out=held_out)
 
     def _layers(self, layers: Layers) -> Layers:
         out = list(layers)

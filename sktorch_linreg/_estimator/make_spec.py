@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 from .._data.overflow import check_penalty
@@ -47,6 +48,9 @@ def make_spec(
         training = _of_linear(estimator, data, objective, context)
     else:
         training = _training_options(estimator, estimator.optimizer, context)
+    if data.held_out is not None:
+        # no rows of the training set are held out
+        training = replace(training, validation_fraction=None)
     spec = FitSpec(
         objective,
         shape,

@@ -49,14 +49,16 @@ def _fingerprint(data: TrainingData, start: Layers | None) -> str:
         for i in range(0, len(a), step):
             total.update(np.ascontiguousarray(a[i : i + step]).data)
 
-    X = data.X
-    parts: tuple[Any, ...] = (X,)
-    if sp.issparse(X):
-        parts = X.data, X.indices.astype(np.int64), X.indptr.astype(np.int64)
-    for a in parts:
-        add(a)
-    add(data.y)
-    for extra in (data.weight, *(a for layer in start or [] for a in layer)):
+    for rows in (data, data.held_out):
+        if rows is None:
+            continue
+        X = rows.X
+        parts: tuple[Any, ...] = (X,)
+        if sp.issparse(X):
+            parts = X.data, X.indices.astype(np.int64), X.indptr.astype(np.int64)
+        for a in (*parts, rows.y, *(() if rows.weight is None else (rows.weight,))):
+            add(a)
+    for extra in (a for layer in start or [] for a in layer):
         if extra is not None:
             add(extra)
     return total.hexdigest()

@@ -95,6 +95,8 @@ def _split_and_merge(
     reduced, fraction = spec.objective.loss.reduced, spec.training.validation_fraction
     # callbacks see the original rows, and a loss that only returns a mean cannot be weighted
     merge = distinct_rows if small and not context.callbacks and not reduced else _as_given
+    if data.held_out is not None:
+        return merge(data), merge(data.held_out)
     if fraction is None:
         return merge(data), None
     counted = small and not reduced

@@ -15,7 +15,7 @@ from sklearn.pipeline import Pipeline
 from torch.optim import lr_scheduler
 
 from .._data.rows import TrainingData, n_held_out
-from .._data.validation import validate_rows
+from .._data.validation import VALIDATION_SET, validate_held_out, validate_rows
 from .._errors import public_name
 from .._estimator.base import BaseTorchRegressor
 from .._modules.activations import ACTIVATIONS
@@ -86,6 +86,7 @@ class Fold:
     # what the last step is fitted to
     inner_train: Any
     weight: Any
+    validation: Mapping[str, Any]
     before: Pipeline | None
     # an estimator that has validated the rows
     template: BaseTorchRegressor
@@ -211,9 +212,12 @@ def make_fold(
             scored_train = _through(before, copy_of_rows(X_train))
     if not with_train:
         X_train = scored_train = None
-    weight = _weight_of(c, check_method_params(X, params=fit_params, indices=train))
+    weight, validation = _weight_and_validation(
+        c, check_method_params(X, params=fit_params, indices=train)
+    )
     template = _with_params(c.last, {})
     data, n_dim = validate_rows(template, inner_train, y_train, weight, reset=True)
+    data = validate_held_out(template, data, n_dim, [validation.get(k) for k in VALIDATION_SET])
     if data.verify is not None:
         data.verify()
     scored = tuple(check_method_params(X, params=score_params, indices=i) for i in (train, test))
@@ -225,6 +229,7 @@ def make_fold(
         Side(X_test, y_test, scored[1], inner_test),
         inner_train,
         weight,
+        validation,
         before,
         template,
     )
@@ -239,12 +244,18 @@ def _through(before: Pipeline, X: Any) -> Any:
     return X
 
 
-def _weight_of(c: Candidate, fit_params: Mapping[str, Any]) -> Any:
-    prefix = f"{c.whole.steps[-1][0]}__" if type(c.whole) is Pipeline else ""
-    others = [k for k in fit_params if k != f"{prefix}sample_weight"]
+def _weight_and_validation(
+    c: Candidate, fit_params: Mapping[str, Any]
+) -> tuple[Any, dict[str, Any]]:
+    """Sample weights and validation set among the parameters of fit; CannotStack for others."""
+    in_pipeline = type(c.whole) is Pipeline
+    prefix = f"{c.whole.steps[-1][0]}__" if in_pipeline else ""
+    # steps before the last would have to transform a validation set
+    known = [f"{prefix}sample_weight", *(() if in_pipeline else VALIDATION_SET)]
+    others = [k for k in fit_params if k not in known]
     if others:
         raise CannotStack(f"fit is passed {', '.join(others)}")
-    return fit_params.get(f"{prefix}sample_weight")
+    return fit_params.get(known[0]), {k: fit_params[k] for k in known[1:] if k in fit_params}
 
 
 def spec_and_shape(c: Candidate, data: TrainingData, known_scorer: bool) -> tuple[FitSpec, Any]:
@@ -344,7 +355,9 @@ def fitted(c: Candidate, fold: Fold, trained: StackResult, at: tuple[int, int], 
     last: BaseTorchRegressor = clone(c.last)
     if spec.is_exact:
         # a scorer may need more than the coefficients
-        return whole_of(c, fold, last.fit(fold.inner_train, fold.train_side.y, fold.weight))
+        return whole_of(
+            c, fold, last.fit(fold.inner_train, fold.train_side.y, fold.weight, **fold.validation)
+        )
     for name in ("n_features_in_", "feature_names_in_"):
         if name in vars(fold.template):
             setattr(last, name, getattr(fold.template, name))

@@ -354,7 +354,7 @@ def _fit_one_by_one(stack: Stack, s: Scoring) -> tuple[list[Outcome], int]:
             try:
                 last = clone(c.last).set_params(random_state=c.seed)
                 with collect_convergence_warnings() as messages:
-                    last.fit(fold.inner_train, fold.train_side.y, fold.weight)
+                    last.fit(fold.inner_train, fold.train_side.y, fold.weight, **fold.validation)
                 n_unfinished += bool(messages)
             except Exception as error:
                 outcome = failed(error, s)

@@ -18,6 +18,8 @@ from sklearn.model_selection import (
 )
 from sklearn.utils import get_tags, indexable
 
+from .._data.validation import VALIDATION_SET, Unsplit
+from .._estimator.base import BaseTorchRegressor
 from .._runtime.processes import current_group
 from .._runtime.sklearn_private import (
     CallbackSupportMixin,
@@ -26,6 +28,7 @@ from .._runtime.sklearn_private import (
     check_method_params,
     keep_splitter,
     nested_fit_context,
+    num_samples,
 )
 from .evaluation import Evaluation
 
@@ -42,6 +45,25 @@ def refuse_sharing(name: str) -> None:
 
 # bytes that a search may use
 MAX_MEMORY: dict[str, Any] = {"max_memory": [None, Interval(Integral, 1, None, closed="left")]}
+
+
+def unsplit(estimator: Any, X: Any, params: dict[str, Any]) -> dict[str, Any]:
+    """Parameters of fit, with a validation set kept from being split along with the rows.
+
+    scikit-learn splits any parameter that has as many rows as X.
+    """
+    out = dict(params)
+    for name, value in params.items():
+        *steps, last = name.split("__")
+        if last not in VALIDATION_SET or value is None or num_samples(value) != num_samples(X):
+            continue
+        if steps or not isinstance(estimator, BaseTorchRegressor):
+            raise ValueError(
+                f"{name} has as many rows as X, so scikit-learn would split it along with X. Leave "
+                "out one of its rows."
+            )
+        out[name] = Unsplit(value)
+    return out
 
 
 class _BatchedSearch(CallbackSupportMixin):  # type: ignore[misc]
@@ -111,7 +133,7 @@ class _BatchedSearch(CallbackSupportMixin):  # type: ignore[misc]
         refuse_sharing(type(self).__name__)
         scorers, refit_metric = self._get_scorers()
         X, y = indexable(X, y)
-        params = check_method_params(X, params=params)
+        params = check_method_params(X, params=unsplit(self.estimator, X, params))
         routed = self._get_routed_params_for_fit(params)
         weight = params.get("sample_weight")
         about = {"estimator": self, "X": X, "y": y}

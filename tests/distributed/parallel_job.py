@@ -153,6 +153,19 @@ def arranged(kind):
     return X, y, weight, n_first
 
 
+def validation_set(rank=None):
+    """A validation set, or the rows of one process; the weights of its first 25 rows are given."""
+    rng = np.random.default_rng(3)
+    X = rng.normal(size=(40, 5)) * [1, 10, 0.1, 1, 1] + [0, 100, 0, 5, 0]
+    y = X @ [1.0, 0.2, 3.0, -1.0, 0.0] + 0.1 * rng.normal(size=40)
+    weight = np.append(rng.uniform(0.5, 2.0, 25), np.ones(15))
+    mine = (slice(None), slice(0, 25), slice(25, None))[0 if rank is None else 1 + rank]
+    given = {"X_val": X[mine], "y_val": y[mine], "sample_weight_val": weight[mine]}
+    if rank == 1:
+        del given["sample_weight_val"]
+    return given
+
+
 def split(kind, rank):
     """Rows of one process."""
     X, y, weight, n_first = arranged(kind)
@@ -203,6 +216,9 @@ def refusals(processes, X, y):
         "tiny weights": lambda: linear().fit(X, y, sample_weight=np.full(len(y), 1e-120)),
         "wrong rate on one": lambda: linear(optimizer="sgd", lr=-1.0 if rank else 0.1).fit(X, y),
         "other precision": lambda: network(dtype=DTYPES[rank]).fit(X, y),
+        "no validation set": lambda: network(early_stopping=True).fit(
+            X, y, **({} if rank else validation_set(rank))
+        ),
         "other method": lambda: (linear().fit if rank else linear().partial_fit)(X, y),
         "callback fails at first": lambda: network(callbacks=[Fails("initialize", rank)]).fit(X, y),
         "callback fails": lambda: network(callbacks=[Fails("on_epoch_end", rank)]).fit(X, y),
@@ -260,6 +276,10 @@ def main(folder):
         found["shuffled: curve"] = np.array(model.validation_loss_curve_)
         found["order"] = model._training_state["generator"]
         found["masks"] = model._training_state["dropout"]
+        checked = network(batch_size=20, early_stopping=True, shuffle=False, lr=0.02)
+        checked.fit(X, y, **validation_set(rank))
+        found["validation set"] = learned(checked)
+        found["validation set: curve"] = np.array(checked.validation_loss_curve_)
         found["no seed"] = learned(network(random_state=None).fit(X, y))
 
         # on and on

@@ -62,6 +62,15 @@ def test_a_shared_fit_is_that_of_one_process(found, name):
         assert_allclose(mine[f"{name}: curve"], one.loss_curve_, rtol=1e-6)
 
 
+def test_a_shared_validation_set(found):
+    X, y, _ = job.interleaved(None, 20)
+    one = job.network(batch_size=20, early_stopping=True, shuffle=False, lr=0.02)
+    one.fit(X, y, **job.validation_set())
+    for mine in found:
+        assert_allclose(mine["validation set: curve"], one.validation_loss_curve_, rtol=1e-6)
+        assert_allclose(mine["validation set"], job.learned(one), rtol=1e-6, atol=1e-8)
+
+
 def test_all_processes_end_with_the_same_bits(found):
     own = {"order", "order of copies", "masks", "told", "after the context"}
     names = found[0].keys() - own
@@ -93,6 +102,7 @@ REFUSALS = {
     "NaN on one": ("On process 1 of 2: ValueError: Input X contains NaN", "Input X contains NaN"),
     "NaN on one, training": ("On process 1 of 2: ValueError: Input X", "Input X contains NaN"),
     "other rates": ("lr is 0.1 on process 0 and 0.2 on process 1",) * 2,
+    "no validation set": ("whether there is a validation set is True on process 0 and False",) * 2,
     "other columns": ("the number of columns of X is 4 on process 0 and 5 on process 1",) * 2,
     "no rows": ("Found array with 0 sample", "On process 0 of 2: ValueError: Found array with 0"),
     "no device": ("device='cuda:9' is not", "On process 0 of 2: ValueError: device="),
