@@ -21,12 +21,12 @@ LOST_DIGITS = 1e-4
 COUNTING_SHARE = 1e-6
 
 
-def check_target_range(data: TrainingData) -> None:
-    """Raise if predictions will be float32 and the targets are out of its range."""
-    if not (data.X.dtype == np.float32 and data.y.dtype == np.float64):
+def check_target_range(y: Array, dtype: Any) -> None:
+    """Raise if predictions, which have the dtype of X, are float32 and cannot reach the targets."""
+    if not (dtype == np.float32 and y.dtype == np.float64):
         return
     # one per target
-    sizes = np.maximum(data.y.max(axis=0), -data.y.min(axis=0))
+    sizes = np.maximum(y.max(axis=0), -y.min(axis=0))
     single = np.finfo(np.float32)
     large = sizes[(sizes > single.max) & (sizes < np.inf)]
     small = sizes[(sizes > 0) & (sizes < single.tiny)]
@@ -37,6 +37,34 @@ def check_target_range(data: TrainingData) -> None:
             f"({single.tiny:.3g} to {single.max:.3g}), and predictions are float32 because X "
             "is. Pass X as float64, or multiply y by a power of ten."
         )
+
+
+def check_validation_range(
+    held_out: TrainingData,
+    x_units: tuple[FloatArray, FloatArray],
+    y_units: tuple[FloatArray, FloatArray],
+    dtype: torch.dtype,
+) -> None:
+    """Raise if squares of a validation set overflow in the units of training.
+
+    Units are an offset and a factor for each column.
+    """
+    largest = 1e-3 * float(torch.finfo(dtype).max) ** 0.5
+    for name, values, units in (("X_val", held_out.X, x_units), ("y_val", held_out.y, y_units)):
+        edges = [edge(axis=0) for edge in (values.min, values.max)]
+        offset, factor = units
+        with np.errstate(over="ignore"):
+            sizes = [
+                np.abs(np.ravel(e.toarray() if hasattr(e, "toarray") else e) - offset) * factor
+                for e in edges
+            ]
+        size = float(np.max(sizes, initial=0.0))
+        if size > largest:
+            raise ValueError(
+                f"{name} reaches {size:.3g} in the units of the training rows, and its square "
+                f"overflows {str(dtype).removeprefix('torch.')}. Check that {name} is in the same "
+                "units as in training, or remove such rows."
+            )
 
 
 def check_penalty(alpha: float, dtype: torch.dtype) -> None:

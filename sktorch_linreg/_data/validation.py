@@ -161,11 +161,6 @@ def validate_held_out(
                 f"{name} is missing: a validation set needs both X_val and y_val, and "
                 "optionally sample_weight_val."
             )
-    if not estimator.early_stopping:
-        raise ValueError(
-            "X_val and y_val were passed to fit, but early_stopping is False. Set "
-            "early_stopping=True to monitor them and restore the best weights."
-        )
     try:
         held_out, n_dim_val = validate_rows(estimator, X, y, weight, reset=False)
         if held_out.verify is not None:

@@ -15,14 +15,18 @@ from .._spec import FitSpec
 
 def check_targets(data: TrainingData, spec: FitSpec) -> None:
     """Raise if the loss, or the precision of predictions, does not support these targets."""
+    _check_targets(data, spec, data.X.dtype)
     if data.held_out is not None:
-        check_targets(data.held_out, spec)
+        _check_targets(data.held_out, spec, data.X.dtype)
         if spec.is_exact:
             raise ValueError(
                 "optimizer='lstsq' solves exactly and uses no validation set. Omit "
                 "X_val and y_val, or choose an optimizer that trains, such as 'adam'."
             )
-    check_target_range(data)
+
+
+def _check_targets(data: TrainingData, spec: FitSpec, dtype: Any) -> None:
+    check_target_range(data.y, dtype)
     loss, minimum = spec.objective.loss, spec.objective.loss.minimum_target
     if minimum is not None and float(data.y.min()) < minimum:
         raise ValueError(

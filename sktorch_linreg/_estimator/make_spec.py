@@ -49,6 +49,11 @@ def make_spec(
     else:
         training = _training_options(estimator, estimator.optimizer, context)
     if data.held_out is not None:
+        if not estimator.early_stopping:
+            raise ValueError(
+                "X_val and y_val were passed to fit, but early_stopping is False. Set "
+                "early_stopping=True to monitor them and restore the best weights."
+            )
         # no rows of the training set are held out
         training = replace(training, validation_fraction=None)
     spec = FitSpec(

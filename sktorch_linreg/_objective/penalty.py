@@ -122,5 +122,5 @@ class PenaltySum:
     def take(self) -> Any:
         """The sum of each model since the last call."""
         self._move()
-        total, self.total = self.total, 0.0
+        total, self.total, self.n_summed = self.total, 0.0, 0
         return total

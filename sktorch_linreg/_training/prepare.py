@@ -10,6 +10,7 @@ import numpy as np
 
 from .._data.magnitudes import check_moments
 from .._data.moments import Moments, moments
+from .._data.overflow import check_validation_range
 from .._data.rows import TrainingData, distinct_rows, group_rows, split_rows
 from .._data.scaling import Scaling, identity_scaling
 from .._data.statistics import Statistics
@@ -42,21 +43,29 @@ class Prepared:
     share: Share
     held_out_share: Share | None
 
+    @property
+    def held_out_scaling(self) -> Scaling:
+        """As `scaling`; targets that are constant in training keep their unit."""
+        y_scale = self.scaling.y_scale
+        return replace(self.scaling, y_scale=np.where(y_scale == 0, 1.0, y_scale))
+
     def datasets(
         self, spec: FitSpec, context: RunContext, cls: type[Dataset]
     ) -> tuple[Dataset, Dataset | None]:
         """The training and validation data sets, in training units."""
 
-        def dataset(rows: TrainingData, share: Share, stats: Statistics | None) -> Dataset:
+        def dataset(
+            rows: TrainingData, share: Share, stats: Statistics | None, scaling: Scaling
+        ) -> Dataset:
             if stats is not None:
-                return cls(*condensed(stats, self.scaling, spec))
-            return cls.for_training(rows, self.scaling, spec, share.mean_weight)
+                return cls(*condensed(stats, scaling, spec))
+            return cls.for_training(rows, scaling, spec, share.mean_weight)
 
-        training = dataset(self.rows, self.share, self.stats)
+        training = dataset(self.rows, self.share, self.stats, self.scaling)
         if self.held_out is None or self.held_out_share is None:
             return training, None
         stats = None if self.stats is None else statistics_of_all(self.held_out, spec, context)
-        return training, dataset(self.held_out, self.held_out_share, stats)
+        return training, dataset(self.held_out, self.held_out_share, stats, self.held_out_scaling)
 
 
 def statistics_of_all(rows: TrainingData, spec: FitSpec, context: RunContext) -> Statistics:
@@ -128,14 +137,29 @@ def prepare(
     stats = statistics_of_all(rows, spec, context) if condenses else None
     if not spec.standardize:
         scaling = identity_scaling(rows.n_features, rows.n_targets)
-        return Prepared(rows, held_out, stats, None, scaling, *shares)
+        return _checked(
+            data, Prepared(rows, held_out, stats, None, scaling, *shares), spec, context
+        )
     x, y = moments_of_all(rows, context.group) if stats is None else stats.moments()
     _check_moments(rows, x, y, spec, context)
     if before is not None:
         with np.errstate(over="ignore", invalid="ignore"):
             x, y = before[0].merge(x), before[1].merge(y)
         _check_moments(rows, x, y, spec, context)
-    return Prepared(rows, held_out, stats, (x, y), spec.scaling(x, y), *shares)
+    prepared = Prepared(rows, held_out, stats, (x, y), spec.scaling(x, y), *shares)
+    return _checked(data, prepared, spec, context)
+
+
+def _checked(
+    data: TrainingData, prepared: Prepared, spec: FitSpec, context: RunContext
+) -> Prepared:
+    """The same, once a validation set of the user's is seen not to overflow."""
+    if data.held_out is not None:
+        held_out, scaling = data.held_out, prepared.held_out_scaling
+        x_units = scaling.x_offset, scaling.x_factor
+        y_units = spec.objective.loss.target_units(scaling)
+        context.group.run(lambda: check_validation_range(held_out, x_units, y_units, spec.dtype))
+    return prepared
 
 
 def _check_moments(

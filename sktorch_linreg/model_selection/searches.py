@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Mapping
 from inspect import signature
 from numbers import Integral
 from typing import Any, ClassVar, Self
@@ -19,7 +20,6 @@ from sklearn.model_selection import (
 from sklearn.utils import get_tags, indexable
 
 from .._data.validation import VALIDATION_SET, Unsplit
-from .._estimator.base import BaseTorchRegressor
 from .._runtime.processes import current_group
 from .._runtime.sklearn_private import (
     CallbackSupportMixin,
@@ -30,6 +30,7 @@ from .._runtime.sklearn_private import (
     nested_fit_context,
     num_samples,
 )
+from .candidates import OURS
 from .evaluation import Evaluation
 
 
@@ -47,17 +48,24 @@ def refuse_sharing(name: str) -> None:
 MAX_MEMORY: dict[str, Any] = {"max_memory": [None, Interval(Integral, 1, None, closed="left")]}
 
 
-def unsplit(estimator: Any, X: Any, params: dict[str, Any]) -> dict[str, Any]:
+def _as_long_as(value: Any, X: Any) -> bool:
+    """Whether scikit-learn would split a parameter of fit along with the rows."""
+    is_array = hasattr(value, "shape") or hasattr(value, "__len__")
+    return is_array and num_samples(value) == num_samples(X)
+
+
+def unsplit(estimator: Any, X: Any, params: Mapping[str, Any]) -> dict[str, Any]:
     """Parameters of fit, with a validation set kept from being split along with the rows.
 
     scikit-learn splits any parameter that has as many rows as X.
     """
     out = dict(params)
     for name, value in params.items():
-        *steps, last = name.split("__")
-        if last not in VALIDATION_SET or value is None or num_samples(value) != num_samples(X):
+        last = name.split("__")[-1]
+        if last not in VALIDATION_SET or not _as_long_as(value, X):
             continue
-        if steps or not isinstance(estimator, BaseTorchRegressor):
+        # other classes need not know how it is kept
+        if name != last or type(estimator) not in OURS:
             raise ValueError(
                 f"{name} has as many rows as X, so scikit-learn would split it along with X. Leave "
                 "out one of its rows."
@@ -133,8 +141,9 @@ class _BatchedSearch(CallbackSupportMixin):  # type: ignore[misc]
         refuse_sharing(type(self).__name__)
         scorers, refit_metric = self._get_scorers()
         X, y = indexable(X, y)
-        params = check_method_params(X, params=unsplit(self.estimator, X, params))
+        params = check_method_params(X, params=params)
         routed = self._get_routed_params_for_fit(params)
+        routed.estimator.fit = unsplit(self.estimator, X, routed.estimator.fit)
         weight = params.get("sample_weight")
         about = {"estimator": self, "X": X, "y": y}
         about["metadata"] = None if weight is None else {"sample_weight": weight}

@@ -8,6 +8,7 @@ import pytest
 import scipy.sparse as sp
 from sklearn import config_context
 from sklearn.base import clone
+from sklearn.exceptions import FitFailedWarning
 from sklearn.model_selection import GridSearchCV
 from sklearn.pipeline import Pipeline, make_pipeline
 from sklearn.preprocessing import StandardScaler
@@ -201,3 +202,94 @@ def test_where_nothing_is_validated():
         TorchLinearRegressor(optimizer="lstsq", early_stopping=True).fit(X, Y, **given)
     with pytest.raises(ValueError, match="at least 0"):
         clone(MLP).set_params(loss="poisson").fit(X, np.abs(Y), **given)
+
+
+@pytest.mark.parametrize("first", [True, False])
+def test_candidates_without_early_stopping_fail_one_by_one(first):
+    grid = {"early_stopping": [first, not first], "lr": [0.01, 0.1]}
+    found = []
+    for cls in (BatchedGridSearchCV, GridSearchCV):
+        search = cls(MLP, grid, cv=3, refit=False)
+        with pytest.warns(FitFailedWarning, match="6 fits failed"):
+            search.fit(X, Y, X_val=X_val, y_val=Y_val)
+        found.append(search.cv_results_["mean_test_score"])
+    assert np.isnan(found[0]).sum() == 2
+    np.testing.assert_allclose(found[0], found[1], rtol=1e-9)
+
+
+def test_under_another_name_it_is_not_split_either():
+    rng = np.random.default_rng(1)
+    long = rng.normal(size=(len(X), 4))
+    target = long @ COEF + rng.normal(size=(len(X), 2))
+    scores = []
+    with config_context(enable_metadata_routing=True):
+        for names in ({"X_val": "rows", "y_val": "goals"}, {"X_val": True, "y_val": True}):
+            model = clone(MLP).set_fit_request(**names)
+            keys = [new if isinstance(new, str) else old for old, new in names.items()]
+            search = BatchedGridSearchCV(model, {"lr": [0.01, 0.1]}, cv=3, refit=False)
+            search.fit(X, Y, **dict(zip(keys, (long, target), strict=True)))
+            scores.append(search.cv_results_["mean_test_score"])
+    np.testing.assert_array_equal(*scores)
+
+
+class Scales(TorchMLPRegressor):
+    """Looks at the validation set itself."""
+
+    def fit(self, X, y, sample_weight=None, *, X_val=None, y_val=None, sample_weight_val=None):
+        return super().fit(X, y, sample_weight, X_val=np.asarray(X_val) * 1.0, y_val=y_val)
+
+
+def test_subclasses_see_what_was_given():
+    base = Scales(**MLP.get_params())
+    search = BatchedGridSearchCV(base, {"lr": [0.01]}, cv=3)
+    assert search.fit(X, Y, X_val=X_val, y_val=Y_val).best_estimator_.n_iter_ > 0
+    with pytest.raises(ValueError, match="has as many rows as X"):
+        search.fit(X, Y, X_val=X, y_val=Y)
+
+
+@pytest.mark.parametrize("batch_size", [None, 32])
+@pytest.mark.parametrize("name", MODELS)
+def test_targets_that_are_constant_in_training(name, batch_size):
+    """Their predictions are that constant, whose error counts in the user's units.
+
+    The loss is not exact, since the outputs that are trained are not quite zero.
+    """
+    model = clone(MODELS[name]).set_params(max_epochs=300, batch_size=batch_size, tol=None)
+    model.fit(X, np.full(90, 7.0), X_val=X_val, y_val=np.full(30, 10.0))
+    np.testing.assert_allclose(model.predict(X_val), 7.0)
+    assert model.validation_loss_curve_[-1] == pytest.approx(9.0, rel=0.1)
+
+
+@pytest.mark.parametrize("batch_size", [None, 32])
+@pytest.mark.parametrize(
+    ("given", "match"),
+    [
+        ({"X_val": X_val * 1e160, "y_val": Y_val}, "X_val reaches .* overflows float64"),
+        ({"X_val": X_val, "y_val": Y_val * 1e160}, "y_val reaches .* overflows float64"),
+        ({"X_val": sp.csr_array(X_val * 1e160), "y_val": Y_val}, "X_val reaches"),
+    ],
+)
+def test_values_that_overflow_in_training_units(given, match, batch_size):
+    with pytest.raises(ValueError, match=match):
+        clone(MLP).set_params(batch_size=batch_size).fit(X, Y, **given)
+    with pytest.raises(ValueError, match="overflows float32"):
+        clone(MLP).set_params(dtype="float32").fit(X, Y, X_val=X_val * 1e25, y_val=Y_val)
+
+
+def test_precision_is_that_of_the_rows():
+    small, held_out = Y[:, 0] * 1e-40, Y_val[:, 0] * 1e-40
+    model = clone(LINEAR).fit(X, small, X_val=X_val.astype(np.float32), y_val=held_out)
+    assert model.predict(X).dtype == np.float64
+    with pytest.raises(ValueError, match="Pass X as float64"):
+        clone(LINEAR).fit(X.astype(np.float32), small, X_val=X_val, y_val=held_out)
+
+
+def test_one_weight_for_all_rows():
+    given = {"X_val": X_val, "y_val": Y_val}
+    for search in (BatchedGridSearchCV, GridSearchCV):
+        search(MLP, {"lr": [0.1]}, cv=3).fit(X, Y, sample_weight_val=2.0, **given)
+    weighted = clone(MLP).fit(X, Y, sample_weight_val=2.0, **given)
+    plain = clone(MLP).fit(X, Y, **given)
+    np.testing.assert_allclose(weighted.predict(X), plain.predict(X), rtol=1e-9)
+    with pytest.raises(ValueError, match="validation set"):
+        BatchedGridSearchCV(MLP, {"lr": [0.1]}).fit(X, Y, X_val=3, y_val=Y_val)
