@@ -50,7 +50,8 @@ MAX_MEMORY: dict[str, Any] = {"max_memory": [None, Interval(Integral, 1, None, c
 
 def _as_long_as(value: Any, X: Any) -> bool:
     """Whether scikit-learn would split a parameter of fit along with the rows."""
-    is_array = hasattr(value, "shape") or hasattr(value, "__len__")
+    # a number of NumPy has the shape ()
+    is_array = bool(getattr(value, "shape", hasattr(value, "__len__")))
     return is_array and num_samples(value) == num_samples(X)
 
 
