@@ -39,8 +39,8 @@ def explain(given: Mapping[str, Any]) -> str | None:
 def _first(rows: Any) -> tuple[str, Any] | None:
     """Place and value of the first value that cannot be converted."""
     try:
-        table = np.asarray(rows, dtype=object)
-        table = table.reshape(len(table), -1)
+        given = np.asarray(rows, dtype=object)
+        table = given.reshape(len(given), -1)
     except Exception:
         # inputs that are not arrays raise other errors
         return None
@@ -49,7 +49,7 @@ def _first(rows: Any) -> tuple[str, Any] | None:
         for i, value in enumerate(column):
             if isinstance(value, str | int) and not _is_convertible(value):
                 place = f"row {i}"
-                if np.ndim(rows) == 2 or names is not None:
+                if given.ndim == 2 or names is not None:
                     place += f", column {j if names is None else names[j]!r}"
                 return place, value
     return None

@@ -26,6 +26,8 @@ from .text import explain
 LEAST_WEIGHT, MOST_WEIGHT = 1e-10, 1e10
 # ... and the range accepted where several processes would have to agree on other units
 LEAST_SHARED_WEIGHT, MOST_SHARED_WEIGHT = 1e-100, 1e100
+# what errors of scikit-learn and NumPy about text contain
+ABOUT_TEXT = ("could not convert", "arrays of bytes/strings")
 SPARSE_FORMATS = ["csr", "csc", "coo"]
 
 
@@ -42,11 +44,8 @@ def patient_validation(**given: Any) -> Iterator[None]:
         with np.errstate(over="ignore", invalid="ignore"):
             yield
     except (TypeError, ValueError, OverflowError) as error:
-        text = ("could not convert", "arrays of bytes/strings")
-        about_text = any(words in str(error) for words in text)
-        message = None
-        if about_text or isinstance(error, OverflowError):
-            message = explain(given)
+        about_values = isinstance(error, OverflowError) or any(t in str(error) for t in ABOUT_TEXT)
+        message = explain(given) if about_values else None
         if message is None:
             raise
         raise ValueError(message) from error

@@ -78,9 +78,9 @@ def _facts(
     }
 
 
-def sets(data: TrainingData) -> tuple[TrainingData, TrainingData | None]:
-    """Training rows and the validation set."""
-    return data, data.held_out
+def _with_weights(rows: TrainingData) -> TrainingData:
+    """The rows with weights of one if none were given, which they need if another process has."""
+    return replace(rows, weight=rows.weights)
 
 
 def agree(
@@ -111,24 +111,23 @@ def agree(
             )
         local = prepare()
         kept.append(local)
+        held_out = local.data.held_out
         return {
             "facts": _facts(estimator, local, layers, context.incremental, listens=listens),
             "seed": local.spec.training.seed,
             "n_samples": local.data.n_samples,
-            "weighted": [rows is not None and rows.weight is not None for rows in sets(local.data)],
+            "weighted": local.data.weight is not None,
+            "held out weighted": held_out is not None and held_out.weight is not None,
         }
 
     found = group.gather(work)
     _compare([part["facts"] for part in found])
     local = kept[0]
-    weighted = [any(flags) for flags in zip(*(part["weighted"] for part in found), strict=True)]
-    # if one process has weights, all need them
-    data, held_out = (
-        replace(rows, weight=rows.weights) if rows is not None and needed else rows
-        for rows, needed in zip(sets(local.data), weighted, strict=True)
-    )
-    assert data is not None
-    data = replace(data, held_out=held_out)
+    data = local.data
+    if any(part["weighted"] for part in found):
+        data = _with_weights(data)
+    if data.held_out is not None and any(part["held out weighted"] for part in found):
+        data = replace(data, held_out=_with_weights(data.held_out))
     spec = local.spec.with_training(seed=found[0]["seed"])
     n_samples = sum(part["n_samples"] for part in found)
     return Local(data, local.n_dim, with_batch_size(spec, estimator.batch_size, n_samples))

@@ -135,30 +135,21 @@ def prepare(
     (rows, held_out), shares = _split_and_count(data, spec, context)
     condenses = can_condense(rows, spec, context, shares[0].n_samples)
     stats = statistics_of_all(rows, spec, context) if condenses else None
-    if not spec.standardize:
-        scaling = identity_scaling(rows.n_features, rows.n_targets)
-        return _checked(
-            data, Prepared(rows, held_out, stats, None, scaling, *shares), spec, context
-        )
-    x, y = moments_of_all(rows, context.group) if stats is None else stats.moments()
-    _check_moments(rows, x, y, spec, context)
-    if before is not None:
-        with np.errstate(over="ignore", invalid="ignore"):
-            x, y = before[0].merge(x), before[1].merge(y)
+    scaling, kept = identity_scaling(rows.n_features, rows.n_targets), None
+    if spec.standardize:
+        x, y = moments_of_all(rows, context.group) if stats is None else stats.moments()
         _check_moments(rows, x, y, spec, context)
-    prepared = Prepared(rows, held_out, stats, (x, y), spec.scaling(x, y), *shares)
-    return _checked(data, prepared, spec, context)
-
-
-def _checked(
-    data: TrainingData, prepared: Prepared, spec: FitSpec, context: RunContext
-) -> Prepared:
-    """The same, once a validation set of the user's is seen not to overflow."""
-    if data.held_out is not None:
-        held_out, scaling = data.held_out, prepared.held_out_scaling
-        x_units = scaling.x_offset, scaling.x_factor
-        y_units = spec.objective.loss.target_units(scaling)
-        context.group.run(lambda: check_validation_range(held_out, x_units, y_units, spec.dtype))
+        if before is not None:
+            with np.errstate(over="ignore", invalid="ignore"):
+                x, y = before[0].merge(x), before[1].merge(y)
+            _check_moments(rows, x, y, spec, context)
+        scaling, kept = spec.scaling(x, y), (x, y)
+    prepared = Prepared(rows, held_out, stats, kept, scaling, *shares)
+    if (given := data.held_out) is not None:
+        units = prepared.held_out_scaling
+        x_units = units.x_offset, units.x_factor
+        y_units = spec.objective.loss.target_units(units)
+        context.group.run(lambda: check_validation_range(given, x_units, y_units, spec.dtype))
     return prepared
 
 

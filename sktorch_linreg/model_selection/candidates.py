@@ -355,9 +355,7 @@ def fitted(c: Candidate, fold: Fold, trained: StackResult, at: tuple[int, int], 
     last: BaseTorchRegressor = clone(c.last)
     if spec.is_exact:
         # a scorer may need more than the coefficients
-        return whole_of(
-            c, fold, last.fit(fold.inner_train, fold.train_side.y, fold.weight, **fold.validation)
-        )
+        return whole_of(c, fold, last.fit(fold.inner_train, fold.train_side.y, fold.weight))
     for name in ("n_features_in_", "feature_names_in_"):
         if name in vars(fold.template):
             setattr(last, name, getattr(fold.template, name))
