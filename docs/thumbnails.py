@@ -13,6 +13,7 @@ PANELS = {
     "plot_salammbo": 4,
     "plot_several_targets": 0,
     "plot_tuning_a_network": 1,
+    "plot_your_own_module": 1,
 }
 
 

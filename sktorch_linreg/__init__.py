@@ -13,6 +13,7 @@ from .displays import (
 from .linear import TorchLinearRegressor
 from .mlp import TorchMLPRegressor
 from .model_selection import BatchedGridSearchCV, BatchedRandomizedSearchCV
+from .module import TorchRegressor
 from .persistence import load_model, save_model
 
 __all__ = [
@@ -26,6 +27,7 @@ __all__ = [
     "LossSurfaceDisplay",
     "TorchLinearRegressor",
     "TorchMLPRegressor",
+    "TorchRegressor",
     "TrainingDivergedError",
     "__version__",
     "load_model",

@@ -27,6 +27,9 @@ def came_from(parameter: str, owner: Any) -> Iterator[None]:
     """
     try:
         yield
+    except InvalidParameterError:
+        # says by itself which parameter is wrong
+        raise
     except Exception as error:
         # an error passed on by a nested object already has its note
         if not any(note.startswith(NOTE) for note in getattr(error, "__notes__", ())):

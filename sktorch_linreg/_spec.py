@@ -13,9 +13,10 @@ import torch
 from ._data.moments import Moments
 from ._data.scaling import Scaling, column_scale, identity_scaling, to_user_units
 from ._data.statistics import Statistics
+from ._modules.user_module import ModuleRecipe
 from ._objective.losses import Loss
 from ._objective.penalty import Penalty
-from ._runtime.aliases import FloatArray, Layers
+from ._runtime.aliases import Array, FloatArray, Layers
 from ._runtime.processes import ONE_PROCESS, ProcessGroup
 
 
@@ -50,12 +51,25 @@ class Objective:
 
 @dataclass(frozen=True)
 class ModelShape:
-    """The layers between features and targets."""
+    """The layers between features and targets, or a module of the user's.
+
+    `mixes_rows` says whether its output for a row depends on other rows in training, or may do so,
+    `mixes_rows_in_eval` the same of predictions, and `draws` whether it draws random numbers.
+    """
 
     hidden: tuple[int, ...] = ()
     activation: str = "identity"
     dropout: float = 0.0
     fit_intercept: bool = True
+    module: ModuleRecipe | None = None
+    mixes_rows: bool = False
+    draws: bool = False
+    mixes_rows_in_eval: bool = False
+
+    @property
+    def is_linear(self) -> bool:
+        """Whether the model is linear in the features."""
+        return not self.hidden and self.module is None
 
 
 @dataclass(frozen=True)
@@ -95,7 +109,8 @@ class FitSpec:
     objective: Objective
     shape: ModelShape
     training: TrainingOptions
-    standardize: bool
+    # False, True, "features" or "target"
+    standardize: bool | str
     tol: float | None
     dtype: torch.dtype
     device: torch.device
@@ -107,8 +122,9 @@ class FitSpec:
 
     def scaling(self, x: Moments, y: Moments) -> Scaling:
         """The scaling of features and targets with these moments."""
+        identity = identity_scaling(len(x.mean), len(y.mean))
         if not self.standardize:
-            return identity_scaling(len(x.mean), len(y.mean))
+            return identity
         centred = self.shape.fit_intercept
         # without an intercept nothing may be shifted
         x_offset = x.mean if centred else np.zeros_like(x.mean)
@@ -118,7 +134,12 @@ class FitSpec:
             # exact solvers divide by the scale, and find zero coefficients by themselves
             keeps_constant_targets=self.is_exact,
         )
-        return Scaling(x_offset, column_scale(x, centred), y_offset, y_scale)
+        x_scale = column_scale(x, centred)
+        if self.standardize == "target":
+            x_offset, x_scale = identity.x_offset, identity.x_scale
+        if self.standardize == "features":
+            y_offset, y_scale = identity.y_offset, identity.y_scale
+        return Scaling(x_offset, x_scale, y_offset, y_scale)
 
     def with_training(self, **changes: Any) -> FitSpec:
         """A copy with some of the training options changed."""
@@ -154,13 +175,16 @@ class RunContext:
 
 @dataclass
 class Start:
-    """Where training starts if not from fresh weights: layers, their scaling, and more.
+    """Where training starts if not from fresh weights: parameters, their scaling, and more.
 
-    `x_scale` are the scales of the columns that the layers were trained on, if known.
+    A network has `layers`, a module of the user's has `module_state`. `x_scale` are the scales of
+    the columns that the layers were trained on, if known.
     """
 
-    layers: Layers
     scaling: Scaling
+    layers: Layers = field(default_factory=list)
+    module_state: Mapping[str, Array] = field(default_factory=dict)
+    loss_state: Mapping[str, Array] = field(default_factory=dict)
     x_scale: FloatArray | None = None
     moments: tuple[Moments, Moments] | None = None
     state: Mapping[str, Any] | None = None
@@ -168,7 +192,11 @@ class Start:
 
 @dataclass
 class FitResult:
-    """What an engine returns: layers in the user's units, losses, and training records."""
+    """What an engine returns: layers in the user's units, losses, and training records.
+
+    For a module of the user's there are no layers but its parameters and buffers, `module_state`.
+    `loss_state` are those of a loss of the user's.
+    """
 
     layers: Layers
     loss: float
@@ -179,6 +207,9 @@ class FitResult:
     optimizer: str
     scaling: Scaling | None = None
     trained: Layers = field(default_factory=list)
+    shape: ModelShape = ModelShape()
+    module_state: Mapping[str, Array] = field(default_factory=dict)
+    loss_state: Mapping[str, Array] = field(default_factory=dict)
     history: list[dict[str, Any]] = field(default_factory=list)
     path: list[Layers] = field(default_factory=list)
     net: Any = None
@@ -201,7 +232,7 @@ class FitResult:
         """The result of training: layers in the trained units, loss curves, and other fields."""
         loss_curve, validation_loss_curve = curves
         return cls(
-            to_user_units(trained, scaling),
+            to_user_units(trained, scaling) if trained else [],
             loss_curve[-1] if loss_curve else math.nan,
             loss_curve,
             validation_loss_curve,
@@ -209,5 +240,6 @@ class FitResult:
             optimizer=spec.training.optimizer,
             scaling=scaling,
             trained=trained,
+            shape=spec.shape,
             **others,
         )

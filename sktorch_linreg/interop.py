@@ -2,18 +2,24 @@
 
 from __future__ import annotations
 
+import logging
+import warnings
+from importlib.util import find_spec
 from typing import Any
 
 import numpy as np
+import torch
 from sklearn.pipeline import Pipeline
 from sklearn.utils.validation import check_is_fitted
 
+from ._errors import came_from
 from ._estimator.pipelines import fitted_step
 from ._runtime import files
 from ._runtime.aliases import Array
 from .linear import TorchLinearRegressor
 from .mlp import TorchMLPRegressor
 from .model_selection import BatchedGridSearchCV, BatchedRandomizedSearchCV
+from .module import TorchRegressor
 
 # the ONNX operator set version to export to
 OPSET = 18
@@ -26,9 +32,9 @@ def to_onnx(
 
     Parameters
     ----------
-    model : TorchLinearRegressor, TorchMLPRegressor, Pipeline or search
+    model : TorchLinearRegressor, TorchMLPRegressor, TorchRegressor, Pipeline or search
         A fitted model; of a search, the best estimator is converted. The other steps of a pipeline
-        must be supported by skl2onnx.
+        must be supported by skl2onnx, and a module of your own by `torch.onnx.export`.
     path : str or path-like, default=None
         File to write, atomically; None writes no file.
     dtype : {"float32", "float64"}, default="float32"
@@ -42,8 +48,8 @@ def to_onnx(
     Returns
     -------
     onnx.ModelProto
-        The model. Its input ``X`` has the shape (n_samples, n_features), and its output
-        (n_samples, n_targets).
+        The model. Its input ``X`` has the shape of the rows in `fit`, and int64 elements if the
+        module takes integers; its output ``variable`` has the shape (n_samples, n_targets).
 
     Raises
     ------
@@ -53,7 +59,7 @@ def to_onnx(
         If `dtype` is not supported, if the parameters of the model overflow float32, or if columns
         are selected by name and `initial_types` is None.
     ImportError
-        If skl2onnx (extra ``onnx``) is not installed.
+        If skl2onnx, or onnxscript for a `TorchRegressor`, is not installed (extra ``onnx``).
 
     Examples
     --------
@@ -70,6 +76,20 @@ def to_onnx(
         model = model.best_estimator_
     check_is_fitted(model)
     model = _without_idle_steps(model)
+    last = fitted_step(model)
+    if isinstance(last, TorchRegressor):
+        converted = _convert_module(last, dtype)
+        if len(getattr(model, "steps", ())) > 1:
+            converted = _join(_by_skl2onnx(model[:-1], dtype, initial_types), converted)
+    else:
+        converted = _by_skl2onnx(model, dtype, initial_types)
+    if path is not None:
+        files.replace(path, converted.SerializeToString())
+    return converted
+
+
+def _by_skl2onnx(model: Any, dtype: str, initial_types: Any) -> Any:
+    """Convert an estimator or a pipeline whose steps are known to skl2onnx."""
     register_onnx_converters()
     from skl2onnx import convert_sklearn
     from skl2onnx.common.data_types import DoubleTensorType, FloatTensorType
@@ -79,7 +99,7 @@ def to_onnx(
     n_features = getattr(model, "n_features_in_", None) or np.shape(model.coef_)[-1]
     types = initial_types or [("X", kind([None, int(n_features)]))]
     try:
-        converted = convert_sklearn(
+        return convert_sklearn(
             model, initial_types=types, target_opset={"": OPSET, "ai.onnx.ml": 3}
         )
     except RuntimeError as error:
@@ -90,9 +110,55 @@ def to_onnx(
             "('size', FloatTensorType([None, 1])), ('colour', StringTensorType([None, 1]))], with "
             "the types of skl2onnx.common.data_types."
         ) from error
-    if path is not None:
-        files.replace(path, converted.SerializeToString())
-    return converted
+
+
+def _convert_module(estimator: TorchRegressor, dtype: str) -> Any:
+    """Convert a module of the user's by `torch.onnx`."""
+    if find_spec("onnxscript") is None:
+        raise ImportError(
+            "Converting a module of your own to ONNX requires onnxscript, which is not installed. "
+            "Install it with pip install 'sktorch_linreg[onnx]'."
+        )
+    kind = getattr(torch, dtype)
+    module = estimator._build_module(kind, torch.device("cpu"))
+    # two rows, since one would become a constant of the graph
+    x = torch.zeros(2, *module.row_shape, dtype=torch.int64 if module.integers else kind)
+    logger = logging.getLogger("torch.onnx")
+    level = logger.level
+    with warnings.catch_warnings(), came_from("module", module.module):
+        warnings.simplefilter("ignore")
+        try:
+            # says that torchvision is not installed
+            logger.setLevel(logging.ERROR)
+            program = torch.onnx.export(
+                module,
+                (x,),
+                dynamo=True,
+                input_names=["X"],
+                output_names=["variable"],
+                opset_version=OPSET,
+                dynamic_shapes=({0: torch.export.Dim("n_samples")},),
+                verbose=False,
+            )
+        finally:
+            logger.setLevel(level)
+    return program.model_proto  # type: ignore[union-attr]
+
+
+def _join(before: Any, last: Any) -> Any:
+    """One graph of the steps of a pipeline and of its last step."""
+    from onnx import compose
+
+    # names inside the two graphs may coincide
+    before = compose.add_prefix(before, "steps_", rename_inputs=False)
+    last = compose.add_prefix(last, "module_", rename_outputs=False)
+    before.ir_version = last.ir_version = min(before.ir_version, last.ir_version)
+    for operators in before.opset_import:
+        # skl2onnx declares the version in which the operators it used last changed
+        if operators.domain == "":
+            operators.version = OPSET
+    edge = before.graph.output[0].name, last.graph.input[0].name
+    return compose.merge_models(before, last, io_map=[edge])
 
 
 def register_onnx_converters() -> None:

@@ -20,7 +20,7 @@ from ._estimator.make_spec import make_spec
 from ._estimator.to_sklearn import as_linear_regression
 from ._exact import solve
 from ._exact.inference import StandardErrors, singular_values, why_undefined
-from ._modules.network import MLPModule
+from ._modules.scaled import ScaledModule
 from ._objective.losses import inverse_link
 from ._runtime.aliases import Array, Layers
 from ._runtime.sklearn_private import available_if, fit_context
@@ -508,7 +508,7 @@ class TorchLinearRegressor(BaseTorchRegressor):
         return out[0] if self._squeeze else out
 
     @property
-    def module_(self) -> MLPModule:
+    def module_(self) -> ScaledModule:
         """The linear model as a `torch.nn.Module`, built from `coef_` and `intercept_`."""
         check_is_fitted(self)
         return self._make_module()

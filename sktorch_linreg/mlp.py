@@ -357,7 +357,7 @@ class TorchMLPRegressor(BaseTorchRegressor):
     def _predict_in(self, dtype: torch.dtype, device: torch.device, X: Any) -> Array:
         """Predictions computed in `dtype`, returned in the dtype of X."""
         module = self._build_module(dtype, device)
-        widest = max(layer.out_features + layer.in_features for layer in module.linears)
+        widest = max(sum(weight.shape) for weight, _ in self._layers)
         out: Array = np.empty((X.shape[0], self.n_outputs_), dtype=X.dtype)
         with own_torch_settings(device, grad=False), np.errstate(over="ignore"):
             for part in chunks(X.shape[0], widest, CHUNK_BYTES):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import math
 import os
 from collections.abc import Mapping
 from typing import Any
@@ -11,21 +12,26 @@ import numpy as np
 import sklearn
 import torch
 from sklearn.utils.validation import check_is_fitted
+from torch import nn
 
 from ._data.moments import Moments
 from ._data.scaling import Scaling
 from ._data.statistics import Statistics
 from ._modules.activations import ACTIVATIONS
+from ._modules.user_module import UnsuitableState, import_path, name_of
 from ._runtime import files
 from ._runtime.aliases import Array
 from ._version import __version__
 from .linear import TorchLinearRegressor
 from .mlp import TorchMLPRegressor
+from .module import TorchRegressor
 
 KIND = "model"
 DTYPES = ("float16", "bfloat16", "float32", "float64")
 TRAINING_STATE = {"fits", "rates", "optimizer", "schedule", "generator", "dropout"}
-CLASSES = {cls.__name__: cls for cls in (TorchLinearRegressor, TorchMLPRegressor)}
+OURS: tuple[type, ...] = (TorchLinearRegressor, TorchMLPRegressor, TorchRegressor)
+CLASSES = {cls.__name__: cls for cls in OURS}
+Saved = TorchLinearRegressor | TorchMLPRegressor | TorchRegressor
 # what a state contains besides parameters, and the types allowed
 FITTED: dict[str, tuple[type, ...]] = {
     "n_features_in_": (int,),
@@ -58,10 +64,15 @@ FITTED: dict[str, tuple[type, ...]] = {
     "_layers": (list,),
     "_scaling": (dict,),
     "_fitted_activation": (str,),
+    "_loss_state": (dict,),
+    "_module_state": (dict,),
+    "_made_from": (dict,),
+    "_pads_rows": (bool,),
+    "_standardize": (bool, str),
 }
 
 
-def save_model(estimator: TorchLinearRegressor | TorchMLPRegressor, path: Any) -> None:
+def save_model(estimator: Saved, path: Any) -> None:
     """Write a fitted estimator to a file.
 
     The file is in the safetensors format, with parameters, attributes and package versions in its
@@ -70,8 +81,9 @@ def save_model(estimator: TorchLinearRegressor | TorchMLPRegressor, path: Any) -
 
     Parameters
     ----------
-    estimator : TorchLinearRegressor or TorchMLPRegressor
-        A fitted estimator.
+    estimator : TorchLinearRegressor, TorchMLPRegressor or TorchRegressor
+        A fitted estimator. Of a module of your own, the file holds parameters and buffers by name,
+        and the name of its class or function, which `load_model` has to be given again.
     path : str or path-like
         The file; an existing one is replaced.
 
@@ -82,8 +94,8 @@ def save_model(estimator: TorchLinearRegressor | TorchMLPRegressor, path: Any) -
     TypeError
         If it is not an estimator of this package. Save a `Pipeline` with `skops.io.dump`.
     ValueError
-        If a parameter is neither a number nor a string: an optimizer, loss or schedule class, or
-        callbacks. Use `joblib.dump` for these.
+        If a parameter is neither a number nor a string: an optimizer, loss or schedule class, an
+        instance as `module`, or callbacks. Use `joblib.dump` for these.
     ImportError
         If safetensors (extra ``persist``) is not installed.
     OSError
@@ -107,7 +119,7 @@ def save_model(estimator: TorchLinearRegressor | TorchMLPRegressor, path: Any) -
     name = type(estimator).__name__
     if CLASSES.get(name) is not type(estimator):
         raise TypeError(
-            f"save_model takes a {' or a '.join(CLASSES)}; got {name}. Save the last step of a "
+            f"save_model takes a {', a '.join(CLASSES)}; got {name}. Save the last step of a "
             "pipeline or the best_estimator_ of a search, or save all of it with skops.io.dump."
         )
     check_is_fitted(estimator)
@@ -119,6 +131,14 @@ def save_model(estimator: TorchLinearRegressor | TorchMLPRegressor, path: Any) -
         elif key in state and state[key].dtype.kind != "f":
             state[key] = state[key].astype(np.float64)
     params = estimator.get_params()
+    module = params.pop("module", None)
+    if isinstance(module, nn.Module):
+        raise ValueError(
+            f"save_model cannot store module={type(module).__name__}(...), an instance. Pass its "
+            "class or a function that makes it as module, or save the estimator with joblib.dump."
+        )
+    if module is not None:
+        state["_made_from"] = {k: v for k, v in state["_made_from"].items() if k != "given"}
     for key in ("device", "dtype", "checkpoint_dir"):
         params[key] = state[key]
     content = {
@@ -127,8 +147,10 @@ def save_model(estimator: TorchLinearRegressor | TorchMLPRegressor, path: Any) -
         "params": params,
         "fitted": {k: v for k, v in state.items() if k in FITTED},
     }
+    if module is not None:
+        content["module"] = import_path(module)
     try:
-        _restore(copy.deepcopy(content))
+        _restore(copy.deepcopy(content), module)
     except Exception as error:
         raise ValueError(
             f"The {name} could not be read back by load_model: {error}. Nothing was written."
@@ -142,17 +164,19 @@ def save_model(estimator: TorchLinearRegressor | TorchMLPRegressor, path: Any) -
         ) from error
 
 
-def load_model(path: Any) -> TorchLinearRegressor | TorchMLPRegressor:
+def load_model(path: Any, *, module: Any = None) -> Saved:
     """Load an estimator written by `save_model`; nothing in the file is executed.
 
     Parameters
     ----------
     path : str or path-like
         The file.
+    module : type, callable or torch.nn.Module, default=None
+        For a `TorchRegressor`: its class or function, or an instance to fill, which is copied.
 
     Returns
     -------
-    estimator : TorchLinearRegressor or TorchMLPRegressor
+    estimator : TorchLinearRegressor, TorchMLPRegressor or TorchRegressor
         The fitted estimator. If its device is not available, it predicts on the CPU.
 
     Raises
@@ -161,7 +185,8 @@ def load_model(path: Any) -> TorchLinearRegressor | TorchMLPRegressor:
         If there is no such file.
     ValueError
         If it is damaged, was not written by `save_model`, or contains values that no fit
-        produces; the message names the file and the problem.
+        produces, or if `module` is missing or has other parameters; the message names the file and
+        the problem.
     ImportError
         If safetensors (extra ``persist``) is not installed.
 
@@ -177,8 +202,24 @@ def load_model(path: Any) -> TorchLinearRegressor | TorchMLPRegressor:
     FileNotFoundError: There is no file '/no/such/file'.
     """
     content = files.read(path, KIND)
+    saved = content.get("estimator") if isinstance(content, dict) else None
+    if saved == "TorchRegressor" and module is None:
+        name = content.get("module")
+        raise ValueError(
+            f"{os.fspath(path)!r} holds a TorchRegressor with module={name}. Pass that class or "
+            f"function, or an instance to fill: load_model(path, module={name})."
+        )
+    if module is not None and saved != "TorchRegressor":
+        raise ValueError(
+            f"{os.fspath(path)!r} holds a {saved}, which takes no module. Call load_model(path)."
+        )
     try:
-        return _restore(content)
+        return _restore(content, module)
+    except UnsuitableState as error:
+        raise ValueError(
+            f"{os.fspath(path)!r} cannot be loaded into module={name_of(module)}: {error}. It was "
+            f"saved with module={content['module']}."
+        ) from error
     except Exception as error:
         raise ValueError(
             f"{os.fspath(path)!r} cannot be loaded: it does not contain a fitted model of this "
@@ -192,17 +233,23 @@ def _versions() -> dict[str, str]:
     return {"sktorch_linreg": __version__, **found}
 
 
-def _restore(content: Mapping[str, Any]) -> TorchLinearRegressor | TorchMLPRegressor:
+def _restore(content: Mapping[str, Any], module: Any = None) -> Saved:
     """Rebuild the estimator from a file; raises if something in it cannot come from a fit."""
     name = content["estimator"]
     if name not in CLASSES:
         raise ValueError(f"its class {name!r} is unknown")
-    estimator: Any = CLASSES[name](**content["params"])
+    params, given = dict(content["params"]), {} if module is None else {"module": module}
+    if isinstance(module, nn.Module):
+        # the instance has been constructed with arguments of its own
+        params = {k: v for k, v in params.items() if not k.startswith("module__")}
+    estimator: Any = CLASSES[name](**given, **params)
     estimator._validate_params()
     fitted = content["fitted"]
     for key, value in fitted.items():
         if not isinstance(value, FITTED[key]):
             raise ValueError(f"{key} has the type {type(value).__name__}")
+    if module is not None:
+        return _restore_user_module(estimator, fitted, module)
     network = name == "TorchMLPRegressor"
     layers = fitted["_layers"] if network else _linear_layers(fitted)
     n_features = fitted.get("n_features_in_", layers[0][0].shape[-1])
@@ -219,6 +266,23 @@ def _restore(content: Mapping[str, Any]) -> TorchLinearRegressor | TorchMLPRegre
     if out.shape != ((1,) if squeeze else (1, n_outputs)) or np.isnan(out).any():
         raise ValueError(f"its predictions are {out}, of the shape {out.shape}")
     return estimator  # type: ignore[no-any-return]
+
+
+def _restore_user_module(estimator: Any, fitted: Mapping[str, Any], module: Any) -> Saved:
+    """As `_restore`, for a module of the user's."""
+    made_from = {**fitted["_made_from"], "given": module}
+    n_columns, n_outputs = math.prod(made_from["row_shape"]), fitted["n_outputs_"]
+    _check_curves(fitted)
+    _check_attributes(fitted, n_columns, n_outputs, fitted["n_features_in_"])
+    _check_scaling(fitted, n_columns, n_outputs)
+    for name, array in fitted["_module_state"].items():
+        if not isinstance(array, np.ndarray):
+            raise ValueError(f"its parameter {name} is not an array")
+    estimator.__setstate__({**vars(estimator), **fitted, "_made_from": made_from})
+    # raises if names or shapes do not match
+    estimator._module_for_predict()
+    out: Saved = estimator
+    return out
 
 
 def _linear_layers(fitted: Mapping[str, Any]) -> list[tuple[Array, Array]]:
@@ -244,10 +308,12 @@ def _check_curves(fitted: Mapping[str, Any]) -> None:
         raise ValueError("the training history is invalid")
 
 
-def _check_attributes(fitted: Mapping[str, Any], n_features: int, n_outputs: int) -> None:
+def _check_attributes(
+    fitted: Mapping[str, Any], n_features: int, n_outputs: int, n_names: int | None = None
+) -> None:
     """Raise if attributes do not match the layers."""
     names = fitted.get("feature_names_in_")
-    if names is not None and names.shape != (n_features,):
+    if names is not None and names.shape != (n_names or n_features,):
         raise ValueError("feature_names_in_ does not match n_features_in_")
     if (fitted.get("_squeeze") and n_outputs > 1) or fitted.get(
         "n_outputs_", n_outputs

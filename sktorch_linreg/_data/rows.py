@@ -23,7 +23,7 @@ class TrainingData:
 
     The user's weights are `weight` times ``2**exponent``; the exponent is even. `verify` raises
     if X or y is not finite; it is None if that has been checked already. `held_out` is the user's
-    validation set, if any.
+    validation set, if any. `row_shape` is the shape of a row before it was made flat.
     """
 
     X: Any
@@ -32,6 +32,7 @@ class TrainingData:
     verify: Callable[[], object] | None = None
     exponent: int = 0
     held_out: TrainingData | None = None
+    row_shape: tuple[int, ...] = ()
 
     @property
     def n_samples(self) -> int:

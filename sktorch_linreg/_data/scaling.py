@@ -39,6 +39,15 @@ class Scaling:
         """Inverse of `vars`; version 0.1 also stored the link, which now belongs to the loss."""
         return cls(**{name: value for name, value in state.items() if name != "log_link"})
 
+    def extended_by(self, later: Scaling) -> Scaling:
+        """The same scaling, but the later one for columns and targets constant so far."""
+        parts = {}
+        for side in ("x", "y"):
+            constant = getattr(self, f"{side}_scale") == 0
+            for name in (f"{side}_offset", f"{side}_scale"):
+                parts[name] = np.where(constant, getattr(later, name), getattr(self, name))
+        return Scaling(**parts)
+
     @property
     def fits_single(self) -> bool:
         """Whether all of it fits float32 with headroom for the computation."""

@@ -31,6 +31,18 @@ ABOUT_TEXT = ("could not convert", "arrays of bytes/strings")
 SPARSE_FORMATS = ["csr", "csc", "coo"]
 
 
+@dataclass(frozen=True)
+class RowRules:
+    """What an estimator takes besides a matrix of floating-point numbers.
+
+    `any_shape` says whether rows may have any number of dimensions, and `integers` whether integers
+    stay integers.
+    """
+
+    any_shape: bool = False
+    integers: bool = False
+
+
 @contextmanager
 def patient_validation(**given: Any) -> Iterator[None]:
     """Wrap scikit-learn's checks: let sums overflow, and say where text is and what to do.
@@ -80,6 +92,7 @@ def validate_rows(
     caller has to check sums of the rows, or to call `verify`.
     """
     X, y, sample_weight = to_host(X), to_host(y), to_host(sample_weight)
+    rules: RowRules = estimator._row_rules
     verify: Callable[[], object] | None = None
     if is_plain(X, (2,)) and is_plain(y, (1, 2)) and len(X) == len(y):
         adopt_names(estimator, X, reset)
@@ -93,10 +106,11 @@ def validate_rows(
                 y,
                 reset=reset,
                 accept_sparse=SPARSE_FORMATS,
+                allow_nd=rules.any_shape,
                 multi_output=True,
                 y_numeric=True,
             )
-            X = as_float(estimator, X)
+            X = as_numbers(estimator, X, rules)
             if isinstance(y, np.ndarray) and y.dtype.kind not in "fiub":
                 y = y.astype(np.float64)
         if sp.issparse(y):
@@ -106,10 +120,10 @@ def validate_rows(
     if y.dtype != X.dtype:
         # y stays float32 only if X is float32 too
         y = y.astype(np.float64)
-    n_dim = y.ndim
-    y = y.reshape(len(y), -1)
+    n_dim, row_shape = y.ndim, X.shape[1:]
+    X, y = _flat(X), y.reshape(len(y), -1)
     if sample_weight is None:
-        return TrainingData(X, y, None, verify), n_dim
+        return TrainingData(X, y, None, verify, row_shape=row_shape), n_dim
     weight, least = sample_weight, -1.0
     if is_plain(weight, (1,)) and len(weight) == X.shape[0] and np.isfinite(weight).all():
         weight = np.asarray(weight, dtype=np.float64)
@@ -126,7 +140,35 @@ def validate_rows(
         X, y, weight, verify = X[keep], y[keep], weight[keep], None
     elif least == 1 and weight.max() == 1:
         weight = None
-    return TrainingData(X, y, weight, verify, exponent), n_dim
+    return TrainingData(X, y, weight, verify, exponent, row_shape=row_shape), n_dim
+
+
+def as_numbers(estimator: BaseEstimator, X: Any, rules: RowRules) -> Any:
+    """Validated numbers as floats, or as int64 if they are integers and the rules keep these."""
+    if rules.integers and not sp.issparse(X) and X.dtype.kind in "iu":
+        if X.dtype.kind == "u" and X.max() > np.iinfo(np.int64).max:
+            raise ValueError(
+                f"X contains {X.max()}, which is out of range for int64. Encode the categories as "
+                "0, 1, 2, ..., for example with sklearn.preprocessing.OrdinalEncoder."
+            )
+        return X.astype(np.int64)
+    return as_float(estimator, X)
+
+
+def _flat(X: Any) -> Any:
+    """Rows of any shape as rows of one dimension."""
+    return X if X.ndim == 2 else X.reshape(len(X), -1)
+
+
+def check_row_shape(
+    estimator: BaseEstimator, found: tuple[int, ...] | None, expected: tuple[int, ...]
+) -> None:
+    """Raise ValueError if rows do not have the shape that they had in fit."""
+    if found is not None and tuple(found) != tuple(expected):
+        raise ValueError(
+            f"X has rows of shape {tuple(found)}, but {type(estimator).__name__} was fitted to "
+            f"rows of shape {tuple(expected)}."
+        )
 
 
 # parameters of fit that are a validation set, in the order of `validate_rows`
@@ -164,6 +206,7 @@ def validate_held_out(
         held_out, n_dim_val = validate_rows(estimator, X, y, weight, reset=False)
         if held_out.verify is not None:
             held_out.verify()
+        check_row_shape(estimator, held_out.row_shape, data.row_shape)
         if (n_dim_val, held_out.n_targets) != (n_dim, data.n_targets):
             raise ValueError(
                 f"y_val has {n_dim_val} dimension(s) and {held_out.n_targets} target(s), but y has "

@@ -11,7 +11,7 @@ import numpy as np
 import scipy.sparse as sp
 
 from .._data.rows import TrainingData
-from .._runtime.aliases import Layers
+from .._runtime.aliases import Array
 from .._runtime.identity import Identity, IncomparableError, describe, fingerprint
 from .._runtime.processes import ProcessGroup
 from .._runtime.python_numbers import as_python
@@ -53,13 +53,13 @@ def _kind(value: Any) -> str:
 
 
 def _facts(
-    estimator: Any, local: Local, start: Layers | None, incremental: bool, *, listens: bool
+    estimator: Any, local: Local, start: list[Array], incremental: bool, *, listens: bool
 ) -> dict[str, Any]:
     """What must be the same on all processes."""
     spec, data, digest = local.spec, local.data, None
     names = vars(estimator).get("feature_names_in_")
-    if start is not None:
-        parts = (np.ascontiguousarray(a).tobytes() for pair in start for a in pair if a is not None)
+    if start:
+        parts = (np.ascontiguousarray(a).tobytes() for a in start)
         digest = hashlib.sha256(b"".join(parts)).hexdigest()[:12]
     return {
         "the kind of estimator": type(estimator).__qualname__,
@@ -87,7 +87,7 @@ def agree(
     context: RunContext,
     estimator: Any,
     prepare: Callable[[], Local],
-    start: Callable[[], Layers | None],
+    start: Callable[[], list[Array]],
     *,
     listens: bool,
 ) -> Local:
@@ -99,7 +99,7 @@ def agree(
     group = context.group
     if group.size == 1:
         return prepare()
-    layers = start()
+    arrays = start()
     kept: list[Local] = []
 
     def work() -> dict[str, Any]:
@@ -113,7 +113,7 @@ def agree(
         kept.append(local)
         held_out = local.data.held_out
         return {
-            "facts": _facts(estimator, local, layers, context.incremental, listens=listens),
+            "facts": _facts(estimator, local, arrays, context.incremental, listens=listens),
             "seed": local.spec.training.seed,
             "n_samples": local.data.n_samples,
             "weighted": local.data.weight is not None,

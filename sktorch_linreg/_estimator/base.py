@@ -18,21 +18,26 @@ from sklearn.base import MultiOutputMixin, RegressorMixin
 from sklearn.exceptions import ConvergenceWarning
 from sklearn.utils.validation import check_is_fitted, validate_data
 
-from .._data.arrays import as_float, to_host, verify_finite
+from .._data.arrays import to_host, verify_finite
 from .._data.moments import Moments
 from .._data.rows import TrainingData
 from .._data.scaling import Scaling
 from .._data.validation import (
     SPARSE_FORMATS,
+    RowRules,
     adopt_names,
+    as_numbers,
     is_plain,
     patient_validation,
     validate_held_out,
     validate_rows,
 )
 from .._errors import ExtremeScales, collected_warnings
-from .._modules.network import MLPModule, build_module
-from .._runtime.aliases import Layers
+from .._modules.network import build_module
+from .._modules.scaled import ScaledModule
+from .._modules.user_module import load_arrays_
+from .._objective.losses import Loss, resolve_loss
+from .._runtime.aliases import Array, Layers
 from .._runtime.devices import resolve_device
 from .._runtime.processes import current_group
 from .._runtime.sklearn_private import CallbackSupportMixin, Interval, Options, StrOptions
@@ -135,12 +140,12 @@ class BaseTorchRegressor(
             if data.verify is not None and not (spec.is_exact and context.group.size == 1):
                 data.verify()
             if goes_on:
-                check_start(self._user_layers(), self._log_link, data, spec)
+                self._check_start(data, spec)
             check_targets(data, spec)
             return Local(data, n_dim, spec)
 
-        def start() -> Layers | None:
-            return self._user_layers() if goes_on else None
+        def start() -> list[Array]:
+            return self._start_arrays() if goes_on else []
 
         local = agree(context, self, prepare, start, listens=listens)
         data, spec = local.data, local.spec
@@ -188,14 +193,29 @@ class BaseTorchRegressor(
         layers, units = self._trained_layers()
         if not spec.shape.fit_intercept:
             layers = [(weight, None) for weight, _ in layers]
-        start = Start(layers, units)
-        moments = None
-        if kept := vars(self).get("_moments"):
-            x, y = (Moments(**m) for m in kept)
-            start.x_scale, moments = spec.scaling(x, y).x_scale, (x, y)
+        start = Start(units, layers, loss_state=vars(self).get("_loss_state", {}))
+        moments = self._kept_moments()
+        if moments is not None:
+            start.x_scale = spec.scaling(*moments).x_scale
         if context.incremental:
             start.moments, start.state = moments, vars(self).get("_training_state")
         return start
+
+    def _kept_moments(self) -> tuple[Moments, Moments] | None:
+        """The moments of the rows so far, for `partial_fit`."""
+        kept = vars(self).get("_moments")
+        if not kept:
+            return None
+        x, y = (Moments(**m) for m in kept)
+        return x, y
+
+    def _start_arrays(self) -> list[Array]:
+        """The parameters that training continues from."""
+        return [a for layer in self._user_layers() for a in layer if a is not None]
+
+    def _check_start(self, data: TrainingData, spec: FitSpec) -> None:
+        """Raise if training cannot continue from the current parameters."""
+        check_start(self._user_layers(), self._log_link, data, spec)
 
     def _append_curves(self, result: FitResult) -> None:
         """Append to the curves and the history, as MLPRegressor does."""
@@ -221,8 +241,14 @@ class BaseTorchRegressor(
         self._net = result.net
         self._training_state = result.state
         self._moments = result.moments and tuple(dict(vars(m)) for m in result.moments)
+        self._loss_state = dict(result.loss_state)
 
     # -- implemented by subclasses --------------------------------------------------------------
+
+    @property
+    def _row_rules(self) -> RowRules:
+        """What rows may look like."""
+        return RowRules()
 
     def _make_spec(self, data: TrainingData, context: RunContext) -> FitSpec:
         """The spec of a fit to these rows."""
@@ -244,14 +270,16 @@ class BaseTorchRegressor(
         return self._validate_predict_rows(X)
 
     def _validate_predict_rows(self, X: Any) -> tuple[Any, Callable[[], object] | None]:
-        X = to_host(X)
+        X, rules = to_host(X), self._row_rules
         if is_plain(X, (2,)):
             adopt_names(self, X, reset=False)
             X = np.asarray(X)
             return X, partial(verify_finite, self, X=X)
         with patient_validation(X=X):
-            X = validate_data(self, X, reset=False, accept_sparse=SPARSE_FORMATS)
-            return as_float(self, X), None
+            X = validate_data(
+                self, X, reset=False, accept_sparse=SPARSE_FORMATS, allow_nd=rules.any_shape
+            )
+            return as_numbers(self, X, rules), None
 
     def score(self, X: Any, y: Any, sample_weight: Any = None) -> float:
         """Coefficient of determination R2 of the predictions.
@@ -287,7 +315,7 @@ class BaseTorchRegressor(
             y, sample_weight = to_host(y), to_host(sample_weight)
         return float(super().score(X, y, sample_weight))
 
-    def _build_module(self, dtype: torch.dtype, device: torch.device) -> MLPModule:
+    def _build_module(self, dtype: torch.dtype, device: torch.device) -> ScaledModule:
         layers, scaling = self._trained_layers()
         with own_torch_settings(device):
             return build_module(
@@ -313,13 +341,13 @@ class BaseTorchRegressor(
             return torch.device("cpu")
 
     @property
-    def module_(self) -> MLPModule:
+    def module_(self) -> ScaledModule:
         """The trained `torch.nn.Module`; it takes raw features and returns predictions."""
         check_is_fitted(self)
         net = vars(self).get("_net")
         return self._make_module() if net is None else net.module_
 
-    def _make_module(self) -> MLPModule:
+    def _make_module(self) -> ScaledModule:
         dtype = getattr(torch, getattr(self, "_trained_dtype", "float64"))
         return self._build_module(dtype, self._fitted_device())
 
@@ -328,7 +356,16 @@ class BaseTorchRegressor(
         """The skorch net around `module_`."""
         check_is_fitted(self)
         net = vars(self).get("_net")
-        return wrap(self.module_) if net is None else net
+        return wrap(self.module_, self._fitted_loss()) if net is None else net
+
+    def _fitted_loss(self) -> Loss:
+        """The loss in the state after training."""
+        module = self.module_
+        n_targets, dtype, device = len(module.rescale.scale), module.x_offset.dtype, "cpu"
+        loss = resolve_loss(self.loss, self._options_of("loss__"), n_targets, dtype, device)
+        if loss.module is not None and (state := vars(self).get("_loss_state")):
+            load_arrays_(loss.module, state)
+        return loss
 
     def __getstate__(self) -> dict[str, Any]:
         state = dict(super().__getstate__())

@@ -49,6 +49,9 @@ class Units:
 
     def _layers(self, layers: Layers) -> Layers:
         out = list(layers)
+        if not out:
+            # a module of the user's predicts from the scaling
+            return out
         weight, bias = out[0]
         out[0] = np.ldexp(weight, -self.x), bias
         weight, bias = out[-1]
@@ -70,7 +73,7 @@ class Units:
     @staticmethod
     def _vanish(before: Layers, after: Layers) -> bool:
         """Whether a coefficient that matters underflows float64."""
-        if len(before) > 1:
+        if len(before) != 1:
             # a network predicts from its trained layers and their scaling
             return False
         scaled, restored = np.abs(before[0][0]), np.abs(after[0][0])

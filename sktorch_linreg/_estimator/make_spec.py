@@ -60,7 +60,7 @@ def make_spec(
         objective,
         shape,
         training,
-        standardize=bool(estimator.standardize),
+        standardize=_standardize(estimator.standardize),
         tol=None if estimator.tol is None else float(estimator.tol),
         dtype=dtype,
         device=device,
@@ -68,6 +68,10 @@ def make_spec(
     if not spec.is_exact:
         check_penalty(objective.alpha, dtype)
     return with_batch_size(spec, estimator.batch_size, data.n_samples)
+
+
+def _standardize(given: Any) -> bool | str:
+    return str(given) if isinstance(given, str) else bool(given)
 
 
 def with_batch_size(spec: FitSpec, batch_size: Any, n_samples: int) -> FitSpec:

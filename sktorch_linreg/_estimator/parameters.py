@@ -23,6 +23,7 @@ class ParametersMixin(BaseEstimator):  # type: ignore[misc]
     """Constructor parameters, and additional options with a prefix."""
 
     _parameter_constraints: ClassVar[dict[str, Any]]
+    _prefixes: ClassVar[tuple[str, ...]] = PREFIXES
     _options: dict[str, Any]
 
     # -- dunder options -------------------------------------------------------------------------
@@ -31,11 +32,11 @@ class ParametersMixin(BaseEstimator):  # type: ignore[misc]
         """Store the constructor's dunder options unchanged; other names raise a TypeError."""
         known = type(self)._get_param_names()
         for name in options:
-            if not name.startswith(PREFIXES):
+            if not name.startswith(self._prefixes):
                 raise TypeError(
                     f"{type(self).__name__} has no parameter {name!r}.{nearest(name, known)} "
                     f"Its parameters are {', '.join(known)}, and options that start with "
-                    f"{', '.join(PREFIXES)}."
+                    f"{', '.join(self._prefixes)}."
                 )
         self._options = dict(options)
 
@@ -47,7 +48,7 @@ class ParametersMixin(BaseEstimator):  # type: ignore[misc]
         return object.__getattribute__(self, name)
 
     def __setattr__(self, name: str, value: Any) -> None:
-        if name.startswith(PREFIXES):
+        if name.startswith(self._prefixes):
             self._options = {**self._options, name: value}
         else:
             super().__setattr__(name, value)
@@ -101,11 +102,11 @@ class ParametersMixin(BaseEstimator):  # type: ignore[misc]
         """
         known = self._get_param_names()
         for name in params:
-            if name not in known and not name.startswith(PREFIXES):
+            if name not in known and not name.startswith(self._prefixes):
                 raise ValueError(
                     f"{type(self).__name__} has no parameter {name!r}.{nearest(name, known)} "
                     f"Valid parameters are {known}, and options that start with "
-                    f"{', '.join(PREFIXES)}."
+                    f"{', '.join(self._prefixes)}."
                 )
         for name, value in params.items():
             setattr(self, name, value)

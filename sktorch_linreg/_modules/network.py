@@ -4,62 +4,21 @@ from __future__ import annotations
 
 import itertools
 from collections import OrderedDict
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
+from typing import cast
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
 from .._data.scaling import Scaling
-from .._objective.losses import inverse_link
-from .._runtime.aliases import Layers
+from .._runtime.aliases import Array, Layers
 from .activations import ACTIVATIONS
 from .dropout import Dropout, Masks
+from .scaled import Rescale, ScaledModule, Standardize
 
 
-class Standardize(nn.Module):
-    """Features minus their offset, times a factor; off in training, where rows are pre-scaled."""
-
-    offset: Tensor
-    factor: Tensor
-    scale: Tensor
-
-    def __init__(self, n_features: int) -> None:
-        super().__init__()
-        self.enabled = False
-        self.register_buffer("offset", torch.zeros(n_features))
-        self.register_buffer("factor", torch.ones(n_features))
-        # the reciprocal of the factor, not needed by a fitted module
-        self.register_buffer("scale", torch.ones(n_features), persistent=False)
-
-    def forward(self, x: Tensor) -> Tensor:
-        return (x - self.offset) * self.factor if self.enabled else x
-
-
-class Rescale(nn.Module):
-    """Outputs of the last layer as predictions in the user's units; off in training."""
-
-    offset: Tensor
-    scale: Tensor
-
-    def __init__(self, n_targets: int, log_link: bool) -> None:
-        super().__init__()
-        self.enabled, self.log_link = False, log_link
-        self.register_buffer("offset", torch.zeros(n_targets))
-        self.register_buffer("scale", torch.ones(n_targets))
-
-    def forward(self, output: Tensor) -> Tensor:
-        return self.to_predictions(output) if self.enabled else output
-
-    def to_predictions(self, output: Tensor) -> Tensor:
-        """Outputs as predictions, also in training."""
-        out = torch.addcmul(self.offset, output, self.scale)
-        predictions: Tensor = inverse_link(out, self.log_link)
-        return predictions
-
-
-class MLPModule(nn.Sequential):
+class MLPModule(ScaledModule, nn.Sequential):
     """Standardize, fully connected layers with their activations, and rescale, in sequence.
 
     Parameters
@@ -77,15 +36,11 @@ class MLPModule(nn.Sequential):
 
     Notes
     -----
-    In training, dense rows are already standardised and outputs stay in training units
-    (`scale_input` and `scale_output` are False); a fitted module has both set and takes raw
-    features. Sparse rows go through `outputs`: they are never centred, and the first layer absorbs
-    the shift into its intercept.
+    Sparse rows go through `outputs`: they are never centred, and the first layer absorbs the shift
+    into its intercept.
     """
 
-    standardize: Standardize
     layers: nn.Sequential
-    rescale: Rescale
 
     def __init__(
         self,
@@ -110,7 +65,7 @@ class MLPModule(nn.Sequential):
             "rescale": Rescale(sizes[-1], log_link),
         }
         super().__init__(OrderedDict(parts))
-        self.activation, self.log_link, self.dropout = activation, log_link, masks
+        self.activation, self.dropout = activation, masks
 
     def outputs(self, x: Tensor) -> Tensor:
         """The outputs of the module, for dense and for sparse rows."""
@@ -131,80 +86,6 @@ class MLPModule(nn.Sequential):
             h = h + layer.bias
         return h - weight @ self.x_offset if self.scale_input else h
 
-    # -- units ----------------------------------------------------------------------------------
-
-    @property
-    def scale_input(self) -> bool:
-        """Whether features are in the user's units."""
-        return self.standardize.enabled
-
-    @scale_input.setter
-    def scale_input(self, on: bool) -> None:
-        self.standardize.enabled = on
-
-    @property
-    def scale_output(self) -> bool:
-        """Whether outputs are returned as predictions in the user's units."""
-        return self.rescale.enabled
-
-    @scale_output.setter
-    def scale_output(self, on: bool) -> None:
-        self.rescale.enabled = on
-
-    @contextmanager
-    def raw(self) -> Iterator[None]:
-        """Take raw features and return predictions inside this context."""
-        before = self.scale_input, self.scale_output
-        self.scale_input = self.scale_output = True
-        try:
-            yield
-        finally:
-            self.scale_input, self.scale_output = before
-
-    @property
-    def x_offset(self) -> Tensor:
-        """Offset subtracted from features."""
-        return self.standardize.offset
-
-    @property
-    def x_factor(self) -> Tensor:
-        """Factor that the shifted features are multiplied by."""
-        return self.standardize.factor
-
-    def to_user_units(self, y: Tensor) -> Tensor:
-        """Targets, converted from training units to the user's units."""
-        offset, scale = self.rescale.offset, self.rescale.scale
-        if self.log_link:
-            return y * inverse_link(offset, self.log_link)
-        return torch.addcmul(offset, y, scale)
-
-    def to_predictions(self, output: Tensor) -> Tensor:
-        """Outputs of the last layer as predictions in the user's units."""
-        return self.rescale.to_predictions(output)
-
-    def to_user_rows(self, x: Tensor) -> Tensor:
-        """Features, converted from training units; sparse ones were never scaled."""
-        sparse = x.layout != torch.strided
-        return x if sparse else torch.addcmul(self.x_offset, x, self.standardize.scale)
-
-    @torch.no_grad()
-    def set_scaling_(self, scaling: Scaling) -> None:
-        """Set the scaling; `scale_input` and `scale_output` control when it is used."""
-        for buffer, values in (
-            (self.standardize.offset, scaling.x_offset),
-            (self.standardize.factor, scaling.x_factor),
-            (self.standardize.scale, scaling.x_scale),
-            (self.rescale.offset, scaling.y_offset),
-            (self.rescale.scale, scaling.y_scale),
-        ):
-            buffer.copy_(torch.from_numpy(np.array(values)))
-
-    def finish_(self) -> None:
-        """Take raw features and return predictions from here on."""
-        self.scale_input = self.scale_output = True
-        self.dropout.groups = None
-        self.eval()
-
     # -- parameters -----------------------------------------------------------------------------
 
     @property
@@ -213,9 +94,30 @@ class MLPModule(nn.Sequential):
         return [layer for layer in self.layers if isinstance(layer, nn.Linear)]
 
     @property
-    def weights(self) -> list[Tensor]:
-        """The penalised parameters: the weight matrix of each layer."""
-        return [layer.weight for layer in self.linears]
+    def weights(self) -> list[nn.Parameter]:
+        """The weight matrix of each layer."""
+        return [cast(nn.Parameter, layer.weight) for layer in self.linears]
+
+    @property
+    def others(self) -> list[nn.Parameter]:
+        """The intercepts of each layer."""
+        return [layer.bias for layer in self.linears if layer.bias is not None]
+
+    @property
+    def by_hand(self) -> bool:  # type: ignore[override]
+        """Whether the derivative of the activation is written out."""
+        return ACTIVATIONS[self.activation].by_hand
+
+    def layers_of(self, arrays: list[Array]) -> Layers:
+        """Weights and intercepts layer by layer, from the arrays of `weights` and `others`."""
+        n = len(self.linears)
+        biases: list[Array | None] = [*arrays[n:]] or [None] * n
+        return list(zip(arrays[:n], biases, strict=True))
+
+    def finish_(self) -> None:
+        """Take raw features and return predictions from here on."""
+        self.dropout.groups = None
+        super().finish_()
 
     @torch.no_grad()
     def load_(self, layers: Layers) -> None:

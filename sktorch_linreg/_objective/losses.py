@@ -5,7 +5,7 @@ from __future__ import annotations
 import inspect
 from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager, nullcontext, suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 from numbers import Real
 from typing import Any, TypeVar
@@ -176,10 +176,10 @@ def resolve_loss(
     names = [k for k in known if k != "reduction"]
     check_options("loss", loss.__name__, options, names, _losses_with)
     tried = torch.empty(TRIED_ROWS, n_targets, dtype=dtype, device=device)
-    module, reduced = _own_loss(loss, options, "reduction" in known, tried)
+    made, reduced = _own_loss(loss, options, "reduction" in known, tried)
     return Loss(
         loss.__name__,
-        OwnLoss(module),
+        OwnLoss(*made),
         scales_target=loss in SHIFT_INVARIANT,
         reduced=reduced,
         own=True,
@@ -188,23 +188,33 @@ def resolve_loss(
     )
 
 
+def _make_loss(
+    cls: type[nn.Module],
+    options: Mapping[str, Any],
+    dtype: torch.dtype,
+    device: torch.device,
+    **reduction: str,
+) -> nn.Module:
+    """A new loss module."""
+    return cls(**options, **reduction).to(device, dtype)
+
+
 def _own_loss(
     cls: type[nn.Module], options: Mapping[str, Any], has_reduction: bool, like: Tensor
-) -> tuple[nn.Module, bool]:
-    """A loss module, and whether it only returns a single number for all rows."""
+) -> tuple[tuple[nn.Module, Callable[[], nn.Module]], bool]:
+    """A loss module with what makes it, and whether it returns a single number for all rows."""
     # leaves the user's random state alone; different in each row and target, and positive
     numbers = torch.linspace(0.5, 1.5, like.numel(), dtype=like.dtype, device=like.device)
     rows = numbers.view_as(like), numbers.square().flip(0).view_as(like)
 
-    def make(**reduction: str) -> nn.Module:
-        return cls(**options, **reduction).to(like)
-
+    make = partial(_make_loss, cls, dict(options), like.dtype, like.device)
     if has_reduction:
         # a loss that rejects or ignores reduction="none" is treated as a mean
         with suppress(Exception):
-            module = make(reduction="none")
+            by_row = partial(make, reduction="none")
+            module = by_row()
             if _is_row_by_row(module, partial(make, reduction="mean"), rows):
-                return module, False
+                return (module, by_row), False
     _check_call(cls, cls, options=options)
     with came_from("loss", cls):
         module = make()
@@ -218,7 +228,7 @@ def _own_loss(
             "tensor, or give the class a 'reduction' parameter that accepts 'none' for one value "
             "per row and 'mean' for their mean."
         )
-    return module, True
+    return (module, make), True
 
 
 @torch.no_grad()
@@ -263,27 +273,18 @@ def blamed_on(loss: Loss) -> AbstractContextManager[None]:
 
 
 class OwnLoss:
-    """A user-defined loss module, whose errors say which parameter it came from."""
+    """A user-defined loss module, whose errors say which parameter it came from.
 
-    def __init__(self, module: nn.Module) -> None:
-        self.module = module
+    `make` makes another one, in the state in which its constructor leaves it.
+    """
+
+    def __init__(self, module: nn.Module, make: Callable[[], nn.Module]) -> None:
+        self.module, self.make = module, make
 
     def __call__(self, prediction: Tensor, target: Tensor) -> Tensor:
         with came_from("loss", self.module):
             values: Tensor = self.module(prediction, target)
             return values
-
-
-def untrained_parameters(loss: Loss) -> list[tuple[str, type[Warning]]]:
-    """A warning if a loss module has trainable parameters, since these are not trained."""
-    module = loss.pointwise.module if isinstance(loss.pointwise, OwnLoss) else nn.Module()
-    names = [name for name, p in module.named_parameters() if p.requires_grad]
-    message = (
-        f"The loss {loss.name} has parameters ({', '.join(names)}), which are not trained: they "
-        "keep the values set by its constructor. Set them through loss__* options, or "
-        "make them buffers."
-    )
-    return [(message, UserWarning)] if names else []
 
 
 def inverse_link(output: Values, log_link: bool) -> Values:
@@ -350,6 +351,31 @@ class Loss:
             factor: FloatArray = inverse_link(-scaling.y_offset, self.log_link)
             return np.zeros_like(scaling.y_offset), factor
         return scaling.y_offset, reciprocal(scaling.y_scale)
+
+    @property
+    def module(self) -> nn.Module | None:
+        """The module of a user-defined loss."""
+        return self.pointwise.module if isinstance(self.pointwise, OwnLoss) else None
+
+    @property
+    def has_state(self) -> bool:
+        """Whether it has parameters or buffers, which change in training."""
+        state = () if self.module is None else (*self.module.parameters(), *self.module.buffers())
+        return bool(state)
+
+    @property
+    def sees_batches(self) -> bool:
+        """Whether it must see the batches as they are, with no rows merged."""
+        trained = () if self.module is None else self.module.parameters()
+        return self.reduced or any(p.requires_grad for p in trained)
+
+    def anew(self) -> Loss:
+        """The same loss, with a user-defined module in the state its constructor leaves it in."""
+        if not isinstance(self.pointwise, OwnLoss):
+            return self
+        make = self.pointwise.make
+        with came_from("loss", self.name):
+            return replace(self, pointwise=OwnLoss(make(), make))
 
     def mean(self, prediction: Tensor, target: Tensor, weight: Tensor | None) -> Tensor:
         """Mean over the rows; `weight` is relative to its mean over the training set."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator
 from dataclasses import dataclass
-from itertools import repeat
+from itertools import accumulate, repeat
 from typing import Any, NamedTuple, Self
 
 import numpy as np
@@ -18,6 +18,7 @@ from .._data.arrays import as_tensor
 from .._data.rows import TrainingData
 from .._data.scaling import Scaling, scaled
 from .._objective.losses import Loss
+from .._runtime.aliases import Array
 from .._runtime.processes import ProcessGroup
 from .._spec import FitSpec
 
@@ -61,6 +62,15 @@ class Share:
         mine = rows[:, self.group.rank]
         kept = together > 0
         return list(zip(mine[kept].tolist(), together[kept].tolist(), strict=True))
+
+
+def scaled_rows(X: Array, scaling: Scaling, spec: FitSpec) -> Tensor:
+    """Dense rows in training units and in the compute dtype, unless they stay integers."""
+    recipe = spec.shape.module
+    if recipe is not None and recipe.integers:
+        return as_tensor(np.ascontiguousarray(X))
+    dtype = torch.empty(0, dtype=spec.dtype).numpy().dtype
+    return as_tensor(scaled(X, scaling.x_offset, scaling.x_factor, dtype))
 
 
 class TabularDataset(Dataset[Any]):
@@ -107,8 +117,7 @@ class TabularDataset(Dataset[Any]):
         if sp.issparse(data.X):
             X = data.X.astype(dtype)
         else:
-            X = as_tensor(scaled(data.X, scaling.x_offset, scaling.x_factor, dtype))
-            X = X.to(spec.device)
+            X = scaled_rows(data.X, scaling, spec).to(spec.device)
         target = as_tensor(scaled(data.y, *spec.objective.loss.target_units(scaling), dtype))
         weight = None
         if data.weight is not None:
@@ -206,6 +215,11 @@ def rows_per_block(n_rows: int, batch_size: int, width: int) -> int:
     return min(n_rows, batch_size * max(1, together))
 
 
+def _stops(sizes: list[int]) -> Iterator[tuple[int, int]]:
+    """Where consecutive parts end, with their sizes."""
+    return zip(accumulate(sizes), sizes, strict=True)
+
+
 def draw_order(generator: torch.Generator, n_rows: int) -> Tensor:
     """The row order of an epoch, drawn by `torch.randperm`."""
     return torch.randperm(n_rows, generator=generator)
@@ -227,6 +241,8 @@ class BatchIterator:
         Draws a new row order for each epoch; without one, rows keep their order.
     one_batch : bool, default=False
         Whether each block holds a single batch.
+    joins_last : bool, default=False
+        Whether a single row that is left over joins the batch before it.
     """
 
     def __init__(
@@ -235,6 +251,7 @@ class BatchIterator:
         batch_size: int | None = None,
         generator: torch.Generator | None = None,
         one_batch: bool = False,
+        joins_last: bool = False,
     ) -> None:
         self.dataset = dataset
         self.n_all = n_rows = len(dataset)
@@ -244,10 +261,20 @@ class BatchIterator:
         self.block_rows = min(n_rows, self.batch_size)
         if not one_batch:
             self.block_rows = rows_per_block(n_rows, self.batch_size, dataset.X.shape[1])
+        self.joins_last = joins_last and self.batch_size > 1
         self._kept: dict[int, Block] = {}
 
     def __len__(self) -> int:
-        return n_batches(len(self.dataset), self.batch_size)
+        return len(self._sizes(len(self.dataset), self.batch_size))
+
+    def _sizes(self, n_rows: int, size: int) -> list[int]:
+        """Sizes of consecutive parts of some rows; zero rows make one empty part."""
+        sizes = [size] * (n_rows // size)
+        if rest := n_rows % size:
+            sizes.append(rest)
+        if self.joins_last and len(sizes) > 1 and sizes[-1] == 1:
+            sizes[-2:] = [sizes[-2] + 1]
+        return sizes or [0]
 
     def __iter__(self) -> Iterator[tuple[Any, Any]]:
         for start in range(0, len(self.dataset), self.batch_size):
@@ -259,15 +286,16 @@ class BatchIterator:
         n_rows, rows = len(self.dataset), self.dataset
         if self.generator is not None:
             order = draw_order(self.generator, n_rows)
-            for index in torch.split(order.to(rows.y.device), self.block_rows):
+            sizes = self._sizes(n_rows, self.block_rows)
+            for index in torch.split(order.to(rows.y.device), sizes):
                 yield self._gather(index)
         elif n_rows == self.block_rows:
             if n_rows not in self._kept:
                 self._kept[n_rows] = self._cut(rows.X, rows.y, rows.weight)
             yield self._kept[n_rows]
         else:
-            for start in range(0, n_rows, self.block_rows):
-                part = slice(start, start + self.block_rows)
+            for stop, size in _stops(self._sizes(n_rows, self.block_rows)):
+                part = slice(stop - size, stop)
                 weight = None if rows.weight is None else rows.weight[part]
                 yield self._cut(rows.X[part], rows.y[part], weight)
 
@@ -290,17 +318,15 @@ class BatchIterator:
 
     def _cut(self, x: Any, y: Tensor, weight: Tensor | None) -> Block:
         """A block of these rows, cut into batches."""
-        out, size = torch.empty_like(y), self.batch_size
+        out, sizes = torch.empty_like(y), self._sizes(len(y), self.batch_size)
         xs: Any
         if isinstance(x, Tensor):
-            xs = torch.split(x, size)
+            xs = torch.split(x, sizes)
         else:
-            # zero rows make one empty batch, as with torch.split
-            starts = range(0, max(1, len(y)), size)
-            xs = [self.dataset.as_tensor(x[i : i + size]) for i in starts]
+            xs = [self.dataset.as_tensor(x[i - size : i]) for i, size in _stops(sizes)]
         column = None if weight is None else weight[:, None]
-        weights = repeat(None) if column is None else torch.split(column, size)
-        parts = zip(xs, torch.split(y, size), weights, torch.split(out, size), strict=False)
+        weights = repeat(None) if column is None else torch.split(column, sizes)
+        parts = zip(xs, torch.split(y, sizes), weights, torch.split(out, sizes), strict=False)
         ones = self.dataset.ones
         batches = [Batch(len(b), a, a.t(), b, w, o, o.t(), ones, len(b)) for a, b, w, o in parts]
         return Block(x, y, column, out, batches)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import math
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -18,9 +18,10 @@ from .._data.rows import TrainingData
 from .._errors import CheckpointMismatchError
 from .._optim.state import load_schedule_state, schedule_state, to_arrays
 from .._runtime import files
-from .._runtime.aliases import Layers
+from .._runtime.aliases import Array
 from .._runtime.identity import describe, identify
 from .._runtime.python_numbers import as_python
+from .flat_parameters import FlatParameters, Snapshot
 from .history import pack_history, unpack_history
 
 KIND = "checkpoint"
@@ -39,8 +40,8 @@ OF_MONITOR = ("reference", "no_improvement", "stopped")
 OF_LBFGS = ("minimised", "settled", "lowest", "latest")
 
 
-def _fingerprint(data: TrainingData, start: Layers | None) -> str:
-    """SHA-256 of the rows, whatever their memory layout, and of the initial layers."""
+def _fingerprint(data: TrainingData, start: Sequence[Array]) -> str:
+    """SHA-256 of the rows, whatever their memory layout, and of the initial parameters."""
     total = hashlib.sha256()
 
     def add(a: Any) -> None:
@@ -58,9 +59,9 @@ def _fingerprint(data: TrainingData, start: Layers | None) -> str:
             parts = X.data, X.indices.astype(np.int64), X.indptr.astype(np.int64)
         for a in (*parts, rows.y, *(() if rows.weight is None else (rows.weight,))):
             add(a)
-    for extra in (a for layer in start or [] for a in layer):
-        if extra is not None:
-            add(extra)
+    for extra in start:
+        # buffers may be single numbers
+        add(np.atleast_1d(extra))
     return total.hexdigest()
 
 
@@ -99,8 +100,8 @@ class Checkpoint:
         The estimator's parameters.
     data : TrainingData
         The rows.
-    start : Layers or None
-        The weights of a warm start.
+    start : sequence of ndarray
+        The parameters of a warm start; empty without one.
     seed : int
         The seed of a new run; a resumed run reads its seed from the file.
 
@@ -118,7 +119,7 @@ class Checkpoint:
         every: int,
         params: Mapping[str, Any],
         data: TrainingData,
-        start: Layers | None,
+        start: Sequence[Array],
         seed: int,
     ) -> None:
         files.require_safetensors()
@@ -176,13 +177,16 @@ class Checkpoint:
     def save(self, loop: Any) -> None:
         """Save the state of a loop at the end of an epoch."""
         run, monitor, objective = loop.state, loop.monitor, loop.objective
+        best: Snapshot | None = monitor.best_weights
         training = {
             "values": to_arrays(objective.flat.values),
             "updates": loop.stepper.updates.state(),
             "schedule": schedule_state(loop.stepper.schedule),
-            "generators": [g and to_arrays(g.get_state()) for g in _generators(loop)],
+            "generators": [g and to_arrays(g.get_state()) for g in run.generators],
             "monitor": _kept(loop),
-            "best_values": to_arrays(monitor.best_values),
+            "buffers": to_arrays(objective.flat.buffers()),
+            "best_values": to_arrays(best and best.values),
+            "best_buffers": to_arrays(best and best.buffers),
             "ended": not monitor.active,
             "minimised": run.minimised,
             "n_without_gain": 0 if run.convergence is None else run.convergence.n_without_gain,
@@ -201,16 +205,19 @@ class Checkpoint:
 
     def _resume(self, loop: Any, state: Mapping[str, Any]) -> None:
         run, objective, monitor = loop.state, loop.objective, loop.monitor
-        objective.flat.values.copy_(torch.from_numpy(state["values"]))
+        flat: FlatParameters = objective.flat
+        if len(state["values"]) != len(flat.values):
+            raise ValueError("the number of parameters does not match")
+        flat.restore(_snapshot(flat, state["values"], state.get("buffers")))
         loop.stepper.load(state["updates"])
         load_schedule_state(loop.stepper.schedule, state["schedule"])
-        for generator, its in zip(_generators(loop), state["generators"], strict=True):
+        for generator, its in zip(run.generators, state["generators"], strict=True):
             if generator is not None:
                 generator.set_state(torch.from_numpy(its.copy()))
         _load(loop, state["monitor"])
         if state["best_values"] is not None:
-            monitor.best_values = objective.flat.values.clone()
-            monitor.best_values.copy_(torch.from_numpy(state["best_values"]))
+            best = state["best_values"], state.get("best_buffers")
+            monitor.best_weights = _snapshot(flat, *best)
         run.minimised = state["minimised"]
         if run.convergence is not None:
             run.convergence.n_without_gain = state.get("n_without_gain", 0)
@@ -225,9 +232,12 @@ class Checkpoint:
         loop.n_epochs, monitor.active = len(run.loss_curve), not state["ended"]
 
 
-def _generators(loop: Any) -> tuple[torch.Generator | None, torch.Generator | None]:
-    """The generators of the row order and of the dropout masks."""
-    return loop.state.order, loop.module.dropout.generator
+def _snapshot(flat: FlatParameters, values: Array, buffers: Mapping[str, Array] | None) -> Snapshot:
+    """Arrays from a file on the device of the parameters."""
+    own = flat.values.clone()
+    own.copy_(torch.from_numpy(values))
+    found = {k: torch.from_numpy(v.copy()).to(own.device) for k, v in (buffers or {}).items()}
+    return Snapshot(own, found)
 
 
 def _kept(loop: Any) -> dict[str, Any]:

@@ -27,7 +27,7 @@ def can_condense(data: TrainingData, spec: FitSpec, context: RunContext, n_sampl
     """
     n_features = data.n_features
     return (
-        not spec.shape.hidden
+        spec.shape.is_linear
         and spec.objective.loss.name == "squared_error"
         and spec.objective.loss.slope is not None
         and spec.training.batch_size >= n_samples

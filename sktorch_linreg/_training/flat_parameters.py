@@ -2,25 +2,65 @@
 
 from __future__ import annotations
 
-from typing import Any
+from collections.abc import Sequence
+from typing import Any, NamedTuple
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
-from .._modules.network import MLPModule
-from .._runtime.aliases import Layers
+from .._modules.scaled import ScaledModule
+from .._runtime.aliases import Array, Layers
+
+
+class Snapshot(NamedTuple):
+    """A copy of the parameters and of the buffers that training changes, by name."""
+
+    values: Tensor
+    buffers: dict[str, Tensor]
+
+
+class Splitter(NamedTuple):
+    """Cuts a vector into views in the shapes of some parameters."""
+
+    sizes: list[int]
+    shapes: list[torch.Size]
+    # whether a weight of shape (n_out, n_in) is stored column-major
+    transposed: bool
+
+    @classmethod
+    def of(cls, parameters: Sequence[Tensor], transposed: bool) -> Splitter:
+        return cls([p.numel() for p in parameters], [p.shape for p in parameters], transposed)
+
+    def __call__(self, flat: Tensor) -> list[Tensor]:
+        parts = zip(flat.split_with_sizes(self.sizes), self.shapes, strict=True)
+        return [
+            part.view(shape[::-1]).T if self.transposed and len(shape) == 2 else part.view(shape)
+            for part, shape in parts
+        ]
+
+
+class TrainedParameters(NamedTuple):
+    """The parameters that an optimizer updates, as one vector, and another for the gradient."""
+
+    values: Tensor
+    gradient: Tensor
+    parameters: list[nn.Parameter]
+    split: Splitter
 
 
 class FlatParameters:
-    """All weights, then all intercepts of a module as one vector, and another for the gradient.
+    """All parameters of a module as one vector, and another for the gradient.
 
-    The parameters of the module and their `.grad` become views, so that one update moves all of
+    Penalised parameters come first and frozen ones last; those of a loss precede the latter. The
+    parameters of the module and their `.grad` become views, so that one update moves all of
     them, while torch's optimizers and skorch's callbacks see ordinary parameters.
 
     Parameters
     ----------
-    module : MLPModule
+    module : ScaledModule
         Its parameters move into `values`.
+    loss : torch.nn.Module, optional
+        The user's loss, whose parameters are trained too.
     transposed : bool, default=True
         Whether weights are stored column-major, which is faster here but not supported by some
         torch optimizers.
@@ -31,42 +71,84 @@ class FlatParameters:
         Parameters and gradient.
     weights, weights_gradient : torch.Tensor of shape (n_weights,)
         The penalised part.
+    trained : TrainedParameters
+        The part that is not frozen.
     views, gradients : list of torch.Tensor
         Views of both vectors in the shapes of the parameters.
     """
 
-    def __init__(self, module: MLPModule, transposed: bool = True) -> None:
-        self.transposed = transposed
-        biases = [layer.bias for layer in module.linears if layer.bias is not None]
-        self.n_layers = len(module.weights)
-        self.parameters = [*module.weights, *biases]
-        self._shapes = [p.shape for p in self.parameters]
-        self._sizes = [p.numel() for p in self.parameters]
-        self.values = self.parameters[0].new_empty(sum(self._sizes), requires_grad=False)
+    def __init__(
+        self, module: ScaledModule, loss: nn.Module | None = None, transposed: bool = True
+    ) -> None:
+        self.module, self.loss, self.transposed = module, loss, transposed
+        weights, others, frozen = module.weights, module.others, module.frozen
+        of_loss = list(loss.parameters()) if loss is not None else []
+        self.of_loss = [p for p in of_loss if p.requires_grad]
+        frozen += [p for p in of_loss if not p.requires_grad]
+        self.parameters = [*weights, *others, *self.of_loss, *frozen]
+        self.n_of_module = len(weights) + len(others)
+        self._split = Splitter.of(self.parameters, transposed)
+        n_entries = sum(p.numel() for p in self.parameters)
+        self.values = self.parameters[0].new_empty(n_entries, requires_grad=False)
         self.gradient = torch.zeros_like(self.values)
         self.views, self.gradients = self.split(self.values), self.split(self.gradient)
         for p, view in zip(self.parameters, self.views, strict=True):
             p.data = view.copy_(p.detach())
-        n_weights = sum(self._sizes[: self.n_layers])
+        n_weights = sum(p.numel() for p in weights)
         self.weights = self.values[:n_weights]
         self.weights_gradient = self.gradient[:n_weights]
+        trained = self.parameters[: len(self.parameters) - len(frozen)]
+        size = sum(p.numel() for p in trained)
+        self.trained = TrainedParameters(
+            self.values[:size], self.gradient[:size], trained, Splitter.of(trained, transposed)
+        )
 
     def split(self, flat: Tensor) -> list[Tensor]:
         """Views of a vector as long as `values`, in the shapes of the parameters."""
-        parts = flat.split_with_sizes(self._sizes)
-        if not self.transposed:
-            return [part.view(shape) for part, shape in zip(parts, self._shapes, strict=True)]
-        # a weight of shape (n_out, n_in) is stored column-major
-        return [
-            part.view(shape[::-1]).T if len(shape) == 2 else part
-            for part, shape in zip(parts, self._shapes, strict=True)
-        ]
+        return self._split(flat)
+
+    # -- copies ---------------------------------------------------------------------------------
+
+    def buffers(self) -> dict[str, Tensor]:
+        """The buffers that training changes, with the prefix ``module.`` or ``loss.``."""
+        found = {f"module.{name}": b for name, b in self.module.kept_buffers().items()}
+        if self.loss is not None:
+            found |= {f"loss.{name}": b for name, b in self.loss.named_buffers()}
+        return found
+
+    def keep(self, kept: Snapshot | None, which: Any = True) -> Snapshot:
+        """A copy of parameters and buffers, whose vector is written to that of `kept` if given."""
+        values = self.values.clone() if kept is None else kept.values.copy_(self.values)
+        return Snapshot(values, {name: b.clone() for name, b in self.buffers().items()})
+
+    def restore(self, kept: Snapshot) -> None:
+        """Return to the parameters and buffers of a snapshot."""
+        self.values.copy_(kept.values)
+        current = self.buffers()
+        for name, values in kept.buffers.items():
+            # a module may have replaced a buffer by one of another shape
+            current[name].data = values.clone()
 
     def layers(self, flat: Tensor) -> Layers:
         """Weights and intercepts of each layer as arrays, from a vector as long as `values`."""
-        arrays = [part.cpu().contiguous().numpy() for part in self.split(flat)]
-        n = self.n_layers
-        return [(w, arrays[n + i] if len(arrays) > n else None) for i, w in enumerate(arrays[:n])]
+        parts = self.split(flat)[: self.n_of_module]
+        return self.module.layers_of([_array(part) for part in parts])
+
+    def arrays(self, kept: Snapshot, of: str) -> dict[str, Array]:
+        """Parameters and buffers of the ``"module"`` or the ``"loss"`` as arrays, by name."""
+        owner = self.loss if of == "loss" else self.module.user_module
+        if owner is None:
+            return {}
+        pairs = zip(self.parameters, self.split(kept.values), strict=True)
+        known = {id(p): part for p, part in pairs}
+        found = {name: _array(known[id(p)]) for name, p in owner.named_parameters()}
+        prefix = f"{of}."
+        for name, values in kept.buffers.items():
+            if name.startswith(prefix):
+                found[name.removeprefix(prefix)] = _array(values)
+        return found
+
+    # -- during training ------------------------------------------------------------------------
 
     def offer_gradients(self) -> None:
         """Set the `.grad` of trainable parameters to views of `gradient`."""
@@ -86,10 +168,6 @@ class FlatParameters:
             if p.data_ptr() != view.data_ptr():
                 p.data = view.copy_(p.detach())
 
-    def keep(self, kept: Tensor | None, which: Any = True) -> Tensor:
-        """A copy of the parameters, written to `kept` if given."""
-        return self.values.clone() if kept is None else kept.copy_(self.values)
-
     def finite(self) -> bool:
         """Whether all parameters are finite."""
         return bool(torch.isfinite(self.values).all())
@@ -102,3 +180,8 @@ class FlatParameters:
         self.values = self.gradient = self.values.new_empty(0)
         self.weights = self.weights_gradient = self.values
         self.views = self.gradients = []
+
+
+def _array(values: Tensor) -> Array:
+    array: Array = values.detach().cpu().contiguous().numpy()
+    return array

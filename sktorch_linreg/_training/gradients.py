@@ -68,13 +68,17 @@ class Backprop:
         self.l2 = l2
         self.activation = ACTIVATIONS[module.activation]
         self.dropout = module.dropout
-        values, grads, n = flat.views, flat.gradients, flat.n_layers
+        n, n_all = len(module.linears), flat.n_of_module
+        values, grads = flat.views[:n_all], flat.gradients[:n_all]
         biases: list[Any] = [(b[:, None], g) for b, g in zip(values[n:], grads[n:], strict=True)]
         self.layers = [
             _Layer(w, w.T, g.T, *pair)
             for w, g, pair in zip(values, grads, biases or [(None, None)] * n, strict=False)
         ]
         self.last_bias = values[-1]
+        # parameters of the loss, and their gradients
+        own = slice(n_all, n_all + len(flat.of_loss))
+        self.of_loss = flat.of_loss, flat.gradients[own]
         self._spaces: dict[int, _Space] = {}
 
     def _space(self, n_rows: int) -> _Space:
@@ -117,14 +121,18 @@ class Backprop:
             batch.out_T.addr_(self.last_bias, batch.ones)
         return space
 
-    def gradient_(self, batch: Batch, loss: Loss) -> None:
-        """Write outputs into `batch.out`, and the gradient of loss and L2 penalty into `flat`."""
+    def gradient_(self, batch: Batch, loss: Loss) -> Tensor | None:
+        """Write outputs into `batch.out`, and the gradient of loss and L2 penalty into `flat`.
+
+        Returns the mean loss, if it had to be computed.
+        """
         space = self.outputs_(batch, training=True)
         d, d_T = space.d, space.d_T
         ones = space.ones if batch.ones is None else batch.ones
+        mean = None
         if loss.slope is None:
             scale = 1.0
-            _slope_by_autograd(loss, batch, d_T)
+            mean = self._slope_by_autograd(loss, batch, d_T)
         else:
             scale = loss.slope_factor / space.n_entries
             loss.slope(batch.out, batch.y, d_T)
@@ -146,12 +154,20 @@ class Backprop:
                     d.mul_(below.mask)
                 if backward_ is not None:
                     backward_(d, below.z if saves_input else below.a)
+        return mean
 
+    def _slope_by_autograd(self, loss: Loss, batch: Batch, out: Tensor) -> Tensor:
+        """Write the derivative of the mean loss, which is returned, to `out`.
 
-def _slope_by_autograd(loss: Loss, batch: Batch, out: Tensor) -> None:
-    """Write the derivative of the mean loss to `out`, for a loss without a `slope`."""
-    with blamed_on(loss), torch.inference_mode(False), torch.enable_grad():
-        leaf = batch.out.detach().clone().requires_grad_()
-        mean = loss.mean(leaf, batch.y, batch.row_weight)
-        (gradient,) = torch.autograd.grad(mean, leaf)
-    out.copy_(gradient)
+        Derivatives with respect to the loss's own parameters are written into `flat`.
+        """
+        parameters, gradients = self.of_loss
+        with blamed_on(loss), torch.inference_mode(False), torch.enable_grad():
+            leaf = batch.out.detach().clone().requires_grad_()
+            mean = loss.mean(leaf, batch.y, batch.row_weight)
+            found = torch.autograd.grad(
+                mean, [leaf, *parameters], allow_unused=True, materialize_grads=True
+            )
+        for gradient, values in zip([out, *gradients], found, strict=True):
+            gradient.copy_(values)
+        return mean.detach()

@@ -73,7 +73,7 @@ def keep_lowest(loop: Any, batches: Any) -> None:
     if convergence is None or monitor.validates:
         return
     if convergence.is_lowest(_objective_of(loop, batches)):
-        monitor.best_values = loop.objective.flat.keep(monitor.best_values)
+        monitor.best_weights = loop.objective.flat.keep(monitor.best_weights)
 
 
 def _objective_of(loop: Any, batches: Any) -> float:
@@ -139,6 +139,9 @@ def why_not_converged(loop: Any) -> list[tuple[str, type[Warning]]]:
     convergence, spec = loop.state.convergence, loop.spec
     if spec.shape.dropout:
         reason, remedy = "dropout changes the objective at every step", "dropout=0"
+    elif spec.shape.draws:
+        reason = "module draws random numbers, which changes the objective at every step"
+        remedy = "the rates of its dropout layers to 0"
     elif convergence.latest > convergence.lowest + (spec.tol or 0.0):
         reason = f"its objective rose from {convergence.lowest:.4g} to {convergence.latest:.4g}"
         remedy = "optimizer__line_search_fn='strong_wolfe' or a smaller lr"

@@ -311,7 +311,8 @@ class ManyModels(TrainingLoop):
         self.last_rate[tuple(self.origin[:, done])] = rate[done]
         here = tuple(torch.from_numpy(i) for i in np.nonzero(done))
         at = tuple(torch.from_numpy(i) for i in self.origin[:, done])
-        views = self.parameters.split(self.monitor.best_weights(self.parameters))
+        best = self.monitor.best_weights
+        views = self.parameters.split(self.parameters.values if best is None else best)
         for mine, its in zip(self.result.views, views, strict=True):
             mine[at] = its[here]
 
@@ -330,8 +331,8 @@ class ManyModels(TrainingLoop):
         smaller = parameters.like(len(groups), n_each)
         smaller.values.copy_(parameters.take(parameters.values, at, smaller))
         slots = {k: parameters.take(v, at, smaller) for k, v in updates.slots.items()}
-        if self.monitor.best_values is not None:
-            self.monitor.best_values = parameters.take(self.monitor.best_values, at, smaller)
+        if self.monitor.best_weights is not None:
+            self.monitor.best_weights = parameters.take(self.monitor.best_weights, at, smaller)
         n_steps, product = updates.n_steps, updates.mu_product
         self.parameters = smaller
         self.origin = self.origin[:, group, place]

@@ -3,21 +3,22 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from typing import cast
 
 import torch
 from torch import Tensor
 
-from .._modules.activations import ACTIVATIONS
 from .._modules.network import MLPModule
+from .._modules.scaled import ScaledModule
 from .._objective.losses import Loss, blamed_on
 from .._objective.penalty import Penalty, PenaltySum
 from .._objective.projection import Projection
 from .._runtime.devices import DEVICES
-from .batches import Batch
+from .batches import Batch, Block
 from .flat_parameters import FlatParameters
 from .gradients import Backprop
 from .model_numbers import ONE
-from .training_objective import TrainingObjective
+from .training_objective import MeanLoss, TrainingObjective
 
 # width of the first envelope that L-BFGS minimises for a loss with kinks, then reduced tenfold
 FIRST_WIDTH = 0.1
@@ -26,12 +27,13 @@ FIRST_WIDTH = 0.1
 class ModuleObjective(TrainingObjective):
     """Loss and penalty of a module.
 
-    Dense rows use the written-out gradients of `Backprop`. Sparse rows, frozen parameters, modules
-    with hooks, other activations, and devices other than `DEVICES` use autograd.
+    Dense rows of a network use the written-out gradients of `Backprop`. Modules of the user's,
+    sparse rows, frozen parameters, modules with hooks, other activations, and devices other than
+    `DEVICES` use autograd.
 
     Parameters
     ----------
-    module : MLPModule
+    module : ScaledModule
         The module to train; its parameters become views of one vector.
     loss : Loss
         The requested loss.
@@ -48,7 +50,7 @@ class ModuleObjective(TrainingObjective):
 
     def __init__(
         self,
-        module: MLPModule,
+        module: ScaledModule,
         loss: Loss,
         penalty: Penalty,
         own_penalty: bool,
@@ -57,30 +59,36 @@ class ModuleObjective(TrainingObjective):
         self.module, self.loss, self.penalty = module, loss, penalty
         self._smooth_penalty = Penalty(l2=penalty.l2)
         self.projects = penalty.projects and not own_penalty
-        self.flat = FlatParameters(module, transposed)
+        # torch's own layout where torch multiplies
+        transposed = transposed and module.by_hand
+        self.flat = FlatParameters(module, loss.module, transposed)
         self.penalties = PenaltySum(self.flat.weights, penalty.l1, penalty.l2, torch.sum)
         self.width: float | None = None
         self.minimised = loss
         self.backprop: Backprop | None = None
+        # the loss of each batch before its update, of a loss whose own state changes with it
+        self.keeps_losses = loss.has_state
+        self.batch_losses: list[Tensor] = []
         self.configure()
 
     def configure(self) -> bool:
-        """Set up for the trainable parameters; returns whether these are all parameters."""
+        """Set up for the trainable parameters; returns whether these are the same as at first."""
         flat, module = self.flat, self.module
         flat.take_parameters()
         flat.offer_gradients()
-        whole = all(p.requires_grad for p in flat.parameters)
+        n_trained = len(flat.trained.parameters)
+        whole = all(p.requires_grad == (i < n_trained) for i, p in enumerate(flat.parameters))
         by_hand = (
             whole
             and flat.values.device.type in DEVICES
             and not module.scale_input
-            and ACTIVATIONS[module.activation].by_hand
+            and module.by_hand
             and not any(map(_has_hooks, module.modules()))
         )
         if not by_hand:
             self.backprop = None
         elif self.backprop is None:
-            self.backprop = Backprop(module, flat, self.penalty.l2)
+            self.backprop = Backprop(cast(MLPModule, module), flat, self.penalty.l2)
         # the trainable penalised weights, and their gradients
         self.weights = [(flat.weights, flat.weights_gradient)]
         if not whole:
@@ -122,12 +130,15 @@ class ModuleObjective(TrainingObjective):
         It is the gradient of the smooth part if the optimizer handles the rest of the penalty, and
         the pseudo-gradient where weights are projected.
         """
+        mean = None
         if not batch.n_rows:
             self.flat.gradient.zero_()
         elif self.backprop is not None:
-            self.backprop.gradient_(batch, self.minimised)
+            mean = self.backprop.gradient_(batch, self.minimised)
         else:
-            self._by_autograd(batch)
+            mean = self._by_autograd(batch)
+        if self.keeps_losses and mean is not None:
+            self.batch_losses.append(mean)
         if self.group.size > 1:
             # the penalty is also weighted by rows, which sum to those of the batch
             self.flat.gradient.mul_(batch.n_rows / batch.n_all)
@@ -135,20 +146,25 @@ class ModuleObjective(TrainingObjective):
         for projection in self.projections:
             projection.pseudo_()
 
-    def _by_autograd(self, batch: Batch) -> None:
+    def _by_autograd(self, batch: Batch) -> Tensor:
+        """As `gradient_`; returns the mean loss."""
         self.flat.gradient.zero_()
         if not any(p.requires_grad for p in self.flat.parameters):
             batch.out.copy_(self.module.outputs(batch.x))
-            return
+            return self.minimised.mean(batch.out, batch.y, batch.row_weight)
         with torch.inference_mode(False), torch.enable_grad():
             output = self.module.outputs(batch.x)
             with blamed_on(self.minimised):
                 mean = self.minimised.mean(output, batch.y, batch.row_weight)
+            # a loss of the user's is to blame only where there is no module of the user's
+            with self.module.blamed() or blamed_on(self.minimised):
                 mean.backward()  # type: ignore[no-untyped-call]
+        self.flat.take_gradients()
         batch.out.copy_(output.detach())
         if self.penalty.l2:
             for w, grad in self.weights:
                 grad.add_(w, alpha=self.penalty.l2)
+        return mean.detach()
 
     def outputs_(self, batch: Batch) -> None:
         """Write outputs into `batch.out`, without dropout."""
@@ -156,6 +172,16 @@ class ModuleObjective(TrainingObjective):
             self.backprop.outputs_(batch)
         else:
             batch.out.copy_(self.module.outputs(batch.x))
+
+    def add_loss(self, mean: MeanLoss, block: Block) -> None:
+        """Add the loss of a block, as it was before each update."""
+        if not self.keeps_losses:
+            mean.add(block)
+            return
+        rows = [batch.n_rows for batch in block.batches if batch.n_rows]
+        for n_rows, value in zip(rows, self.batch_losses, strict=True):
+            mean.add_sum(value * n_rows, n_rows)
+        self.batch_losses.clear()
 
     # -- values ---------------------------------------------------------------------------------
 
@@ -165,6 +191,7 @@ class ModuleObjective(TrainingObjective):
         All three are means over the rows of the batch.
         """
         loss = minimised = self._mean(self.loss, batch)
+        self.batch_losses.clear()
         if self.minimised is not self.loss:
             minimised = self._mean(self.minimised, batch)
         if not (self.penalty.l1 or self.penalty.l2):
@@ -177,11 +204,18 @@ class ModuleObjective(TrainingObjective):
 
     def _mean(self, loss: Loss, batch: Batch) -> Tensor:
         """Mean of a loss over the rows of a batch in all processes."""
-        if self.group.size == 1:
+
+        def local() -> Tensor:
+            if self.batch_losses:
+                # evaluated once, since that may change its state
+                return self.batch_losses[-1]
             return loss.mean(batch.out, batch.y, batch.row_weight)
+
+        if self.group.size == 1:
+            return local()
         mean = torch.zeros((), dtype=torch.float64, device=batch.out.device)
         if batch.n_rows:
-            part = loss.mean(batch.out, batch.y, batch.row_weight)
+            part = local()
             mean += part * (batch.n_rows / batch.n_all)
         self.group.sum_(mean)
         return mean.to(batch.out.dtype)

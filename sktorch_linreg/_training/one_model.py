@@ -17,7 +17,7 @@ from torch import Tensor
 from .._data.moments import Moments
 from .._data.scaling import Scaling, to_user_units
 from .._errors import TrainingDivergedError
-from .._modules.network import MLPModule
+from .._modules.scaled import ScaledModule
 from .._objective.penalty import longer
 from .._optim.schedules import Schedules
 from .._optim.updates import RuleUpdates, TorchUpdates, rate_of
@@ -31,6 +31,7 @@ from .batches import (
     TabularDataset,
 )
 from .epoch_table import EpochTable
+from .flat_parameters import Snapshot
 from .lbfgs_convergence import (
     LbfgsConvergence,
     forget,
@@ -101,6 +102,8 @@ class RunState:
     convergence: LbfgsConvergence | None
     validation: TabularDataset | None
     order: torch.Generator | None
+    # those of the row order and of random layers, whose state a checkpoint keeps
+    generators: tuple[torch.Generator | None, torch.Generator | None]
     # parameters before the first epoch and after each one, if requested
     path: list[Tensor] | None
     # rows in the user's units, for callbacks
@@ -138,7 +141,7 @@ class OneModel(TrainingLoop):
         Specification of the fit.
     context : RunContext
         Context of the call of `fit` or `partial_fit`.
-    module : MLPModule
+    module : ScaledModule
         The module to train.
     objective : ModuleObjective
         Its loss and penalty, and their gradients.
@@ -156,7 +159,7 @@ class OneModel(TrainingLoop):
         self,
         spec: FitSpec,
         context: RunContext,
-        module: MLPModule,
+        module: ScaledModule,
         objective: ModuleObjective,
         stepper: Stepper,
         listener: Listener,
@@ -169,7 +172,7 @@ class OneModel(TrainingLoop):
         # history record of the epoch
         self.row: dict[str, Any] = {}
         # the parameters after the last epoch
-        self.kept: Tensor | None = None
+        self.kept: Snapshot | None = None
         self.table = EpochTable(0)
 
     @property
@@ -185,7 +188,10 @@ class OneModel(TrainingLoop):
     def so_far(self) -> FitResult:
         """The result of the fit if it ended now."""
         state, flat, scaling = self.state, self.weights, self.state.scaling
-        trained = flat.layers(self.monitor.best_weights(flat).clone())
+        best: Snapshot = self.monitor.best_weights or flat.keep(None)
+        # arrays share the memory of the snapshot
+        best = best._replace(values=best.values.clone())
+        trained = flat.layers(best.values)
         return FitResult.of_training(
             self.spec,
             trained,
@@ -196,6 +202,8 @@ class OneModel(TrainingLoop):
             path=[to_user_units(flat.layers(values), scaling) for values in state.path or []],
             moments=state.moments,
             warnings=state.warnings,
+            module_state=flat.arrays(best, "module"),
+            loss_state=flat.arrays(best, "loss"),
         )
 
     def train(self) -> None:
@@ -248,8 +256,15 @@ class OneModel(TrainingLoop):
     def _iterate(
         self, rows: TabularDataset, size: int, order: torch.Generator | None = None
     ) -> BatchIterator:
-        # a loss that only returns a mean is computed batch by batch
-        return BatchIterator(rows, size, order, one_batch=self.spec.objective.loss.reduced)
+        return BatchIterator(
+            rows,
+            size,
+            order,
+            # a loss that only returns a mean is computed batch by batch
+            one_batch=self.spec.objective.loss.reduced,
+            # batch normalisation takes no single row
+            joins_last=self.spec.shape.mixes_rows,
+        )
 
     def _needs_no_autograd(self) -> bool:
         """Inference mode is cheapest, but autograd cannot use tensors created in it."""
@@ -339,7 +354,7 @@ class OneModel(TrainingLoop):
             raise KeyboardInterrupt
         # an epoch counts as completed once its loss is in the curve
         if self.kept is not None and finished == self.n_epochs:
-            self.weights.values.copy_(self.kept)
+            self.weights.restore(self.kept)
 
     def _warn_unfinished(self) -> None:
         must_stop = self.spec.tol is not None or self.state.convergence is not None
@@ -380,7 +395,11 @@ class OneModel(TrainingLoop):
         """Record losses, and the entries that skorch's Checkpoint and PrintLog need."""
         state, row = self.state, self.row
         # other processors may round differently
-        self.objective.group.broadcast_(self.weights.values)
+        group = self.objective.group
+        group.broadcast_(self.weights.values)
+        if group.size > 1:
+            for values in self.weights.buffers().values():
+                group.broadcast_(values)
         row["train_loss_best"] = loss < state.best_train
         state.best_train = min(state.best_train, loss)
         if validation is not None:
@@ -491,7 +510,7 @@ class OneModel(TrainingLoop):
         follows = (
             self.spec.training.is_lbfgs
             and objective.width is not None
-            and not self.spec.shape.hidden
+            and self.spec.shape.is_linear
         )
         if follows:
             step = partial(step_until_settled, self)

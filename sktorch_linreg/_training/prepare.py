@@ -16,7 +16,7 @@ from .._data.scaling import Scaling, identity_scaling
 from .._data.statistics import Statistics
 from .._runtime.aliases import Array
 from .._runtime.processes import ProcessGroup
-from .._spec import FitSpec, RunContext
+from .._spec import FitSpec, RunContext, Start
 from .batches import Share, TabularDataset
 from .condense import accumulate_statistics, can_condense, condensed
 
@@ -73,15 +73,16 @@ def statistics_of_all(rows: TrainingData, spec: FitSpec, context: RunContext) ->
     return reduce(Statistics.merge, context.group.gather(lambda: accumulate_statistics(rows, spec)))
 
 
+def moments_of_rows(rows: TrainingData) -> tuple[Moments, Moments]:
+    """Moments of features and targets."""
+    both = moments(rows.X, rows.weight), moments(rows.y, rows.weight)
+    x, y = (replace(m, exponent=rows.exponent) for m in both)
+    return x, y
+
+
 def moments_of_all(rows: TrainingData, group: ProcessGroup) -> tuple[Moments, Moments]:
     """Moments of features and targets over the rows of all processes."""
-
-    def mine() -> tuple[Moments, Moments]:
-        both = moments(rows.X, rows.weight), moments(rows.y, rows.weight)
-        x, y = (replace(m, exponent=rows.exponent) for m in both)
-        return x, y
-
-    x, y = zip(*group.gather(mine), strict=True)
+    x, y = zip(*group.gather(lambda: moments_of_rows(rows)), strict=True)
     with np.errstate(over="ignore", invalid="ignore"):
         return reduce(Moments.merge, x), reduce(Moments.merge, y)
 
@@ -101,14 +102,15 @@ def _split_and_merge(
     """Training and validation rows; duplicate rows of a full batch are merged."""
     few = data.n_samples * data.n_features <= DISTINCT_ENTRIES
     small = few and _is_full_batch(data, spec, context)
-    reduced, fraction = spec.objective.loss.reduced, spec.training.validation_fraction
-    # callbacks see the original rows, and a loss that only returns a mean cannot be weighted
-    merge = distinct_rows if small and not context.callbacks and not reduced else _as_given
+    fraction = spec.training.validation_fraction
+    # merged rows have weights, which other losses and modules cannot use
+    counted = small and not (spec.objective.loss.sees_batches or spec.shape.mixes_rows)
+    # callbacks see the original rows
+    merge = distinct_rows if counted and not context.callbacks else _as_given
     if data.held_out is not None:
         return merge(data), merge(data.held_out)
     if fraction is None:
         return merge(data), None
-    counted = small and not reduced
     rows, held_out = split_rows(data, fraction, spec.training.seed, counted=counted)
     return merge(rows), merge(held_out)
 
@@ -118,7 +120,7 @@ def dropout_groups(rows: TrainingData, spec: FitSpec, context: RunContext) -> Ar
 
     All rows of a group share a dropout mask, so that results do not depend on callbacks.
     """
-    listened = spec.shape.dropout and context.callbacks and not spec.objective.loss.reduced
+    listened = spec.shape.dropout and context.callbacks and not spec.objective.loss.sees_batches
     few = rows.n_samples * rows.n_features <= DISTINCT_ENTRIES
     if not (listened and few and _is_full_batch(rows, spec, context)):
         return None
@@ -129,9 +131,9 @@ def prepare(
     data: TrainingData,
     spec: FitSpec,
     context: RunContext,
-    before: tuple[Moments, Moments] | None = None,
+    start: Start | None = None,
 ) -> Prepared:
-    """Split and merge the rows, and compute their scaling; `before` holds earlier moments."""
+    """Split and merge the rows, and compute their scaling, which continues that of `start`."""
     (rows, held_out), shares = _split_and_count(data, spec, context)
     condenses = can_condense(rows, spec, context, shares[0].n_samples)
     stats = statistics_of_all(rows, spec, context) if condenses else None
@@ -139,11 +141,15 @@ def prepare(
     if spec.standardize:
         x, y = moments_of_all(rows, context.group) if stats is None else stats.moments()
         _check_moments(rows, x, y, spec, context)
-        if before is not None:
+        if start is not None and start.moments is not None:
+            before = start.moments
             with np.errstate(over="ignore", invalid="ignore"):
                 x, y = before[0].merge(x), before[1].merge(y)
             _check_moments(rows, x, y, spec, context)
         scaling, kept = spec.scaling(x, y), (x, y)
+        if start is not None and start.module_state:
+            # layers of a module of the user's cannot be rewritten
+            scaling = start.scaling.extended_by(scaling)
     prepared = Prepared(rows, held_out, stats, kept, scaling, *shares)
     if (given := data.held_out) is not None:
         units = prepared.held_out_scaling

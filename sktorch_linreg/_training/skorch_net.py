@@ -12,8 +12,8 @@ from skorch.callbacks import Callback, PrintLog
 from torch import Tensor, nn
 
 from .._errors import came_from
-from .._modules.network import MLPModule
-from .._objective.losses import Loss, OwnLoss
+from .._modules.scaled import ScaledModule
+from .._objective.losses import Loss
 from .._optim.construct import construct
 from .._optim.orthant_lbfgs import OrthantLBFGS
 from .._optim.schedules import Schedules
@@ -41,7 +41,7 @@ class _Criterion(nn.Module):
         super().__init__()
         self.loss = loss
         # skorch sets its mode together with that of the net
-        self.module = loss.pointwise.module if isinstance(loss.pointwise, OwnLoss) else None
+        self.module = loss.module
 
     def forward(self, prediction: Tensor, target: Tensor, weight: Tensor | None = None) -> Tensor:
         return self.loss.mean(prediction, target, weight)
@@ -85,9 +85,11 @@ class RegressionNet(skorch.NeuralNet):  # type: ignore[misc]
         return self
 
     def initialize_optimizer(self, *args: Any, **kwargs: Any) -> RegressionNet:
-        spec, parameters = self.spec, list(self.module_.parameters())
+        spec = self.spec
         if spec is None:
             return super().initialize_optimizer(*args, **kwargs)  # type: ignore[no-any-return]
+        loss = spec.objective.loss.module
+        parameters = [*self.module_.parameters(), *(() if loss is None else loss.parameters())]
         penalty = spec.objective.penalty
         orthant_wise = spec.training.is_lbfgs and penalty.projects
         cls: Any = spec.training.optimizer_class
@@ -97,7 +99,7 @@ class RegressionNet(skorch.NeuralNet):  # type: ignore[misc]
             self.module_, spec.objective.loss, penalty, orthant_wise, transposed=by_rule
         )
         if by_rule:
-            updates = RuleUpdates(self.objective_.flat, cls, options, parameters)
+            updates = RuleUpdates(self.objective_.flat.trained, cls, options, parameters)
             self.stepper = Stepper(updates)
             if "optimizer" not in self._optimizers:
                 # skorch does this when the attribute is set
@@ -141,6 +143,10 @@ class RegressionNet(skorch.NeuralNet):  # type: ignore[misc]
         """Restore an optimizer's state; a changed learning rate or schedule starts over."""
         group = stepper.updates.group
         begin = {k: group[k] for k in ("lr", "initial_lr") if k in group}
+        shapes = [tuple(p.shape) for p in self.objective_.flat.trained.parameters]
+        if state.get("shapes", shapes) != shapes:
+            # other parameters are trained now, so the optimizer starts over
+            return
         stepper.load(state["optimizer"])
         if state["same_rates"]:
             # after creating the schedule, since its constructor sets the first learning rate
@@ -180,8 +186,8 @@ class RegressionNet(skorch.NeuralNet):  # type: ignore[misc]
 
     def evaluation_step(self, batch: Any, training: bool = False) -> Tensor:
         """Predict raw rows in the user's units, also during training."""
-        module: MLPModule = self.module_
-        x = batch[0].to(device=self.device, dtype=module.x_offset.dtype)
+        module: ScaledModule = self.module_
+        x = module.as_input(batch[0])
         with torch.set_grad_enabled(training), module.raw():
             self._set_training(training)
             return module.outputs(x)
@@ -269,7 +275,7 @@ def check_callbacks(callbacks: Any) -> None:
 
 
 def make_net(
-    module: MLPModule,
+    module: ScaledModule,
     spec: FitSpec,
     context: RunContext,
     start: Mapping[str, Any] | None = None,
@@ -293,11 +299,11 @@ def make_net(
     return net.initialize()  # type: ignore[no-any-return]
 
 
-def wrap(module: MLPModule) -> RegressionNet:
+def wrap(module: ScaledModule, loss: Loss) -> RegressionNet:
     """A net around a fitted module that was not trained here, for skorch's interface."""
     net = RegressionNet(
         module,
-        nn.MSELoss(),
+        _Criterion(loss),
         train_split=None,
         callbacks=None,
         predict_nonlinearity=None,

@@ -27,7 +27,7 @@ class Weights(Protocol):
 
     values: Tensor
 
-    def keep(self, kept: Tensor | None, which: Any = True) -> Tensor:
+    def keep(self, kept: Any, which: Any = True) -> Any:
         """`kept` with the current parameters of some models, or a copy of all if None."""
 
     def finite(self) -> Any:
@@ -55,8 +55,8 @@ class Monitor:
         Whether it is still training, and whether it has reached a plateau.
     best : number per model
         The lowest monitored loss.
-    best_values : Tensor or None
-        The best weights, if kept.
+    best_weights : object or None
+        The best weights, if kept, in the form that `Weights.keep` returns.
     """
 
     def __init__(
@@ -70,7 +70,7 @@ class Monitor:
         self.no_improvement = zero
         self.active = zero == 0
         self.stopped = zero != 0
-        self.best_values: Tensor | None = None
+        self.best_weights: Any = None
 
     @classmethod
     def of_one(cls, spec: FitSpec, validates: bool) -> Monitor:
@@ -107,7 +107,7 @@ class Monitor:
         self.reference = f.where(improved, monitored, self.reference)
         self.best = f.minimum(self.best, monitored)
         if self.validates and f.any(improved):
-            self.best_values = weights.keep(self.best_values, improved)
+            self.best_weights = weights.keep(self.best_weights, improved)
         self.stopped = self.active & (self.no_improvement > self.patience)
 
     def wait_for_rate(self, lowered: Any, pending: Any) -> None:
@@ -116,15 +116,11 @@ class Monitor:
         self.no_improvement = f.where(lowered, 0, self.no_improvement)
         self.stopped = self.stopped & f.invert(lowered | pending)
 
-    def best_weights(self, weights: Weights) -> Tensor:
-        """The best weights if kept, otherwise the current ones."""
-        return weights.values if self.best_values is None else self.best_values
-
-    def restore_best_weights(self, weights: Weights) -> None:
-        """Replace the current weights with the best ones, if kept."""
-        if self.best_values is not None:
-            weights.values.copy_(self.best_values)
-            self.best_values = None
+    def restore_best_weights(self, weights: Any) -> None:
+        """Replace the current weights of one model with the best ones, if kept."""
+        if self.best_weights is not None:
+            weights.restore(self.best_weights)
+            self.best_weights = None
 
     def select(self, group: Array, place: Array) -> None:
         """Keep only these models."""

@@ -3,35 +3,30 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from functools import partial
 from typing import Any
 
-import numpy as np
 import scipy.sparse as sp
-import torch
 from sklearn.exceptions import ConvergenceWarning
 
 from .._data.rows import TrainingData
-from .._data.scaling import Scaling, reciprocal, rewrite_layers
 from .._errors import TrainingDivergedError
-from .._modules.initialize import start_weights_
-from .._modules.network import MLPModule, make_module
-from .._objective.losses import untrained_parameters
 from .._optim.state import schedule_state
 from .._optim.updates import rate_of
 from .._runtime.aliases import Layers
 from .._runtime.identity import fingerprint, identify
-from .._runtime.processes import ProcessGroup
-from .._runtime.seeds import dropout_generator, main_generator
+from .._runtime.seeds import seeded_torch
 from .._runtime.threads import threads_for
 from .._spec import FitResult, FitSpec, RunContext, Start
+from .begin import Beginning, begin_network, begin_user_module
 from .duality_gap import check_minimum
+from .flat_parameters import FlatParameters
 from .lbfgs_convergence import LbfgsConvergence
 from .module_objective import FIRST_WIDTH
 from .one_model import OneModel, RunState
-from .prepare import Prepared, dropout_groups, prepare
+from .prepare import Prepared, prepare
 from .skorch_net import NetDataset, make_net
 from .stopping import Monitor
-from .unit_sizes import shrink_large_units_
 
 
 def _kept_for(spec: FitSpec, context: RunContext) -> tuple[dict[str, Any], str]:
@@ -88,38 +83,53 @@ def train(
     TrainingDivergedError
         If the loss of an epoch is not finite.
     """
-    prepared = prepare(data, spec, context, None if start is None else start.moments)
-    rows, scaling, group = prepared.rows, prepared.scaling, context.group
-    generator = main_generator(spec.training.seed)
-    module = _start_module(rows, spec, scaling, generator, start)
-    module.scale_input = sp.issparse(rows.X) and prepared.stats is None
-    state = None if start is None else start.state
     fits, rates = _kept_for(spec, context)
+    state = None if start is None else start.state
     if state is not None:
         same_rates = state["rates"] == rates
         state = {**state, "same_rates": same_rates} if state["fits"] == fits else None
-    order, masks = _generators(spec, group, generator, state)
-    module.dropout.begin(masks, dropout_groups(rows, spec, context))
+    if spec.shape.module is None:
+        result = _train(data, spec, context, start, state, None)
+    else:
+        with seeded_torch(spec.training.seed, spec.device):
+            begun = context.group.run(partial(begin_user_module, data, spec, context, start))
+            result = _train(data, begun.spec, context, start, state, begun)
+    result.state = {"fits": fits, "rates": rates, **(result.state or {})}
+    return result
+
+
+def _train(
+    data: TrainingData,
+    spec: FitSpec,
+    context: RunContext,
+    start: Start | None,
+    state: Mapping[str, Any] | None,
+    begun: Beginning | None,
+) -> FitResult:
+    """As `train`, from the `state` of an earlier run; a network begins after its rows."""
+    prepared = prepare(data, spec, context, start)
+    rows, scaling, group = prepared.rows, prepared.scaling, context.group
+    training, validation = prepared.datasets(spec, context, NetDataset)
+    if begun is None:
+        begun = begin_network(prepared, training, spec, context, start)
+    begun.restore(state, group.rank)
+    spec, module, order = begun.spec, begun.module, begun.order
+    module.set_scaling_(scaling)
+    module.scale_input = sp.issparse(rows.X) and prepared.stats is None
     net = group.run(lambda: make_net(module, spec, context, state))
     objective, flat = net.objective_, net.objective_.flat
-    training, validation = prepared.datasets(spec, context, NetDataset)
-    if start is not None and start.x_scale is not None:
-        growth = scaling.x_scale * reciprocal(start.x_scale)
-        shrink_large_units_(
-            module, flat.values, training, start.layers, growth, spec.objective, group
-        )
     monitor = Monitor.of_one(spec, validation is not None)
     run = RunState(
         LbfgsConvergence(monitor.rounding) if spec.training.is_lbfgs else None,
         validation,
         order=order if spec.training.shuffle else None,
+        generators=begun.generators(),
         path=[flat.values.cpu().clone()] if spec.training.record_path else None,
-        shown=_rows_to_show(prepared, context),
+        shown=_rows_to_show(prepared, spec, context),
         rows=training,
         share=prepared.share,
         scaling=scaling,
         moments=prepared.moments,
-        warnings=untrained_parameters(spec.objective.loss),
     )
     if prepared.stats is None:
         # condensed rows, where stats is set, already cover all processes
@@ -128,14 +138,14 @@ def train(
     objective.smooth_at(FIRST_WIDTH if spec.training.is_lbfgs else None)
     loop = OneModel(spec, context, module, objective, net.stepper, net, monitor, run)
     batch = _rows_per_step(prepared, spec)
-    with threads_for(batch * sum(w.numel() for w in module.weights)):
+    with threads_for(batch * flat.weights.numel()):
         net.train(loop)
     # with condensed rows each process trains independently
     group.broadcast_(flat.values)
     _check_finite(loop)
     result = loop.so_far()
     result.warnings += _check_minimum(loop, result.trained)
-    result.state = {"fits": fits, "rates": rates, **_state_of(loop, order)}
+    result.state = _state_of(loop, begun)
     result.net = net
     flat.release()
     net.let_go()
@@ -143,16 +153,22 @@ def train(
     return result
 
 
-def _state_of(loop: OneModel, order: torch.Generator) -> dict[str, Any]:
+def _state_of(loop: OneModel, begun: Beginning) -> dict[str, Any]:
     """The state that a later run needs to continue from this one."""
-    masks = loop.module.dropout.generator
+    masks = begun.masks
     return {
         "optimizer": loop.stepper.updates.state(),
         "schedule": schedule_state(loop.stepper.schedule),
         "rank": loop.context.group.rank,
-        "generator": order.get_state().numpy().copy(),
+        "generator": begun.order.get_state().numpy().copy(),
         "dropout": None if masks is None else masks.get_state().cpu().numpy().copy(),
+        "shapes": _shapes_of(loop.weights),
     }
+
+
+def _shapes_of(flat: FlatParameters) -> list[tuple[int, ...]]:
+    """The shapes of the parameters that an optimizer keeps state for."""
+    return [tuple(p.shape) for p in flat.trained.parameters]
 
 
 def _check_minimum(loop: OneModel, trained: Layers) -> list[tuple[str, type[Warning]]]:
@@ -160,7 +176,7 @@ def _check_minimum(loop: OneModel, trained: Layers) -> list[tuple[str, type[Warn
     spec, run, width = loop.spec, loop.state, loop.objective.width
     warned = any(category is ConvergenceWarning for _, category in run.warnings)
     has_kinks = spec.objective.loss.branches is not None
-    convex = spec.training.is_lbfgs and not spec.shape.hidden and has_kinks
+    convex = spec.training.is_lbfgs and spec.shape.is_linear and has_kinks
     all_rows = run.validation is None and loop.context.group.size == 1
     if not convex or width is None or warned or not all_rows:
         return []
@@ -173,56 +189,23 @@ def _rows_per_step(prepared: Prepared, spec: FitSpec) -> int:
     return min(spec.training.batch_size, share.n_samples) // share.group.size
 
 
-def _generators(
-    spec: FitSpec, group: ProcessGroup, first: torch.Generator, state: Mapping[str, Any] | None
-) -> tuple[torch.Generator, torch.Generator]:
-    """The generators of row orders and dropout masks; `first` has drawn the initial weights.
-
-    All processes start from the same initial weights, but each draws its own row orders.
-    """
-    rank, seed = group.rank, spec.training.seed
-    order = main_generator(seed, rank) if rank else first
-    masks = dropout_generator(seed, spec.device, rank)
-    if state is not None and state.get("rank", 0) == rank:
-        order.set_state(torch.from_numpy(np.asarray(state["generator"]).copy()))
-        if state.get("dropout") is not None:
-            masks.set_state(torch.from_numpy(np.asarray(state["dropout"]).copy()))
-    return order, masks
-
-
-def _start_module(
-    rows: TrainingData,
-    spec: FitSpec,
-    scaling: Scaling,
-    generator: torch.Generator,
-    start: Start | None,
-) -> MLPModule:
-    module = make_module(
-        (rows.n_features, *spec.shape.hidden, rows.n_targets),
-        spec.shape.activation,
-        spec.shape.dropout,
-        bias=spec.shape.fit_intercept,
-        log_link=spec.objective.loss.log_link,
-        dtype=spec.dtype,
-        device=spec.device,
-    )
-    layers = None
-    if start is not None:
-        layers = rewrite_layers(start.layers, start.scaling, scaling)
-    zero, positive = spec.training.starts_at_zero, spec.objective.positive
-    start_weights_(module, generator, layers, zero=zero, positive=positive)
-    module.set_scaling_(scaling)
-    return module
-
-
-def _rows_to_show(prepared: Prepared, context: RunContext) -> dict[str, NetDataset | None]:
+def _rows_to_show(
+    prepared: Prepared, spec: FitSpec, context: RunContext
+) -> dict[str, NetDataset | None]:
     """Rows in the user's units, for callbacks."""
     rows, held_out = prepared.rows, prepared.held_out
     if not context.callbacks:
         return {"dataset_train": None, "dataset_valid": None}
+
+    def shown(data: TrainingData) -> NetDataset:
+        X = data.X
+        if spec.shape.module is not None and not sp.issparse(X):
+            X = X.reshape(-1, *spec.shape.module.row_shape)
+        return NetDataset.raw(X, data.y)
+
     return {
-        "dataset_train": NetDataset.raw(rows.X, rows.y),
-        "dataset_valid": None if held_out is None else NetDataset.raw(held_out.X, held_out.y),
+        "dataset_train": shown(rows),
+        "dataset_valid": None if held_out is None else shown(held_out),
     }
 
 

@@ -51,6 +51,10 @@ class TrainingObjective(ABC):
     def n_rows_of(self, batch: Any) -> Any:
         """Number of rows by which the penalty before an update is weighted."""
 
+    def add_loss(self, mean: MeanLoss, block: Any) -> None:
+        """Add the loss of a block, as it was before each update."""
+        mean.add(block)
+
     def project_(self) -> None:
         """After an update: apply the projections to the weights."""
         for projection in self.projections:
@@ -58,7 +62,7 @@ class TrainingObjective(ABC):
 
     def epoch(self, batches: Any, update: Callable[[], None]) -> Any:
         """Make one `update` per batch; returns the mean objective, measured before each update."""
-        mean, penalties = _MeanLoss(self.loss), self.penalties
+        mean, penalties = MeanLoss(self.loss), self.penalties
         penalised, projected = bool(penalties.terms), bool(self.projections)
         for block in batches.blocks():
             for batch in block.batches:
@@ -68,7 +72,7 @@ class TrainingObjective(ABC):
                 update()
                 if projected:
                     self.project_()
-            mean.add(block)
+            self.add_loss(mean, block)
         loss = mean.value(self.numbers, self.group)
         if penalised:
             loss = loss + self.numbers.read(penalties.take()) / batches.n_all
@@ -76,7 +80,7 @@ class TrainingObjective(ABC):
 
     def loss_of(self, batches: Any) -> Any:
         """The mean loss over all rows at the current parameters, without penalty."""
-        mean = _MeanLoss(self.loss)
+        mean = MeanLoss(self.loss)
         for block in batches.blocks():
             for batch in block.batches:
                 self.outputs_(batch)
@@ -84,7 +88,7 @@ class TrainingObjective(ABC):
         return mean.value(self.numbers, self.group)
 
 
-class _MeanLoss:
+class MeanLoss:
     """The mean loss of the outputs in some blocks; waits for the device only once, at the end."""
 
     def __init__(self, loss: Loss) -> None:
@@ -94,9 +98,11 @@ class _MeanLoss:
 
     def add(self, block: Any) -> None:
         if len(block.y):
-            total, n_entries = block.loss_sum(self.loss)
-            self.total = longer(self.total, total)
-            self.n_entries = self.n_entries + n_entries
+            self.add_sum(*block.loss_sum(self.loss))
+
+    def add_sum(self, total: Any, n_entries: Any) -> None:
+        self.total = longer(self.total, total)
+        self.n_entries = self.n_entries + n_entries
 
     def value(self, numbers: Numbers, group: ProcessGroup) -> Any:
         total, n_entries = numbers.read(self.total), self.n_entries

@@ -34,7 +34,6 @@ LARGE_LOG = 15.0
 @torch.no_grad()
 def shrink_large_units_(
     module: MLPModule,
-    values: Tensor,
     rows: TabularDataset,
     before: Layers,
     growth: FloatArray,
@@ -46,9 +45,8 @@ def shrink_large_units_(
     Weights drawn for a narrow first batch are steep in the units of a wide one: rewritten to give
     the same predictions, they are too large to train, and outputs explode. The input of such a
     unit's activation is scaled back to its earlier size; if the activation is linear on each side
-    of 0, the next layer compensates and predictions are unchanged. `values` holds all parameters
-    as one vector, `before` the layers before rewriting, and `growth` the new scales of the columns
-    relative to the old ones.
+    of 0, the next layer compensates and predictions are unchanged. `before` are the layers before
+    rewriting, and `growth` the new scales of the columns relative to the old ones.
     """
     if float(growth.max(initial=0.0)) < UNSEEN_GROWTH:
         return
@@ -80,7 +78,8 @@ def shrink_large_units_(
     if last.bias is not None:
         last.bias.mul_(by)
     # each process sampled its own rows
-    group.broadcast_(values)
+    for parameter in module.parameters():
+        group.broadcast_(parameter.data)
 
 
 def _some_rows(module: MLPModule, rows: TabularDataset) -> tuple[Tensor, Tensor]:

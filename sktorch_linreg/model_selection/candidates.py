@@ -32,6 +32,7 @@ from .._training.batches import n_batches
 from .._training.stacked_result import StackResult
 from ..linear import TorchLinearRegressor
 from ..mlp import TorchMLPRegressor
+from ..module import TorchRegressor
 
 OURS = TorchLinearRegressor, TorchMLPRegressor
 # immutable types
@@ -114,6 +115,8 @@ def make_candidate(base: Any, index: int, params: Mapping[str, Any], seed: int) 
                 for k, v in sorted(params.items())
                 if not k.startswith(mine)
             )
+    if type(last) is TorchRegressor:
+        raise CannotStack("modules of your own are not stacked")
     if type(last) not in OURS:
         # a pipeline of another package, such as imbalanced-learn's, may change the rows
         name = public_name(type(last)) if isinstance(last, Pipeline) else type(last).__name__

@@ -713,21 +713,3 @@ def test_a_loss_is_tried_on_the_number_of_targets(loss, k):
     with pytest.raises((ValueError, IndexError)) as raised:
         clone(model).fit(X, Y[:, 0])
     assert any("parameter 'loss'" in note for note in raised.value.__notes__)
-
-
-def test_a_loss_says_that_its_parameters_are_not_trained():
-    class Uncertain(nn.Module):
-        def __init__(self, start=0.0):
-            super().__init__()
-            self.log_var = nn.Parameter(torch.full((1,), float(start)))
-            Uncertain.made = self
-
-        def forward(self, p, t):
-            return ((p - t) ** 2 * torch.exp(-self.log_var) + self.log_var).mean()
-
-    X, y = outliers()
-    for cls in (TorchLinearRegressor, TorchMLPRegressor):
-        model = cls(loss=Uncertain, loss__start=0.5, optimizer="adam", max_epochs=2, tol=None)
-        with pytest.warns(UserWarning, match=r"Uncertain has parameters \(log_var\).*not trained"):
-            model.fit(X, y)
-        assert float(Uncertain.made.log_var.detach()) == 0.5

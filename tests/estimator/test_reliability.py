@@ -236,6 +236,8 @@ def calls(tmp_path):
                 lambda m=model, c=cls, g=grid, o=options: c(m, g, cv=2, **o).fit(X, y),
             )
     linear = MODELS["batches"]
+    module = sktorch_linreg.TorchRegressor(torch.nn.Linear, max_epochs=3, batch_size=100)
+    yield "TorchRegressor", lambda: clone(module).fit(X, y).predict(X)
     yield "partial_fit", lambda: clone(linear).partial_fit(X, y)
     yield "exact partial_fit", lambda: TorchLinearRegressor().partial_fit(X, y)
     yield "checkpoint", lambda: clone(linear).set_params(checkpoint_dir=tmp_path / "c").fit(X, y)

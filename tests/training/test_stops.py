@@ -54,8 +54,8 @@ def follow(monitor, losses, spec, units):
         weights.epoch = epoch
         monitor.update(loss, weights)
         if monitor.stopped:
-            return epoch, monitor.best_values
-    return None, monitor.best_values
+            return epoch, monitor.best_weights
+    return None, monitor.best_weights
 
 
 def curves(rng):

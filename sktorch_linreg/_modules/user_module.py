@@ -1,0 +1,466 @@
+"""Modules of the user's: their construction, their behaviour and their state as arrays."""
+
+from __future__ import annotations
+
+import copy
+import inspect
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass, field
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch.nn.parameter import is_lazy
+
+from .._errors import came_from, check_options, public_name
+from .._runtime.aliases import Array
+from .._runtime.seeds import random_state_of, set_random_state
+from .._runtime.sklearn_private import InvalidParameterError
+from .scaled import Rescale, ScaledModule, Standardize
+
+# names of constructor parameters that are filled in
+FEATURE_NAMES = ("in_features", "n_features", "input_size", "input_dim")
+TARGET_NAMES = ("out_features", "n_outputs", "output_size", "output_dim")
+# what torch's errors about dtypes contain, and what to do
+ABOUT_DTYPES = ("dtype", "scalar type")
+INTEGERS = (
+    "X holds integers, which reach the module as int64 because the features are not standardised. "
+    "Pass X.astype(float) if the module takes floating-point numbers."
+)
+FLOATS = (
+    "The features reach the module as floating-point numbers. For a module that takes integers, "
+    "set standardize='target' or False, and pass an X of integers."
+)
+# rows on which a module is tried
+TRIED_ROWS = 4
+
+
+@dataclass(frozen=True)
+class ModuleRecipe:
+    """What makes a module: the user's class, function or instance, and the shape of the data.
+
+    Parameters
+    ----------
+    given : type, callable or torch.nn.Module
+        What the user passed as `module`.
+    row_shape : tuple of int
+        Shape of a row of `X`.
+    n_targets : int
+        Number of targets.
+    options : Mapping
+        Arguments of the constructor.
+    integers : bool
+        Whether rows reach the module as int64.
+    """
+
+    given: Any
+    row_shape: tuple[int, ...]
+    n_targets: int
+    options: Mapping[str, Any] = field(default_factory=dict)
+    integers: bool = False
+
+    @property
+    def name(self) -> str:
+        """The name of the class or function."""
+        return name_of(self.given)
+
+    def make(self) -> nn.Module:
+        """A new module of the user's, or a copy of the instance."""
+        with came_from("module", self.name):
+            if isinstance(self.given, nn.Module):
+                return copy.deepcopy(self.given)
+            made = self.given(**self._arguments())
+        if not isinstance(made, nn.Module):
+            raise InvalidParameterError(
+                f"module={self.name} returned {_described(made)} instead of a torch.nn.Module. "
+                "Pass a subclass of torch.nn.Module, a function that returns one, or an instance."
+            )
+        return made
+
+    def _arguments(self) -> dict[str, Any]:
+        """The options, with the numbers of features and targets filled in."""
+        parameters = _parameters_of(self.given)
+        required = [
+            p.name
+            for p in parameters.values()
+            if p.default is p.empty and p.kind in (p.POSITIONAL_OR_KEYWORD, p.KEYWORD_ONLY)
+        ]
+        arguments, flat = dict(self.options), len(self.row_shape) == 1
+        for name in required:
+            if name in arguments:
+                continue
+            if flat and name in FEATURE_NAMES:
+                arguments[name] = self.row_shape[0]
+            elif flat and name in TARGET_NAMES:
+                arguments[name] = self.n_targets
+        missing = [name for name in required if name not in arguments]
+        if missing:
+            why = ""
+            if not flat and not {*missing}.isdisjoint((*FEATURE_NAMES, *TARGET_NAMES)):
+                why = f" For rows of shape {self.row_shape}, no sizes are filled in."
+            raise InvalidParameterError(
+                f"module={self.name} requires {', '.join(missing)}.{why} Set "
+                f"{' and '.join(f'module__{name}' for name in missing)}."
+            )
+        return arguments
+
+
+def name_of(given: Any) -> str:
+    """A short name of a class, function or instance."""
+    if isinstance(given, nn.Module):
+        return type(given).__name__
+    return str(getattr(given, "__name__", None) or _described(given))
+
+
+def import_path(given: Any) -> str:
+    """The module and name from which a class or function can be imported."""
+    return f"{getattr(given, '__module__', '?')}.{getattr(given, '__qualname__', name_of(given))}"
+
+
+class UnsuitableState(ValueError):
+    """Parameters that are not those of a module."""
+
+
+def _described(value: Any) -> str:
+    text = repr(value)
+    return text if len(text) <= 60 and "\n" not in text else f"a {public_name(type(value))} object"
+
+
+def _parameters_of(given: Any) -> Mapping[str, inspect.Parameter]:
+    try:
+        return inspect.signature(given).parameters
+    except (TypeError, ValueError):
+        # some functions written in C have no signature
+        return {}
+
+
+def check_module(given: Any, options: Mapping[str, Any]) -> None:
+    """Raise InvalidParameterError unless `given` makes a module from these options."""
+    if isinstance(given, nn.Module):
+        if options:
+            listed = ", ".join(f"module__{name}" for name in options)
+            raise InvalidParameterError(
+                f"{listed} cannot be set, because module is an instance of "
+                f"{type(given).__name__}, which has been constructed already. Pass the class, "
+                f"module={type(given).__name__}, and its arguments as module__*."
+            )
+        return
+    is_class = isinstance(given, type)
+    if not callable(given) or (is_class and not issubclass(given, nn.Module)):
+        raise InvalidParameterError(
+            "module must be a subclass of torch.nn.Module, a function that returns one, or an "
+            f"instance; got {_described(given)}."
+        )
+    parameters = _parameters_of(given).values()
+    if any(p.kind is p.VAR_KEYWORD for p in parameters):
+        return
+    known = [p.name for p in parameters if p.kind in (p.POSITIONAL_OR_KEYWORD, p.KEYWORD_ONLY)]
+    check_options("module", name_of(given), options, known, lambda _: ())
+
+
+class UserModule(ScaledModule):
+    """A module of the user's between the scaling of its input and that of its output.
+
+    Parameters
+    ----------
+    module : torch.nn.Module
+        The user's module.
+    recipe : ModuleRecipe
+        What it was made from.
+    log_link : bool
+        Whether predictions are the exponential of its output.
+
+    Notes
+    -----
+    Rows have their own shape in `forward`, which takes raw features once the module is fitted, and
+    are flat in `outputs`, which the engine calls.
+    """
+
+    def __init__(self, module: nn.Module, recipe: ModuleRecipe, log_link: bool = False) -> None:
+        super().__init__()
+        self.standardize = Standardize(int(np.prod(recipe.row_shape)))
+        self.module = module
+        self.rescale = Rescale(recipe.n_targets, log_link)
+        self.row_shape, self.n_targets = recipe.row_shape, recipe.n_targets
+        self.integers = recipe.integers
+
+    def forward(self, x: Tensor) -> Tensor:
+        if not self.integers:
+            x = self.standardize(x.flatten(1))
+        output = self.module(x.reshape(x.shape[0], *self.row_shape))
+        return self.rescale(self.as_targets(output, x.shape[0]))  # type: ignore[no-any-return]
+
+    def as_targets(self, output: Any, n_rows: int) -> Tensor:
+        """The output of the user's module in the shape of the targets.
+
+        Raises
+        ------
+        ValueError
+            If it is not a tensor of one number per row and target.
+        """
+        wanted = n_rows, self.n_targets
+        if not isinstance(output, Tensor):
+            raise InvalidParameterError(
+                f"module={type(self.module).__name__} returned a {type(output).__name__} instead "
+                f"of a tensor of shape {wanted}, one number per row and target. Return only the "
+                "predictions in its forward."
+            )
+        shape = tuple(output.shape)
+        # a squeezed output of one row has lost its first dimension
+        by_row = n_rows == 1 or (len(shape) > 0 and shape[0] == n_rows)
+        if not by_row or output.numel() != n_rows * self.n_targets:
+            raise InvalidParameterError(
+                f"module={type(self.module).__name__} returned an output of shape {shape} for "
+                f"{n_rows} rows, but y needs one of shape {wanted}, one number per row and target."
+            )
+        return output.reshape(wanted)
+
+    # -- the engine's view ----------------------------------------------------------------------
+
+    @property
+    def user_module(self) -> nn.Module:  # type: ignore[override]
+        """The user's module."""
+        return self.module
+
+    def outputs(self, x: Tensor) -> Tensor:
+        """The outputs for flat rows, dense or sparse; the module sees a copy of them."""
+        x = x.clone() if x.layout == torch.strided else x.to_dense()
+        with self.blamed():
+            return self(x)  # type: ignore[no-any-return]
+
+    @contextmanager
+    def blamed(self) -> Iterator[None]:
+        """A context in which errors say that they came from the user's module."""
+        try:
+            with came_from("module", self.module):
+                yield
+        except (RuntimeError, TypeError) as error:
+            if any(word in str(error) for word in ABOUT_DTYPES):
+                error.add_note(INTEGERS if self.integers else FLOATS)
+            raise
+
+    def as_input(self, x: Tensor) -> Tensor:
+        """Rows in the dtype that the module takes, on its device."""
+        x = super().as_input(x) if not self.integers else x.to(self.x_offset.device)
+        return x if x.layout != torch.strided else x.reshape(len(x), -1)
+
+    def to_user_rows(self, x: Tensor) -> Tensor:
+        """Features in the user's units and shape."""
+        if self.integers:
+            return x.reshape(-1, *self.row_shape)
+        rows = super().to_user_rows(x)
+        return rows if x.layout != torch.strided else rows.reshape(-1, *self.row_shape)
+
+    @property
+    def _named(self) -> list[tuple[str, nn.Parameter]]:
+        return list(self.module.named_parameters())
+
+    @property
+    def weights(self) -> list[nn.Parameter]:
+        """The trainable parameters that are penalised."""
+        return [p for name, p in self._named if p.requires_grad and is_penalised(name, p)]
+
+    @property
+    def others(self) -> list[nn.Parameter]:
+        """The trainable parameters that are not penalised."""
+        return [p for name, p in self._named if p.requires_grad and not is_penalised(name, p)]
+
+    @property
+    def frozen(self) -> list[nn.Parameter]:
+        """The parameters that are not trained."""
+        return [p for _, p in self._named if not p.requires_grad]
+
+    def kept_buffers(self) -> Mapping[str, Tensor]:
+        """The buffers of the user's module, by name."""
+        return dict(self.module.named_buffers())
+
+
+def is_penalised(name: str, parameter: Tensor) -> bool:
+    """Whether a parameter is a weight, rather than an intercept, a scale or a token."""
+    if parameter.ndim < 2 or name.endswith("bias"):
+        return False
+    return not (parameter.ndim > 2 and parameter.shape[0] == 1)
+
+
+# -- construction ---------------------------------------------------------------------------------
+
+
+def make_user_module(
+    recipe: ModuleRecipe, rows: Tensor, dtype: torch.dtype, device: torch.device, *, log_link: bool
+) -> UserModule:
+    """A new module, cast to its dtype and moved to its device, with its lazy layers shaped.
+
+    The module is constructed on the CPU in torch's default precision, float32, so that its initial
+    weights are the same for any dtype and device; `rows`, flat and in training units, are then
+    passed through it once, in evaluation mode and without gradients.
+
+    Raises
+    ------
+    ValueError
+        If the output does not have the shape of the targets, or no parameter can be trained.
+    """
+    with _single_precision():
+        made = recipe.make()
+        module = UserModule(made, recipe, log_link)
+        _pass_once(module, rows)
+    parameters = list(made.parameters())
+    if any(p.is_complex() for p in parameters):
+        raise ValueError(
+            f"module={recipe.name} has complex parameters, which are not supported. Represent each "
+            "by two real numbers."
+        )
+    if not any(p.requires_grad for p in parameters):
+        state = "are all frozen (requires_grad=False)" if parameters else "do not exist"
+        raise ValueError(
+            f"The parameters of module={recipe.name} {state}, so there is nothing to train. "
+            "Unfreeze some, for example those of its last layer."
+        )
+    module.to(device=device, dtype=dtype)
+    # an instance may be in evaluation mode, in whole or in part
+    return module.train()
+
+
+@contextmanager
+def _single_precision() -> Iterator[None]:
+    """Torch's default precision, whatever the user has set."""
+    before = torch.get_default_dtype()
+    if before == torch.float32:
+        yield
+        return
+    torch.set_default_dtype(torch.float32)
+    try:
+        yield
+    finally:
+        torch.set_default_dtype(before)
+
+
+@torch.no_grad()
+def _pass_once(module: UserModule, rows: Tensor) -> None:
+    """Pass rows through a new module in evaluation mode."""
+    user = module.module
+    modes = {m: m.training for m in user.modules()}
+    own = next((p for p in user.parameters() if p.is_floating_point()), None)
+    dtype = torch.float32 if own is None else own.dtype
+    rows = rows if module.integers else rows.to(dtype)
+    rows = rows if own is None else rows.to(own.device)
+    user.eval()
+    module.outputs(rows)
+    for m in user.modules():
+        m.training = modes.get(m, True)
+
+
+class Behaviour(NamedTuple):
+    """Whether a module mixes rows, in training and in evaluation mode, and draws numbers."""
+
+    mixes_rows: bool
+    draws: bool
+    mixes_rows_in_eval: bool
+
+
+@torch.no_grad()
+def examine(module: UserModule, rows: Tensor) -> Behaviour:
+    """Try a copy of a module on a few flat rows, in training units.
+
+    It is said to mix rows unless it is seen to treat them one by one.
+    """
+    device = module.x_offset.device
+    before = random_state_of(device)
+    try:
+        tried = copy.deepcopy(module)
+        mixes_in_eval = not _treats_rows_alone(tried.eval(), rows)
+        set_random_state(device, before)
+        mixes = not _treats_rows_alone(tried.train(), rows)
+        states = zip(before, random_state_of(device), strict=True)
+        draws = any(not torch.equal(a, b) for a, b in states)
+        return Behaviour(mixes or draws, draws, mixes_in_eval)
+    except Exception:
+        # it cannot be copied; other errors will recur in training
+        return Behaviour(True, False, True)
+    finally:
+        set_random_state(device, before)
+
+
+def _treats_rows_alone(module: UserModule, rows: Tensor) -> bool:
+    """Whether the outputs for rows together are those for the parts."""
+    together = module.outputs(rows)
+    if len(rows) < 2:
+        return False
+    try:
+        parts = [module.outputs(part) for part in (rows[:1], rows[1:])]
+    except Exception:
+        # batch normalisation does not take a single row
+        return False
+    tolerance = 1e-8 if together.dtype == torch.float64 else 1e-4
+    size = float(together.abs().max())
+    return torch.allclose(torch.cat(parts), together, rtol=tolerance, atol=tolerance * size)
+
+
+@torch.no_grad()
+def load_arrays_(module: nn.Module, arrays: Mapping[str, Array]) -> None:
+    """Set parameters and buffers by name.
+
+    Raises
+    ------
+    UnsuitableState
+        If a parameter is missing or of another shape; the module is then unchanged.
+    """
+    parameters, buffers = dict(module.named_parameters()), dict(module.named_buffers())
+    name_of_class = type(module).__name__
+    for name, parameter in parameters.items():
+        found = arrays.get(name)
+        if found is None or found.shape != tuple(parameter.shape):
+            has = "is missing" if found is None else f"has the shape {found.shape}"
+            raise UnsuitableState(
+                f"its parameter {name} {has}, but {name_of_class} needs one of shape "
+                f"{tuple(parameter.shape)}"
+            )
+    owners = {name: _owner_of(module, name) for name in arrays if name not in parameters}
+    for name, owner in owners.items():
+        if owner is None:
+            raise UnsuitableState(f"{name_of_class} has no parameter or buffer {name}")
+    like = next((p for p in parameters.values()), torch.empty(0))
+    for name, array in arrays.items():
+        values = torch.from_numpy(np.array(array))
+        if name in parameters:
+            parameters[name].copy_(values)
+        elif name in buffers:
+            buffers[name].data = values.to(buffers[name].dtype).to(buffers[name].device)
+        else:
+            # a buffer that the constructor leaves empty, and the first call of forward sets
+            owners[name]._buffers[name.rpartition(".")[2]] = values.to(like.device)
+
+
+def _owner_of(module: nn.Module, name: str) -> Any:
+    """The submodule with a buffer of this name, None if there is none."""
+    path, _, last = name.rpartition(".")
+    try:
+        owner = module.get_submodule(path)
+    except AttributeError:
+        return None
+    return owner if last in owner._buffers else None
+
+
+def _is_unfinished(made: nn.Module, arrays: Mapping[str, Array]) -> bool:
+    """Whether the first call of forward still has to shape or create parameters."""
+    tensors = {**dict(made.named_parameters()), **dict(made.named_buffers())}
+    return any(map(is_lazy, tensors.values())) or not arrays.keys() <= tensors.keys()
+
+
+def rebuild(recipe: ModuleRecipe, arrays: Mapping[str, Array], *, log_link: bool) -> UserModule:
+    """A module with this state, constructed anew; on the CPU, in the dtype of the state."""
+    rows = torch.zeros(
+        1, int(np.prod(recipe.row_shape)), dtype=torch.int64 if recipe.integers else torch.float32
+    )
+    with _single_precision():
+        made = recipe.make()
+        module = UserModule(made, recipe, log_link)
+        if _is_unfinished(made, arrays):
+            # what is missing afterwards is reported by name
+            with suppress(Exception):
+                _pass_once(module, rows)
+    floats = [a.dtype for a in arrays.values() if a.dtype.kind == "f"]
+    module.to(torch.float64 if np.float64 in floats else torch.float32)
+    load_arrays_(made, arrays)
+    return module

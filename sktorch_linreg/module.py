@@ -1,0 +1,568 @@
+"""The estimator for any `torch.nn.Module`: parameters, documentation and fitted attributes."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, ClassVar, Self
+
+import numpy as np
+import scipy.sparse as sp
+import torch
+from torch import nn
+
+from ._data.arrays import chunks, like_input
+from ._data.rows import TrainingData
+from ._data.scaling import Scaling, scaled
+from ._data.validation import RowRules, check_row_shape
+from ._estimator.base import BaseTorchRegressor
+from ._estimator.checks import can_partial_fit
+from ._estimator.make_spec import make_spec
+from ._estimator.parameters import PREFIXES
+from ._modules.plain_state import from_plain, to_plain
+from ._modules.user_module import (
+    ModuleRecipe,
+    UserModule,
+    check_module,
+    rebuild,
+)
+from ._objective.losses import inverse_link
+from ._runtime.aliases import Array
+from ._runtime.seeds import seeded_torch
+from ._runtime.sklearn_private import StrOptions, available_if, fit_context
+from ._runtime.torch_modes import own_torch_settings
+from ._spec import FitResult, FitSpec, ModelShape, RunContext, Start
+
+# values of `standardize` that leave the features as they are
+RAW_FEATURES = (False, "target")
+# predictions are made for multiples of this many rows, in blocks of this size
+PADDED_ROWS, PREDICTED_BYTES = 32, 2**18
+
+
+def _stored(given: Any) -> Any:
+    """A class or function as it is, an instance as plain containers and arrays."""
+    return to_plain(given) if isinstance(given, nn.Module) else given
+
+
+def _restored(stored: Any) -> Any:
+    """Inverse of `_stored`."""
+    return from_plain(stored) if isinstance(stored, dict) else stored
+
+
+class _Predictor:
+    """Holds the module that `predict` calls, once it has been built."""
+
+    module: UserModule | None = None
+
+
+class TorchRegressor(BaseTorchRegressor):
+    """Regression with any `torch.nn.Module`.
+
+    The module is trained as the networks of `TorchMLPRegressor` are: features and target are
+    standardised internally, so no scaler is needed, and predictions are in the units of `y`.
+
+    The objective is the weighted mean of the loss over the rows plus
+    ``alpha * (l1_ratio * |W|_1 + (1 - l1_ratio) / 2 * |W|_2^2)`` over the weights of all layers.
+    The loss of a row is the mean over its targets, squared error has no factor of one half, and
+    intercepts are not penalised.
+
+    Parameters
+    ----------
+    module : type, callable or torch.nn.Module
+        A subclass of `torch.nn.Module`; a function that returns a module; or an instance, which is
+        copied, so that training starts from its weights. Arguments of a class or a function are
+        options ``module__*``. Required ones that are called ``in_features``, ``n_features``,
+        ``input_size`` or ``input_dim`` are set to the number of features, and ``out_features``,
+        ``n_outputs``, ``output_size`` or ``output_dim`` to the number of targets, if `X` has two
+        dimensions.
+    loss : str or class, default="squared_error"
+        ``"squared_error"``, ``"absolute_error"``, ``"huber"`` (option ``loss__delta``, in
+        standardised units unless ``standardize=False``), ``"quantile"`` (option
+        ``loss__quantile``), ``"poisson"`` (predictions are the exponential of the module's output),
+        or a `torch.nn.Module` loss class, whose own parameters are trained too.
+    alpha : float, default=0.0
+        Strength of the penalty. It applies to trainable parameters of two or more dimensions whose
+        name does not end in ``bias``, except for those of three or more dimensions whose first
+        size is 1, such as tokens.
+    l1_ratio : float, default=0.0
+        Share of the L1 norm in the penalty.
+    optimizer : str or class, default="adam"
+        ``"lbfgs"``, ``"sgd"``, ``"adam"``, ``"adamw"``, ``"nadam"``, ``"radam"``, ``"rmsprop"``,
+        ``"adagrad"``, ``"adadelta"``, ``"adamax"`` or a `torch.optim.Optimizer` subclass.
+    lr : float or None, default=None
+        Learning rate; None is the optimizer's own default.
+    lr_schedule : str, class or None, default=None
+        ``"constant"``, ``"step"``, ``"exponential"``, ``"linear"``, ``"polynomial"``,
+        ``"cosine"``, ``"cosine_restarts"``, ``"one_cycle"``, ``"plateau"`` or a class of
+        `torch.optim.lr_scheduler`, stepped once per epoch.
+    max_epochs : int, default=200
+        Maximum number of epochs.
+    batch_size : int, "auto" or None, default="auto"
+        Rows per update: None uses all of them, ``"auto"`` uses ``min(200, n_samples)``. L-BFGS
+        always uses all of them.
+    shuffle : bool, default=True
+        Whether to shuffle the rows in each epoch.
+    tol : float or None, default=1e-4
+        Stop when the monitored loss has not improved by at least `tol` for more than
+        `n_iter_no_change` epochs; None runs all epochs.
+    n_iter_no_change : int or numpy.inf, default=10
+        Epochs without improvement to wait before stopping; `numpy.inf` never stops.
+    early_stopping : bool, default=False
+        Whether to hold out rows, stop on their loss and restore the best weights.
+    validation_fraction : float, default=0.1
+        Fraction of the rows held out with `early_stopping`.
+    standardize : bool or {"features", "target"}, default=True
+        Whether to centre and scale features and target internally, or which of the two. Each
+        position of a row is a column. If the features are not standardised, integers reach the
+        module as int64, as embeddings require.
+    device : str or torch.device, default="cpu"
+        ``"cpu"``, ``"cuda"``, ``"cuda:1"``, ``"mps"``, or ``"auto"`` for the first available of
+        cuda, mps and cpu.
+    dtype : {"auto", "float32", "float64"} or torch.dtype, default="float32"
+        Dtype of the module in training and in `predict`, whose results have the dtype of `X`.
+    warm_start : bool, default=False
+        Whether `fit` continues from the current weights.
+    random_state : int, RandomState instance or None, default=None
+        Seed of initial weights, batch order, random layers and held-out rows. The module draws from
+        torch's global generators, which are seeded for the duration of the fit and restored
+        afterwards; fits in other threads wait.
+    verbose : bool or int, default=0
+        Whether to print a table of epochs, at most one line per second (2: every epoch).
+    callbacks : list or None, default=None
+        skorch callbacks for the inner net.
+    checkpoint_dir : str or path-like, default=None
+        Folder for a checkpoint: `fit` on the same data with the same parameters resumes where it
+        was interrupted, with bit-identical results. Use one folder per fit; `partial_fit` and exact
+        solvers do not write checkpoints. Requires the extra ``persist``.
+    checkpoint_every : int, default=10
+        Number of epochs between checkpoints; the last epoch is always saved.
+    **module__options : dict
+        ``module__*``, ``optimizer__*``, ``loss__*`` and ``lr_schedule__*`` are passed to the
+        module, the optimizer, the loss and the schedule.
+
+    Attributes
+    ----------
+    n_outputs_ : int
+        Number of targets.
+    out_activation_ : str
+        ``"identity"``, or ``"exp"`` under the Poisson loss.
+    n_iter_ : int
+        Number of epochs run.
+    loss_, best_loss_ : float
+        The last training loss, and the best of the monitored losses.
+    loss_curve_ : list of float
+        Objective per epoch, measured during training.
+    validation_loss_curve_ : list of float
+        Loss of the held-out rows per epoch, without the penalty.
+    optimizer_ : str
+        Name of the optimizer used.
+    module_ : torch.nn.Module
+        The fitted module, which takes raw features and returns predictions of shape
+        (n_samples, n_outputs). Your own module is ``module_.module``.
+    net_ : skorch.NeuralNet
+        The net that trained the model.
+    history_ : list of dict
+        One record per epoch.
+    n_features_in_ : int
+        Number of features seen in `fit`: the second dimension of `X`.
+    feature_names_in_ : ndarray of shape (n_features,)
+        Names of the features, if all of them are strings.
+
+    See Also
+    --------
+    TorchMLPRegressor : Fully connected networks by their layer sizes.
+    TorchLinearRegressor : The linear model with the same interface.
+
+    Notes
+    -----
+    Initial weights are those that the constructor draws after ``torch.manual_seed(random_state)``
+    on the CPU in float32. The first rows then pass through the module once, in evaluation mode and
+    without gradients, which shapes lazy layers.
+
+    A single row that is left over after the last full batch joins that batch, unless the module is
+    seen to treat rows one by one: batch normalisation cannot be trained on one row.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from torch import nn
+    >>> from sktorch_linreg import TorchRegressor
+    >>> class Net(nn.Module):
+    ...     def __init__(self, n_features, n_outputs, width=32):
+    ...         super().__init__()
+    ...         self.hidden = nn.Linear(n_features, width)
+    ...         self.out = nn.Linear(width, n_outputs)
+    ...
+    ...     def forward(self, x):
+    ...         return self.out(self.hidden(x).tanh())
+    >>> X = np.linspace(-2, 2, 200)[:, None]
+    >>> y = np.sin(2 * X[:, 0])
+    >>> model = TorchRegressor(Net, module__width=64, lr=0.02, random_state=0)
+    >>> bool(model.fit(X, y).score(X, y) > 0.99)
+    True
+    """
+
+    _prefixes: ClassVar[tuple[str, ...]] = ("module__", *PREFIXES)
+    _parameter_constraints: ClassVar[dict[str, Any]] = {
+        **BaseTorchRegressor._parameter_constraints,
+        "module": "no_validation",
+        "standardize": ["boolean", StrOptions({"features", "target"})],
+    }
+
+    def __init__(
+        self,
+        module: Any,
+        *,
+        loss: Any = "squared_error",
+        alpha: Any = 0.0,
+        l1_ratio: Any = 0.0,
+        optimizer: Any = "adam",
+        lr: Any = None,
+        lr_schedule: Any = None,
+        max_epochs: Any = 200,
+        batch_size: Any = "auto",
+        shuffle: Any = True,
+        tol: Any = 1e-4,
+        n_iter_no_change: Any = 10,
+        early_stopping: Any = False,
+        validation_fraction: Any = 0.1,
+        standardize: Any = True,
+        device: Any = "cpu",
+        dtype: Any = "float32",
+        warm_start: Any = False,
+        random_state: Any = None,
+        verbose: Any = 0,
+        callbacks: Any = None,
+        checkpoint_dir: Any = None,
+        checkpoint_every: int = 10,
+        **module__options: Any,
+    ) -> None:
+        self.module = module
+        self.loss = loss
+        self.alpha = alpha
+        self.l1_ratio = l1_ratio
+        self.optimizer = optimizer
+        self.lr = lr
+        self.lr_schedule = lr_schedule
+        self.max_epochs = max_epochs
+        self.batch_size = batch_size
+        self.shuffle = shuffle
+        self.tol = tol
+        self.n_iter_no_change = n_iter_no_change
+        self.early_stopping = early_stopping
+        self.validation_fraction = validation_fraction
+        self.standardize = standardize
+        self.device = device
+        self.dtype = dtype
+        self.warm_start = warm_start
+        self.random_state = random_state
+        self.verbose = verbose
+        self.callbacks = callbacks
+        self.checkpoint_dir = checkpoint_dir
+        self.checkpoint_every = checkpoint_every
+        self._set_options(module__options)
+
+    @fit_context
+    def fit(
+        self,
+        X: Any,
+        y: Any,
+        sample_weight: Any = None,
+        *,
+        X_val: Any = None,
+        y_val: Any = None,
+        sample_weight_val: Any = None,
+    ) -> Self:
+        """Fit the module.
+
+        Parameters
+        ----------
+        X : {array-like, sparse matrix} of shape (n_samples, n_features) or (n_samples, ...)
+            Features; rows may have any number of dimensions. The module sees the rows of a sparse
+            matrix as dense batches.
+        y : array-like of shape (n_samples,) or (n_samples, n_targets)
+            Targets.
+        sample_weight : array-like of shape (n_samples,), default=None
+            Non-negative sample weights; rows with weight 0 are ignored.
+        X_val : {array-like, sparse matrix}, default=None
+            Rows of the same shape to monitor with `early_stopping`, in place of a fraction of `X`.
+            In a `Pipeline`, ``transform_input=["X_val"]`` transforms them like `X`.
+        y_val : array-like of shape (n_val,) or (n_val, n_targets), default=None
+            Their targets.
+        sample_weight_val : array-like of shape (n_val,), default=None
+            Their sample weights.
+
+        Returns
+        -------
+        self : TorchRegressor
+            The fitted estimator.
+
+        Raises
+        ------
+        ValueError
+            If the input or a parameter is invalid; the estimator is left unchanged.
+        TrainingDivergedError
+            If the training loss is not finite.
+        Exception
+            What the module raises, with a note that names `module`.
+
+        Examples
+        --------
+        >>> from torch import nn
+        >>> from sktorch_linreg import TorchRegressor
+        >>> model = TorchRegressor(nn.Linear, max_epochs=1, tol=None, random_state=0)
+        >>> model.fit([[0.0], [1.0]], [1.0, 3.0]).n_iter_
+        1
+        """
+        validation = X_val, y_val, sample_weight_val
+        return self._fit(X, y, sample_weight, incremental=False, validation=validation)
+
+    @available_if(can_partial_fit)
+    @fit_context
+    def partial_fit(self, X: Any, y: Any, sample_weight: Any = None) -> Self:
+        """Train for one epoch on another batch of rows.
+
+        Weights, optimizer state and schedule continue from the previous call. The scaling is that
+        of the first batch, except for columns and targets that have been constant so far.
+
+        Parameters
+        ----------
+        X : {array-like, sparse matrix} of shape (n_samples, n_features) or (n_samples, ...)
+            Features.
+        y : array-like of shape (n_samples,) or (n_samples, n_targets)
+            Targets.
+        sample_weight : array-like of shape (n_samples,), default=None
+            Sample weights.
+
+        Returns
+        -------
+        self : TorchRegressor
+            The fitted estimator.
+
+        Raises
+        ------
+        ValueError
+            If the input or a parameter is invalid.
+        AttributeError
+            With `early_stopping` or ``optimizer="lbfgs"``, which need all rows at once.
+
+        Examples
+        --------
+        >>> from torch import nn
+        >>> from sktorch_linreg import TorchRegressor
+        >>> model = TorchRegressor(nn.Linear, random_state=0)
+        >>> for X, y in [([[0.0], [1.0]], [1.0, 3.0]), ([[2.0], [3.0]], [5.0, 7.0])]:
+        ...     model = model.partial_fit(X, y)
+        >>> model.predict([[1.0]]).shape
+        (1,)
+        """
+        return self._fit(X, y, sample_weight, incremental=True)
+
+    def predict(self, X: Any) -> Any:
+        """Predict targets in evaluation mode, in blocks of rows.
+
+        Parameters
+        ----------
+        X : {array-like, sparse matrix} of shape (n_samples, n_features) or (n_samples, ...)
+            Features.
+
+        Returns
+        -------
+        ndarray of shape (n_samples,) or (n_samples, n_targets)
+            Predictions, 1-D or 2-D like `y` in `fit`, in the dtype of `X` if that is a floating
+            one, otherwise float64.
+
+        Raises
+        ------
+        NotFittedError
+            If the estimator is not fitted.
+        ValueError
+            If rows do not have the shape they had in `fit`.
+
+        Examples
+        --------
+        >>> from torch import nn
+        >>> from sktorch_linreg import TorchRegressor
+        >>> model = TorchRegressor(nn.Linear, max_epochs=1, tol=None)
+        >>> model = model.fit([[0.0], [1.0]], [1.0, 3.0])
+        >>> model.predict([[0.5]]).shape
+        (1,)
+        """
+        given = X
+        X, unverified = self._validate_predict(X)
+        if unverified is not None:
+            unverified()
+        module = self._module_for_predict()
+        dtype = np.float32 if module.x_offset.dtype == torch.float32 else np.float64
+        device, scaling = module.x_offset.device, Scaling.from_state(self._scaling)
+        kind = X.dtype if X.dtype.kind == "f" else np.dtype(np.float64)
+        out: Array = np.empty((X.shape[0], self.n_outputs_), dtype=kind)
+        with own_torch_settings(device, grad=False), np.errstate(over="ignore"):
+            for part in chunks(X.shape[0], X.shape[1], PREDICTED_BYTES):
+                rows = X[part].toarray() if sp.issparse(X) else X[part]
+                if not module.integers:
+                    # in float64, so that columns far from 0 lose no digits
+                    rows = scaled(rows, scaling.x_offset, scaling.x_factor, dtype)
+                block = torch.from_numpy(self._padded(rows)).to(device)
+                outputs = module.outputs(block)[: len(rows)].cpu().numpy()
+                shifted = outputs * scaling.y_scale + scaling.y_offset
+                out[part] = inverse_link(shifted, self._has_log_link)
+        return like_input(out[:, 0] if self._squeeze else out, given)
+
+    def _padded(self, rows: Array) -> Array:
+        """A copy of the rows, the last of which is repeated up to a multiple of `PADDED_ROWS`.
+
+        Products of matrices round differently for few rows and for many, and a prediction shall
+        not depend on the other rows.
+        """
+        n_more = -len(rows) % PADDED_ROWS if self._pads_rows else 0
+        return np.concatenate([rows, np.repeat(rows[-1:], n_more, axis=0)])
+
+    # -- engine ---------------------------------------------------------------------------------
+
+    @property
+    def _row_rules(self) -> RowRules:
+        return RowRules(any_shape=True, integers=self.standardize in RAW_FEATURES)
+
+    def _make_spec(self, data: TrainingData, context: RunContext) -> FitSpec:
+        options = self._options_of("module__")
+        check_module(self.module, options)
+        recipe = ModuleRecipe(
+            self.module,
+            data.row_shape or (data.n_features,),
+            data.n_targets,
+            options,
+            integers=not sp.issparse(data.X) and data.X.dtype.kind == "i",
+        )
+        return make_spec(self, data, ModelShape(module=recipe), context)
+
+    def _start(self, spec: FitSpec, context: RunContext) -> Start:
+        start = Start(
+            Scaling.from_state(self._scaling),
+            module_state=self._module_state,
+            loss_state=self._loss_state,
+        )
+        if context.incremental:
+            start.moments, start.state = self._kept_moments(), vars(self).get("_training_state")
+        return start
+
+    def _start_arrays(self) -> list[Array]:
+        return list(self._module_state.values())
+
+    def _check_start(self, data: TrainingData, spec: FitSpec) -> None:
+        again = "To start over, set warm_start=False and call fit, or clone the estimator."
+        recipe, fitted = spec.shape.module, self._recipe()
+        assert recipe is not None
+        check_row_shape(self, data.row_shape, fitted.row_shape)
+        if recipe.n_targets != fitted.n_targets:
+            raise ValueError(
+                f"The model was fitted to {fitted.n_targets} target(s), but y has "
+                f"{recipe.n_targets}. {again}"
+            )
+        if self._log_link != spec.objective.loss.log_link:
+            raise ValueError(
+                f"The model was fitted with {'a' if self._log_link else 'no'} log link, which is "
+                f"incompatible with loss={spec.objective.loss.name!r}. {again}"
+            )
+        if self._standardize != spec.standardize:
+            raise ValueError(
+                f"The module was trained with standardize={self._standardize!r}, but it is now "
+                f"{spec.standardize!r}. {again}"
+            )
+        if recipe.integers != fitted.integers:
+            kinds = ["floating-point numbers", "integers"]
+            raise ValueError(
+                f"The module was trained on {kinds[fitted.integers]}, but X holds "
+                f"{kinds[recipe.integers]}. {again}"
+            )
+        try:
+            self._rebuild(recipe)
+        except ValueError as error:
+            raise ValueError(
+                f"Training cannot continue with module={recipe.name}: {error}. {again}"
+            ) from error
+
+    def _adopt(self, result: FitResult, data: TrainingData, spec: FitSpec, n_dim: int) -> None:
+        super()._adopt(result, data, spec, n_dim)
+        recipe = spec.shape.module
+        assert recipe is not None
+        self._pads_rows = not result.shape.mixes_rows_in_eval
+        self._module_state = dict(result.module_state)
+        self._scaling = dict(vars(result.scaling))
+        self._standardize = spec.standardize
+        self._made_from = dict(vars(recipe))
+        self._predictor = _Predictor()
+        self.n_outputs_ = data.n_targets
+        self.out_activation_ = "exp" if spec.objective.loss.log_link else "identity"
+
+    # -- the fitted module ----------------------------------------------------------------------
+
+    def _recipe(self) -> ModuleRecipe:
+        """What the fitted module was made from."""
+        return ModuleRecipe(**self._made_from)
+
+    def _rebuild(self, recipe: ModuleRecipe) -> UserModule:
+        """A module made from this recipe, in the fitted state."""
+        # constructors may draw
+        with seeded_torch(0, torch.device("cpu")):
+            return rebuild(recipe, self._module_state, log_link=self._log_link)
+
+    def _build_module(self, dtype: torch.dtype, device: torch.device) -> UserModule:
+        with own_torch_settings(device):
+            module = self._rebuild(self._recipe())
+            module.to(device=device, dtype=dtype)
+            module.set_scaling_(Scaling.from_state(self._scaling))
+            module.finish_()
+        return module
+
+    def _module_for_predict(self) -> UserModule:
+        """The module that `predict` calls, with its scaling off; not the user's to change."""
+        device, module = self._fitted_device(), self._predictor.module
+        if module is None or module.x_offset.device.type != device.type:
+            module = self._build_module(getattr(torch, self._trained_dtype), device)
+            module.scale_input = module.scale_output = False
+            self._predictor.module = module
+        return module
+
+    def _validate_predict_rows(self, X: Any) -> tuple[Any, Callable[[], object] | None]:
+        X, unverified = super()._validate_predict_rows(X)
+        recipe = self._recipe()
+        check_row_shape(self, X.shape[1:], recipe.row_shape)
+        X = X if sp.issparse(X) else X.reshape(len(X), -1)
+        if not recipe.integers and X.dtype.kind == "i":
+            # the module was trained on floating-point numbers
+            X = X.astype(np.float64)
+        return X, unverified
+
+    def __getstate__(self) -> dict[str, Any]:
+        state = super().__getstate__()
+        state.pop("_predictor", None)
+        given = state["module"]
+        state["module"] = _stored(given)
+        if "_made_from" in state:
+            made_from = dict(state["_made_from"])
+            same = made_from["given"] is given
+            made_from["given"] = state["module"] if same else _stored(made_from["given"])
+            state["_made_from"] = made_from
+        return state
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        state = dict(state)
+        stored = state["module"]
+        state["module"] = _restored(stored)
+        if "_made_from" in state:
+            made_from = dict(state["_made_from"])
+            same = made_from["given"] is stored
+            made_from["given"] = state["module"] if same else _restored(made_from["given"])
+            state["_made_from"], state["_predictor"] = made_from, _Predictor()
+        super().__setstate__(state)
+
+    def __copy__(self) -> Self:
+        out = super().__copy__()
+        if "_predictor" in vars(out):
+            out._predictor = _Predictor()
+        return out
+
+    def __sklearn_tags__(self) -> Any:
+        tags = super().__sklearn_tags__()
+        tags.input_tags.three_d_array = True
+        return tags
