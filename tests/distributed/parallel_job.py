@@ -16,7 +16,12 @@ import torch.distributed as dist
 from sklearn.model_selection import cross_val_score
 from skorch.callbacks import Callback, TrainEndCheckpoint
 
-from sktorch_linreg import BatchedGridSearchCV, TorchLinearRegressor, TorchMLPRegressor
+from sktorch_linreg import (
+    BatchedGridSearchCV,
+    TorchLinearRegressor,
+    TorchMLPRegressor,
+    TorchRegressor,
+)
 from sktorch_linreg._runtime.processes import DistributedGroup
 from sktorch_linreg.distributed import data_parallel
 
@@ -82,6 +87,42 @@ def network(**params):
     return TorchMLPRegressor(**{**default, "tol": None, **params})
 
 
+def layers(n_features, n_outputs):
+    return torch.nn.Sequential(
+        torch.nn.Linear(n_features, 6), torch.nn.Tanh(), torch.nn.Linear(6, n_outputs)
+    )
+
+
+class Averaged(torch.nn.Module):
+    """Has a buffer that counts, and one that each process would end with its own value of."""
+
+    def __init__(self, n_features, n_outputs):
+        super().__init__()
+        self.layers = layers(n_features, n_outputs)
+        self.register_buffer("n_calls", torch.zeros((), dtype=torch.int64))
+        self.register_buffer("mean", torch.zeros(n_features))
+
+    def forward(self, x):
+        if self.training:
+            self.n_calls += 1
+            self.mean = x.mean(0)
+        return self.layers(x)
+
+
+class Uncertain(torch.nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.log_var = torch.nn.Parameter(torch.zeros(1))
+
+    def forward(self, prediction, target):
+        return ((prediction - target) ** 2 * (-self.log_var).exp() + self.log_var).mean()
+
+
+def module(given, **params):
+    default = {"dtype": "float64", "random_state": 0, "max_epochs": 30, "tol": None, "lr": 0.01}
+    return TorchRegressor(given, **{**default, "batch_size": 20, **params})
+
+
 # name: estimator, what is done with the rows
 FITS = {
     "least squares": (linear(), None),
@@ -126,6 +167,11 @@ FITS = {
     "network, one mean": (network(batch_size=40, loss=OneMean), None),
     "network, torch optimizer": (network(batch_size=40, optimizer=torch.optim.Rprop), None),
     "network, callback": (network(batch_size=40, callbacks=[Callback()]), None),
+    "module": (module(layers), "weights"),
+    "module, full batch": (module(layers, batch_size=None), "targets"),
+    "module, lbfgs": (module(layers, optimizer="lbfgs", max_epochs=1), None),
+    "module, buffers": (module(Averaged), None),
+    "module, loss": (module(layers, loss=Uncertain), None),
 }
 
 
@@ -190,6 +236,10 @@ def learned(model):
     """All that training has found, as one vector."""
     if isinstance(model, TorchMLPRegressor):
         parts = [*model.coefs_, *model.intercepts_]
+    elif isinstance(model, TorchRegressor):
+        state = {**model.module_.module.state_dict(), **model.net_.criterion_.state_dict()}
+        # how many rows a process has in a batch, and which, is its own
+        parts = [v.numpy() for k, v in state.items() if k not in ("n_calls", "mean")]
     else:
         parts = [model.coef_, np.atleast_1d(model.intercept_)]
     return np.concatenate([np.ravel(p) for p in parts])
