@@ -224,12 +224,14 @@ class FitResult:
     def of_training(
         cls,
         spec: FitSpec,
-        trained: Layers,
+        *,
         scaling: Scaling,
         curves: tuple[list[float], list[float]],
+        trained: Layers | None = None,
         **others: Any,
     ) -> FitResult:
         """The result of training: layers in the trained units, loss curves, and other fields."""
+        trained = trained or []
         loss_curve, validation_loss_curve = curves
         return cls(
             to_user_units(trained, scaling) if trained else [],

@@ -6,6 +6,7 @@ initial weights, row order, dropout masks, updates and stopping epoch.
 
 from __future__ import annotations
 
+from abc import abstractmethod
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
 from typing import Any
@@ -16,22 +17,17 @@ from torch import Tensor
 
 from .._data.rows import TrainingData
 from .._errors import TrainingDivergedError
-from .._modules.dropout import StackedMasks
-from .._modules.initialize import start_weights_
-from .._modules.network import make_module
 from .._optim.optimizers import StackedOptions, option_values
 from .._optim.schedules import Schedules
 from .._optim.updates import RuleUpdates
-from .._runtime.aliases import FloatArray, Layers, Mask
-from .._runtime.seeds import dropout_generator, main_generator
+from .._runtime.aliases import FloatArray, Mask
 from .._runtime.threads import threads_for
-from .._runtime.torch_modes import own_torch_settings
 from .._spec import FitSpec, RunContext
 from .batches import OUTPUT_ROWS, TabularDataset, n_batches
 from .loop import TrainingLoop
 from .prepare import Prepared, prepare
 from .stacked_batches import Order, StackedBatches, StackedRows
-from .stacked_objective import StackedObjective
+from .stacked_objective import StackedGradients, StackedObjective
 from .stacked_parameters import StackedParameters
 from .stacked_result import StackResult
 from .stopping import Monitor
@@ -70,7 +66,6 @@ class ManyModels(TrainingLoop):
     ) -> None:
         self.spec, self.specs, self.curves = specs[0][0], specs, curves
         self.owner = list(owner)
-        spec = self.spec
         prepared = self._prepare(data)
         self.packed, self.held_out = self._pack(prepared)
         counts = [self.packed.counts[i] for i in self.owner]
@@ -78,19 +73,16 @@ class ManyModels(TrainingLoop):
         if len({n_batches(n, row[0].training.batch_size) for n, row in pairs}) > 1:
             raise ValueError("Models of a stack must have the same number of updates per epoch.")
         self.scalings = [prepared[i].scaling for i in self.owner]
-        n_in, n_out = self.packed.n_features, self.packed.n_targets
         n_groups, n_each = len(specs), len(specs[0])
-        sizes = (n_in, *spec.shape.hidden, n_out)
-        self.parameters = StackedParameters(
-            sizes, spec.shape.fit_intercept, n_groups, n_each, spec.dtype, spec.device
-        )
+        self.parameters = self.make_parameters(n_groups, n_each)
         self.options = StackedOptions(specs)
         self.schedules = Schedules.of_many(specs)
         if self.schedules is not None:
             # a schedule's constructor sets the rate of the first epoch
             self.schedules.apply(self.options)
         self.monitor = Monitor.of_many(specs, self.held_out is not None)
-        self._draw_start()
+        self.orders: list[Order] = []
+        self.draw_start()
         self.l1 = np.array([[s.objective.l1 for s in row] for row in specs])
         self.l2 = np.array([[s.objective.l2 for s in row] for row in specs])
         self.result = self.parameters.like(n_groups, n_each)
@@ -99,7 +91,7 @@ class ManyModels(TrainingLoop):
         # the final learning rate of each model
         self.last_rate = np.zeros((n_groups, n_each))
         shape = n_groups, n_each
-        self.out = StackResult(
+        self.out = self.result_class(
             self.result,
             self.scalings,
             np.zeros(shape, dtype=np.int64),
@@ -109,6 +101,26 @@ class ManyModels(TrainingLoop):
         )
         self.tell = tell
         self._set_up()
+
+    # -- what networks and modules of the user's do in their own way ------------------------------
+
+    # whether a column of ones follows the features
+    has_ones = False
+    # constant factor left out of the derivative of the loss
+    slope_factor = 1.0
+    result_class: type[StackResult]
+
+    @abstractmethod
+    def make_parameters(self, n_groups: int, n_each: int) -> StackedParameters:
+        """The parameters of all models, not yet initialised."""
+
+    @abstractmethod
+    def draw_start(self) -> None:
+        """Set the initial state of all models, and the order of rows of each group."""
+
+    @abstractmethod
+    def make_gradients(self) -> StackedGradients:
+        """What computes outputs and gradients of the remaining models."""
 
     # -- set-up ---------------------------------------------------------------------------------
 
@@ -128,81 +140,19 @@ class ManyModels(TrainingLoop):
 
     def _pack(self, prepared: list[Prepared]) -> tuple[StackedRows, StackedRows | None]:
         pairs = [p.datasets(self.spec, RunContext(), TabularDataset) for p in prepared]
-        bias = self.spec.shape.fit_intercept
-        training = StackedRows([rows for rows, _ in pairs], bias)
+        training = StackedRows([rows for rows, _ in pairs], self.has_ones)
         held_out = [rows for _, rows in pairs if rows is not None]
-        return training, StackedRows(held_out, bias) if held_out else None
-
-    def _draw_start(self) -> None:
-        """Draw initial weights, row orders and dropout masks from the seeds."""
-        spec, parameters = self.spec, self.parameters
-        self.orders: list[Order] = []
-        started: dict[int, tuple[Tensor, Layers]] = {}
-        orders: dict[tuple[int, int], Order] = {}
-        masks: dict[tuple[int, int, float], int] = {}
-        generators: list[torch.Generator] = []
-        keep: list[float] = []
-        owner = np.zeros((parameters.n_groups, parameters.n_each), dtype=np.intp)
-        for g, row in enumerate(self.specs):
-            seed, n_rows = row[0].training.seed, self.packed.counts[self.owner[g]]
-            if seed not in started:
-                started[seed] = self._initial(seed)
-            state, layers = started[seed]
-            parameters.set_layers((torch.tensor(g), torch.arange(parameters.n_each)), layers)
-            if (seed, n_rows) not in orders:
-                generator = torch.Generator()
-                generator.set_state(state)
-                orders[seed, n_rows] = Order(generator, n_rows)
-            self.orders.append(orders[seed, n_rows])
-            for c, its in enumerate(row):
-                mask = (seed, n_rows, its.shape.dropout)
-                if mask not in masks:
-                    masks[mask] = len(keep)
-                    generators.append(dropout_generator(seed, spec.device))
-                    keep.append(1.0 - its.shape.dropout)
-                owner[g, c] = masks[mask]
-        self.masks = (generators, keep, owner) if min(keep) < 1.0 else None
-
-    def _initial(self, seed: int) -> tuple[Tensor, Layers]:
-        """The generator state after drawing the initial weights, and these weights."""
-        spec, generator = self.spec, main_generator(seed)
-        module = make_module(
-            self.parameters.sizes,
-            spec.shape.activation,
-            0.0,
-            bias=spec.shape.fit_intercept,
-            log_link=False,
-            dtype=spec.dtype,
-            device=torch.device("cpu"),
-        )
-        start_weights_(module, generator, positive=spec.objective.positive)
-        arrays = [p.detach().numpy() for p in module.parameters()]
-        layers: Layers = [(w, None) for w in arrays]
-        if spec.shape.fit_intercept:
-            layers = list(zip(arrays[::2], arrays[1::2], strict=True))
-        return generator.get_state(), layers
+        return training, StackedRows(held_out, self.has_ones) if held_out else None
 
     def _set_up(self) -> None:
         """Build everything that depends on which models remain in the stack."""
         spec, parameters = self.spec, self.parameters
-        masks = None
-        if self.masks is not None:
-            generators, keep, owner = self.masks
-            # the masks still in use, each with a group that uses it
-            used, first, which = np.unique(
-                owner[tuple(self.origin)], return_index=True, return_inverse=True
-            )
-            masks = StackedMasks(
-                [generators[i] for i in used],
-                [keep[i] for i in used],
-                [int(i) // parameters.n_each for i in first],
-                torch.from_numpy(which.reshape(-1)),
-            )
-        self.objective = StackedObjective(parameters, spec, self.l1, self.l2, masks)
+        gradients = self.make_gradients()
+        self.objective = StackedObjective(parameters, spec, self.l1, self.l2, gradients)
         groups_left = self.origin[0][:, 0]
         owner_left = [self.owner[g] for g in groups_left]
         orders = [self.orders[g] for g in groups_left] if spec.training.shuffle else None
-        factor, n_each = spec.objective.loss.slope_factor, parameters.n_each
+        factor, n_each = self.slope_factor, parameters.n_each
         counts = [self.packed.counts[i] for i in self.owner]
         whole = all(r[0].training.batch_size >= n for r, n in zip(self.specs, counts, strict=True))
         size = max(counts) if whole else spec.training.batch_size
@@ -309,12 +259,10 @@ class ManyModels(TrainingLoop):
     def finish(self, done: Mask, rate: FloatArray) -> None:
         """Save the parameters of finished models."""
         self.last_rate[tuple(self.origin[:, done])] = rate[done]
-        here = tuple(torch.from_numpy(i) for i in np.nonzero(done))
-        at = tuple(torch.from_numpy(i) for i in self.origin[:, done])
-        best = self.monitor.best_weights
-        views = self.parameters.split(self.parameters.values if best is None else best)
-        for mine, its in zip(self.result.views, views, strict=True):
-            mine[at] = its[here]
+        group, place = map(torch.from_numpy, np.nonzero(done))
+        here = group, place
+        at = torch.from_numpy(self.origin[0][done]), torch.from_numpy(self.origin[1][done])
+        self.result.adopt(at, self.parameters, self.monitor.best_weights, here)
 
     def _move_together(self) -> None:
         """Drop finished models where that saves work."""
@@ -328,11 +276,10 @@ class ManyModels(TrainingLoop):
         group = np.broadcast_to(groups[:, None], place.shape)
         at = torch.from_numpy(group.copy()), torch.from_numpy(place)
         parameters, updates = self.parameters, self.updates
-        smaller = parameters.like(len(groups), n_each)
-        smaller.values.copy_(parameters.take(parameters.values, at, smaller))
+        smaller = parameters.reduced(at)
         slots = {k: parameters.take(v, at, smaller) for k, v in updates.slots.items()}
         if self.monitor.best_weights is not None:
-            self.monitor.best_weights = parameters.take(self.monitor.best_weights, at, smaller)
+            self.monitor.best_weights = parameters.take_kept(self.monitor.best_weights, at, smaller)
         n_steps, product = updates.n_steps, updates.mu_product
         self.parameters = smaller
         self.origin = self.origin[:, group, place]
@@ -344,16 +291,3 @@ class ManyModels(TrainingLoop):
         new = self.updates
         new.slots = slots
         new.set_count(n_steps, product[at] if isinstance(product, Tensor) else product)
-
-
-def train_models(
-    data: Sequence[TrainingData],
-    owner: Sequence[int],
-    specs: Specs,
-    *,
-    curves: bool = False,
-    tell: Callable[[int], None] | None = None,
-) -> StackResult:
-    """Train a stack of models; see `ManyModels` for the parameters."""
-    with own_torch_settings(specs[0][0].device), torch.inference_mode():
-        return ManyModels(data, owner, specs, curves, tell).train()

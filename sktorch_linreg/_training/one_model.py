@@ -191,12 +191,11 @@ class OneModel(TrainingLoop):
         best: Snapshot = self.monitor.best_weights or flat.keep(None)
         # arrays share the memory of the snapshot
         best = best._replace(values=best.values.clone())
-        trained = flat.layers(best.values)
         return FitResult.of_training(
             self.spec,
-            trained,
-            scaling,
-            (list(state.loss_curve), list(state.validation_curve)),
+            trained=flat.layers(best.values),
+            scaling=scaling,
+            curves=(list(state.loss_curve), list(state.validation_curve)),
             best_loss=self.monitor.best,
             history=self.plain_history(),
             path=[to_user_units(flat.layers(values), scaling) for values in state.path or []],

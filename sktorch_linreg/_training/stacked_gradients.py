@@ -15,7 +15,7 @@ from .._modules.activations import ACTIVATIONS
 from .._modules.dropout import StackedMasks
 from .._objective.losses import Loss
 from .stacked_batches import StackedBatch
-from .stacked_parameters import StackedParameters
+from .stacked_parameters import StackedLayers
 
 
 class _Hidden(NamedTuple):
@@ -45,7 +45,7 @@ class StackedBackprop:
 
     Parameters
     ----------
-    parameters : StackedParameters
+    parameters : StackedLayers
         The parameters to train.
     activation : str
         A key of `ACTIVATIONS`.
@@ -54,7 +54,7 @@ class StackedBackprop:
     """
 
     def __init__(
-        self, parameters: StackedParameters, activation: str, masks: StackedMasks | None = None
+        self, parameters: StackedLayers, activation: str, masks: StackedMasks | None = None
     ) -> None:
         self.parameters, self.masks = parameters, masks
         self.activation = ACTIVATIONS[activation]

@@ -2,19 +2,30 @@
 
 from __future__ import annotations
 
+from typing import Any, Protocol
+
 import torch
 from torch import Tensor
 
-from .._modules.dropout import StackedMasks
+from .._objective.losses import Loss
 from .._objective.penalty import PenaltySum
 from .._objective.projection import Projection
 from .._runtime.aliases import FloatArray
 from .._spec import FitSpec
 from .model_numbers import MANY
 from .stacked_batches import StackedBatch
-from .stacked_gradients import StackedBackprop
 from .stacked_parameters import StackedParameters
 from .training_objective import TrainingObjective
+
+
+class StackedGradients(Protocol):
+    """Computes outputs and gradients of all models of a stack."""
+
+    def gradient_(self, batch: StackedBatch, loss: Loss) -> None:
+        """Write outputs into the batch, and the gradient of the loss into the parameters'."""
+
+    def outputs_(self, batch: StackedBatch) -> Any:
+        """Write outputs into the batch, in evaluation mode."""
 
 
 class StackedObjective(TrainingObjective):
@@ -28,8 +39,8 @@ class StackedObjective(TrainingObjective):
         Loss, constraint and activation, shared by all models.
     l1, l2 : ndarray of shape (n_groups, n_each)
         Weights of the penalties.
-    masks : StackedMasks, optional
-        Dropout masks of hidden units in training.
+    gradients : StackedGradients
+        Computes outputs and gradients.
     """
 
     numbers = MANY
@@ -40,10 +51,10 @@ class StackedObjective(TrainingObjective):
         spec: FitSpec,
         l1: FloatArray,
         l2: FloatArray,
-        masks: StackedMasks | None = None,
+        gradients: StackedGradients,
     ) -> None:
         self.parameters, self.loss = parameters, spec.objective.loss
-        self.backprop = StackedBackprop(parameters, spec.shape.activation, masks)
+        self.gradients = gradients
         self.l1, self.l2 = self._per_parameter(l1), self._per_parameter(l2)
         self.penalties = PenaltySum(parameters.values, self.l1, self.l2, parameters.per_model)
         positive = spec.objective.positive
@@ -62,7 +73,7 @@ class StackedObjective(TrainingObjective):
 
     def gradient_(self, batch: StackedBatch) -> None:
         """Write outputs into the batch, and the objective's gradient into `parameters.gradient`."""
-        self.backprop.gradient_(batch, self.loss)
+        self.gradients.gradient_(batch, self.loss)
         if isinstance(self.l2, Tensor):
             self.parameters.gradient.addcmul_(self.parameters.values, self.l2)
         for projection in self.projections:
@@ -70,7 +81,7 @@ class StackedObjective(TrainingObjective):
 
     def outputs_(self, batch: StackedBatch) -> None:
         """Write outputs into the batch, without dropout."""
-        self.backprop.outputs_(batch)
+        self.gradients.outputs_(batch)
 
     def n_rows_of(self, batch: StackedBatch) -> float | Tensor:
         """Rows that weight the penalty before an update, per parameter if groups differ."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -11,26 +12,26 @@ import torch
 from .._data.arrays import as_tensor, chunks
 from .._data.scaling import Scaling
 from .._objective.losses import inverse_link
-from .._runtime.aliases import Array, FloatArray, Layers, Mask
+from .._runtime.aliases import Array, FloatArray, Mask
 from .._runtime.torch_modes import own_torch_settings
 from .._spec import FitResult, FitSpec
 from .batches import TabularDataset
 from .stacked_batches import StackedBatches, StackedRows
 from .stacked_gradients import StackedBackprop
-from .stacked_parameters import StackedParameters
+from .stacked_parameters import StackedLayers
 
 ALL = slice(None)
 
 
 @dataclass
-class StackResult:
+class StackResult(ABC):
     """The results of each model; arrays have the shape (n_groups, n_each).
 
     `errors` holds an exception, such as a `TrainingDivergedError`, for each model without usable
     parameters.
     """
 
-    parameters: StackedParameters
+    parameters: Any
     scalings: list[Scaling]
     n_iter: Array
     loss: FloatArray
@@ -49,9 +50,9 @@ class StackResult:
         """One loss curve of a model."""
         return [float(epoch[group, place]) for epoch in which[: self.n_iter[group, place]]]
 
-    def layers(self, group: int, place: int) -> Layers:
-        """Weights and intercepts of a model, in training units."""
-        return self.parameters.layers(group, place)
+    @abstractmethod
+    def state(self, group: int, place: int) -> dict[str, Any]:
+        """The trained state of a model, as fields of a `FitResult`."""
 
     def fit_result(self, group: int, place: int, spec: FitSpec) -> FitResult:
         """The result of training a model individually, without a net; requires the curves."""
@@ -62,12 +63,47 @@ class StackResult:
             row["valid_loss"] = value
         return FitResult.of_training(
             spec,
-            self.layers(group, place),
-            self.scalings[group],
-            (loss, validation),
+            scaling=self.scalings[group],
+            curves=(loss, validation),
             best_loss=float(self.best_loss[group, place]),
             history=history,
+            **self.state(group, place),
         )
+
+    @abstractmethod
+    def representable(self, group: int, dtype: Any, places: slice = ALL) -> Mask:
+        """Which models have coefficients representable in X's dtype."""
+
+    @abstractmethod
+    def predict(self, group: int, X: Array, spec: FitSpec, places: slice = ALL) -> Array:
+        """Predictions of models of a group, in the precision of X.
+
+        Parameters
+        ----------
+        group : int
+            The group.
+        X : ndarray of shape (n_rows, n_features)
+            Raw features.
+        spec : FitSpec
+            Specification of the fit, for the loss's link, and a network's activation.
+        places : slice, default=all
+            Places of the models within the group.
+
+        Returns
+        -------
+        ndarray of shape (n_models, n_targets, n_rows)
+            Predictions in the user's units.
+        """
+
+
+class NetworksResult(StackResult):
+    """The result of training networks."""
+
+    parameters: StackedLayers
+
+    def state(self, group: int, place: int) -> dict[str, Any]:
+        """The layers of a model, in training units."""
+        return {"trained": self.parameters.layers(group, place)}
 
     def representable(self, group: int, dtype: Any, places: slice = ALL) -> Mask:
         """Which models have coefficients representable in X's dtype; networks always do."""
@@ -83,24 +119,7 @@ class StackResult:
         return out
 
     def predict(self, group: int, X: Array, spec: FitSpec, places: slice = ALL) -> Array:
-        """Predictions of models of a group, in the precision of X.
-
-        Parameters
-        ----------
-        group : int
-            The group.
-        X : ndarray of shape (n_rows, n_features)
-            Raw features.
-        spec : FitSpec
-            Specification of the fit, for the activation of the hidden layers and the loss's link.
-        places : slice, default=all
-            Places of the models within the group.
-
-        Returns
-        -------
-        ndarray of shape (n_models, n_targets, n_rows)
-            Predictions in the user's units.
-        """
+        """Predictions of models of a group, in the precision of X; see `StackResult`."""
         with own_torch_settings(torch.device("cpu")), torch.inference_mode():
             return self._predict(group, X, spec, places)
 
@@ -108,7 +127,7 @@ class StackResult:
         s, parameters = self.scalings[group], self.parameters
         n = len(range(*places.indices(parameters.n_each)))
         dtype = as_tensor(X).dtype
-        one = StackedParameters(parameters.sizes, parameters.bias, 1, n, dtype, torch.device("cpu"))
+        one = StackedLayers(parameters.sizes, parameters.bias, 1, n, dtype, torch.device("cpu"))
         for mine, its in zip(one.views, parameters.views, strict=True):
             mine.copy_(its[group : group + 1, places])
         rows = (X - s.x_offset.astype(X.dtype)) * s.x_factor.astype(X.dtype)

@@ -30,9 +30,9 @@ from .._runtime.sklearn_private import (
 from .._runtime.threads import in_threads
 from .._runtime.torch_modes import own_torch_settings
 from .._spec import FitSpec
-from .._training.many_models import train_models
-from .._training.stacked_parameters import StackedParameters
-from .._training.stacked_result import StackResult
+from .._training.many_networks import train_models
+from .._training.stacked_parameters import StackedLayers
+from .._training.stacked_result import NetworksResult, StackResult
 from .candidates import Fold, whole_of
 from .scoring import Outcome, Scoring, asked, failed, known_scores, score_stack
 from .stacks import Plan, Stack, make_plans
@@ -288,13 +288,13 @@ def _solve_stack(fold: Fold, specs: list[FitSpec]) -> StackResult:
     data, n = fold.train, len(specs)
     sizes = data.n_features, data.n_targets
     bias = specs[0].shape.fit_intercept
-    parameters = StackedParameters(sizes, bias, 1, n, torch.float64, torch.device("cpu"))
+    parameters = StackedLayers(sizes, bias, 1, n, torch.float64, torch.device("cpu"))
     with own_torch_settings(specs[0].device, grad=False):
         for i, layers in enumerate(solve.fit_path(data, specs)):
             parameters.set_layers((torch.tensor(0), torch.tensor(i)), layers)
     nothing = np.full((1, n), np.nan)
     ones, done = np.ones((1, n), dtype=np.int64), np.zeros((1, n), dtype=bool)
-    return StackResult(parameters, [identity_scaling(*sizes)], ones, nothing, nothing, done)
+    return NetworksResult(parameters, [identity_scaling(*sizes)], ones, nothing, nothing, done)
 
 
 def _train_told(

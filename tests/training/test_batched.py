@@ -14,7 +14,7 @@ from sktorch_linreg._errors import TrainingDivergedError
 from sktorch_linreg._runtime.torch_modes import own_torch_settings
 from sktorch_linreg._spec import RunContext
 from sktorch_linreg._training import batches
-from sktorch_linreg._training.many_models import train_models
+from sktorch_linreg._training.many_networks import train_models
 from sktorch_linreg._training.train import train
 
 
@@ -47,7 +47,7 @@ def compare(base, grid, sets, tolerance=1e-9):
         alone = alone_fit(data[g], specs[g][c])
         assert out.n_iter[g, c] == alone.n_iter
         assert bool(out.unfinished[g, c]) == bool(alone.warnings)
-        for mine, its in zip(out.layers(g, c), alone.trained, strict=True):
+        for mine, its in zip(out.parameters.layers(g, c), alone.trained, strict=True):
             np.testing.assert_allclose(mine[0], its[0], rtol=0, atol=tolerance)
             if its[1] is not None:
                 np.testing.assert_allclose(mine[1], its[1], rtol=0, atol=tolerance)
@@ -149,7 +149,7 @@ def test_l1_and_signs(positive):
     base = clone(LINEAR).set_params(optimizer="adam", positive=positive)
     grid = product(alpha=[0.05, 0.5], l1_ratio=[0.3, 1.0], lr=[0.01, 0.1])
     out = compare(base, grid, RAGGED)
-    assert any((out.layers(0, c)[0][0] == 0).any() for c in range(len(grid)))
+    assert any((out.parameters.layers(0, c)[0][0] == 0).any() for c in range(len(grid)))
 
 
 @pytest.mark.parametrize("batch_size", [1, 7, 32, 1000, None])
@@ -232,7 +232,7 @@ def test_seeds_per_group():
     out = train_models(data, [0, 0, 2], specs)
     for g, c in np.ndindex(3, 2):
         alone = alone_fit(data[g], specs[g][c])
-        for mine, its in zip(out.layers(g, c), alone.trained, strict=True):
+        for mine, its in zip(out.parameters.layers(g, c), alone.trained, strict=True):
             np.testing.assert_allclose(mine[0], its[0], rtol=0, atol=1e-9)
 
 
