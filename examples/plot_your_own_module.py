@@ -2,7 +2,7 @@
 Your own module: a convolution over time
 ========================================
 
-The frequency of a noisy wave, from 64 samples of it: a module of three layers, written as in any
+The frequency of a noisy wave, from 64 samples of it: a module of two layers, written as in any
 PyTorch tutorial, beside linear regression and a fully connected network. Then a loss whose own
 parameter learns how noisy the targets are.
 """

@@ -54,7 +54,8 @@ class ModelShape:
     """The layers between features and targets, or a module of the user's.
 
     `mixes_rows` says whether its output for a row depends on other rows in training, or may do so,
-    `mixes_rows_in_eval` the same of predictions, and `draws` whether it draws random numbers.
+    `mixes_rows_in_eval` the same of predictions, `joins_last_row` whether a single row that is left
+    over has to join the batch before it, and `draws` whether it draws random numbers.
     """
 
     hidden: tuple[int, ...] = ()
@@ -63,6 +64,7 @@ class ModelShape:
     fit_intercept: bool = True
     module: ModuleRecipe | None = None
     mixes_rows: bool = False
+    joins_last_row: bool = False
     draws: bool = False
     mixes_rows_in_eval: bool = False
 

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import copy
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any, ClassVar, Self
 
 import numpy as np
@@ -10,15 +11,15 @@ import scipy.sparse as sp
 import torch
 from torch import nn
 
-from ._data.arrays import chunks, like_input
+from ._data.arrays import like_input
 from ._data.rows import TrainingData
 from ._data.scaling import Scaling, scaled
-from ._data.validation import RowRules, check_row_shape
+from ._data.validation import RowRules, as_codes, check_row_shape
 from ._estimator.base import BaseTorchRegressor
 from ._estimator.checks import can_partial_fit
 from ._estimator.make_spec import make_spec
 from ._estimator.parameters import PREFIXES
-from ._modules.plain_state import from_plain, to_plain
+from ._modules.plain_state import from_plain, is_plain_module, to_plain
 from ._modules.user_module import (
     ModuleRecipe,
     UserModule,
@@ -34,8 +35,17 @@ from ._spec import FitResult, FitSpec, ModelShape, RunContext, Start
 
 # values of `standardize` that leave the features as they are
 RAW_FEATURES = (False, "target")
-# predictions are made for multiples of this many rows, in blocks of this size
-PADDED_ROWS, PREDICTED_BYTES = 32, 2**18
+# products of matrices round alike for any multiple of this many rows
+PADDED_ROWS = 8
+# rows, and entries of X, that pass through a module together
+MOST_ROWS, BLOCK_ENTRIES = 4096, 2**20
+
+
+def _blocks(n_rows: int, n_columns: int) -> Iterator[slice]:
+    """Blocks of rows whose lengths, but for the last, are multiples of `PADDED_ROWS`."""
+    size = max(1, min(MOST_ROWS, BLOCK_ENTRIES // n_columns) // PADDED_ROWS) * PADDED_ROWS
+    for start in range(0, n_rows, size):
+        yield slice(start, min(start + size, n_rows))
 
 
 def _stored(given: Any) -> Any:
@@ -45,13 +55,14 @@ def _stored(given: Any) -> Any:
 
 def _restored(stored: Any) -> Any:
     """Inverse of `_stored`."""
-    return from_plain(stored) if isinstance(stored, dict) else stored
+    return from_plain(stored) if is_plain_module(stored) else stored
 
 
 class _Predictor:
-    """Holds the module that `predict` calls, once it has been built."""
+    """Holds the module that `predict` calls, since `predict` may set no attributes itself."""
 
-    module: UserModule | None = None
+    def __init__(self, module: UserModule | None = None) -> None:
+        self.module = module
 
 
 class TorchRegressor(BaseTorchRegressor):
@@ -61,9 +72,9 @@ class TorchRegressor(BaseTorchRegressor):
     standardised internally, so no scaler is needed, and predictions are in the units of `y`.
 
     The objective is the weighted mean of the loss over the rows plus
-    ``alpha * (l1_ratio * |W|_1 + (1 - l1_ratio) / 2 * |W|_2^2)`` over the weights of all layers.
-    The loss of a row is the mean over its targets, squared error has no factor of one half, and
-    intercepts are not penalised.
+    ``alpha * (l1_ratio * |W|_1 + (1 - l1_ratio) / 2 * |W|_2^2)`` over the weights, as described
+    under `alpha`. The loss of a row is the mean over its targets, squared error has no factor of
+    one half, and intercepts are not penalised.
 
     Parameters
     ----------
@@ -123,8 +134,7 @@ class TorchRegressor(BaseTorchRegressor):
         Whether `fit` continues from the current weights.
     random_state : int, RandomState instance or None, default=None
         Seed of initial weights, batch order, random layers and held-out rows. The module draws from
-        torch's global generators, which are seeded for the duration of the fit and restored
-        afterwards; fits in other threads wait.
+        torch's global generators, which are seeded and restored; fits in other threads wait.
     verbose : bool or int, default=0
         Whether to print a table of epochs, at most one line per second (2: every epoch).
     callbacks : list or None, default=None
@@ -175,11 +185,10 @@ class TorchRegressor(BaseTorchRegressor):
     Notes
     -----
     Initial weights are those that the constructor draws after ``torch.manual_seed(random_state)``
-    on the CPU in float32. The first rows then pass through the module once, in evaluation mode and
-    without gradients, which shapes lazy layers.
+    on the CPU in float32. Lazy layers are shaped by a few rows in evaluation mode.
 
-    A single row that is left over after the last full batch joins that batch, unless the module is
-    seen to treat rows one by one: batch normalisation cannot be trained on one row.
+    A single row that is left over after the last full batch joins that batch if the module is seen
+    to fail on one row, as batch normalisation does, or to mix rows.
 
     Examples
     --------
@@ -196,7 +205,7 @@ class TorchRegressor(BaseTorchRegressor):
     ...         return self.out(self.hidden(x).tanh())
     >>> X = np.linspace(-2, 2, 200)[:, None]
     >>> y = np.sin(2 * X[:, 0])
-    >>> model = TorchRegressor(Net, module__width=64, lr=0.02, random_state=0)
+    >>> model = TorchRegressor(Net, module__width=64, lr=0.02, batch_size=50, random_state=0)
     >>> bool(model.fit(X, y).score(X, y) > 0.99)
     True
     """
@@ -283,9 +292,9 @@ class TorchRegressor(BaseTorchRegressor):
             Targets.
         sample_weight : array-like of shape (n_samples,), default=None
             Non-negative sample weights; rows with weight 0 are ignored.
-        X_val : {array-like, sparse matrix}, default=None
-            Rows of the same shape to monitor with `early_stopping`, in place of a fraction of `X`.
-            In a `Pipeline`, ``transform_input=["X_val"]`` transforms them like `X`.
+        X_val : {array-like, sparse matrix} of shape (n_val, ...), default=None
+            Rows to monitor with `early_stopping`, in place of a fraction of `X`. In a `Pipeline`,
+            ``transform_input=["X_val"]`` transforms them like `X`.
         y_val : array-like of shape (n_val,) or (n_val, n_targets), default=None
             Their targets.
         sample_weight_val : array-like of shape (n_val,), default=None
@@ -368,8 +377,8 @@ class TorchRegressor(BaseTorchRegressor):
         Returns
         -------
         ndarray of shape (n_samples,) or (n_samples, n_targets)
-            Predictions, 1-D or 2-D like `y` in `fit`, in the dtype of `X` if that is a floating
-            one, otherwise float64.
+            Predictions, 1-D or 2-D like `y` in `fit`; float32 for an `X` of float32, otherwise
+            float64.
 
         Raises
         ------
@@ -397,7 +406,7 @@ class TorchRegressor(BaseTorchRegressor):
         kind = X.dtype if X.dtype.kind == "f" else np.dtype(np.float64)
         out: Array = np.empty((X.shape[0], self.n_outputs_), dtype=kind)
         with own_torch_settings(device, grad=False), np.errstate(over="ignore"):
-            for part in chunks(X.shape[0], X.shape[1], PREDICTED_BYTES):
+            for part in _blocks(*X.shape):
                 rows = X[part].toarray() if sp.issparse(X) else X[part]
                 if not module.integers:
                     # in float64, so that columns far from 0 lose no digits
@@ -417,11 +426,18 @@ class TorchRegressor(BaseTorchRegressor):
         n_more = -len(rows) % PADDED_ROWS if self._pads_rows else 0
         return np.concatenate([rows, np.repeat(rows[-1:], n_more, axis=0)])
 
+    def _suggest(self, name: str, known: Iterable[str]) -> str:
+        return super()._suggest(name, known) or f" Did you mean 'module__{name}'?"
+
     # -- engine ---------------------------------------------------------------------------------
 
     @property
     def _row_rules(self) -> RowRules:
         return RowRules(any_shape=True, integers=self.standardize in RAW_FEATURES)
+
+    @property
+    def _fitted_rules(self) -> RowRules:
+        return RowRules(any_shape=True, integers=self._recipe().integers)
 
     def _make_spec(self, data: TrainingData, context: RunContext) -> FitSpec:
         options = self._options_of("module__")
@@ -446,7 +462,7 @@ class TorchRegressor(BaseTorchRegressor):
         return start
 
     def _start_arrays(self) -> list[Array]:
-        return list(self._module_state.values())
+        return [*self._module_state.values(), *self._loss_state.values()]
 
     def _check_start(self, data: TrainingData, spec: FitSpec) -> None:
         again = "To start over, set warm_start=False and call fit, or clone the estimator."
@@ -485,12 +501,12 @@ class TorchRegressor(BaseTorchRegressor):
         super()._adopt(result, data, spec, n_dim)
         recipe = spec.shape.module
         assert recipe is not None
-        self._pads_rows = not result.shape.mixes_rows_in_eval
+        self._seed, self._pads_rows = spec.training.seed, not result.shape.mixes_rows_in_eval
         self._module_state = dict(result.module_state)
         self._scaling = dict(vars(result.scaling))
         self._standardize = spec.standardize
         self._made_from = dict(vars(recipe))
-        self._predictor = _Predictor()
+        self._predictor = _Predictor(result.net and self._copy_of_trained(result.net.module_))
         self.n_outputs_ = data.n_targets
         self.out_activation_ = "exp" if spec.objective.loss.log_link else "identity"
 
@@ -502,14 +518,14 @@ class TorchRegressor(BaseTorchRegressor):
 
     def _rebuild(self, recipe: ModuleRecipe) -> UserModule:
         """A module made from this recipe, in the fitted state."""
-        # constructors may draw
-        with seeded_torch(0, torch.device("cpu")):
+        # what the constructor draws into attributes that are no buffers is drawn again
+        with seeded_torch(self._seed, torch.device("cpu")):
             return rebuild(recipe, self._module_state, log_link=self._log_link)
 
     def _build_module(self, dtype: torch.dtype, device: torch.device) -> UserModule:
         with own_torch_settings(device):
             module = self._rebuild(self._recipe())
-            module.to(device=device, dtype=dtype)
+            module.cast_(dtype, device)
             module.set_scaling_(Scaling.from_state(self._scaling))
             module.finish_()
         return module
@@ -523,25 +539,37 @@ class TorchRegressor(BaseTorchRegressor):
             self._predictor.module = module
         return module
 
+    @staticmethod
+    def _copy_of_trained(module: UserModule) -> UserModule | None:
+        """A copy of the module after training, with its scaling off; None if it has no copy."""
+        try:
+            copied = copy.deepcopy(module)
+        except Exception:
+            return None
+        copied.scale_input = copied.scale_output = False
+        return copied
+
     def _validate_predict_rows(self, X: Any) -> tuple[Any, Callable[[], object] | None]:
-        X, unverified = super()._validate_predict_rows(X)
         recipe = self._recipe()
+        if len(recipe.row_shape) > 1 and len(getattr(X, "shape", ())) > 1:
+            # says more than the number of features
+            check_row_shape(self, tuple(X.shape[1:]), recipe.row_shape)
+        X, unverified = super()._validate_predict_rows(X)
         check_row_shape(self, X.shape[1:], recipe.row_shape)
         X = X if sp.issparse(X) else X.reshape(len(X), -1)
-        if not recipe.integers and X.dtype.kind == "i":
-            # the module was trained on floating-point numbers
-            X = X.astype(np.float64)
-        return X, unverified
+        return (as_codes(X) if recipe.integers else X), unverified
 
     def __getstate__(self) -> dict[str, Any]:
         state = super().__getstate__()
         state.pop("_predictor", None)
         given = state["module"]
         state["module"] = _stored(given)
+        state["_options"] = {name: _stored(value) for name, value in self._options.items()}
         if "_made_from" in state:
             made_from = dict(state["_made_from"])
             same = made_from["given"] is given
             made_from["given"] = state["module"] if same else _stored(made_from["given"])
+            made_from["options"] = {k: _stored(v) for k, v in made_from["options"].items()}
             state["_made_from"] = made_from
         return state
 
@@ -549,10 +577,12 @@ class TorchRegressor(BaseTorchRegressor):
         state = dict(state)
         stored = state["module"]
         state["module"] = _restored(stored)
+        state["_options"] = {k: _restored(v) for k, v in state["_options"].items()}
         if "_made_from" in state:
             made_from = dict(state["_made_from"])
             same = made_from["given"] is stored
             made_from["given"] = state["module"] if same else _restored(made_from["given"])
+            made_from["options"] = {k: _restored(v) for k, v in made_from["options"].items()}
             state["_made_from"], state["_predictor"] = made_from, _Predictor()
         super().__setstate__(state)
 

@@ -18,7 +18,7 @@ from ._data.moments import Moments
 from ._data.scaling import Scaling
 from ._data.statistics import Statistics
 from ._modules.activations import ACTIVATIONS
-from ._modules.user_module import UnsuitableState, import_path, name_of
+from ._modules.user_module import UnsuitableState, check_module, import_path, name_of
 from ._runtime import files
 from ._runtime.aliases import Array
 from ._version import __version__
@@ -68,6 +68,7 @@ FITTED: dict[str, tuple[type, ...]] = {
     "_module_state": (dict,),
     "_made_from": (dict,),
     "_pads_rows": (bool,),
+    "_seed": (int,),
     "_standardize": (bool, str),
 }
 
@@ -201,6 +202,8 @@ def load_model(path: Any, *, module: Any = None) -> Saved:
     Traceback (most recent call last):
     FileNotFoundError: There is no file '/no/such/file'.
     """
+    if module is not None:
+        check_module(module, {})
     content = files.read(path, KIND)
     saved = content.get("estimator") if isinstance(content, dict) else None
     if saved == "TorchRegressor" and module is None:

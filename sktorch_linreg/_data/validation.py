@@ -155,6 +155,25 @@ def as_numbers(estimator: BaseEstimator, X: Any, rules: RowRules) -> Any:
     return as_float(estimator, X)
 
 
+def as_codes(X: Array) -> Array:
+    """Rows for a module that was trained on integers, as int64.
+
+    Raises
+    ------
+    ValueError
+        If they hold other numbers.
+    """
+    if X.dtype.kind == "i":
+        return X
+    codes = X.astype(np.int64)
+    if not (codes == X).all():
+        raise ValueError(
+            "The module was trained on integers, but X holds other numbers. Pass integer codes, "
+            "for example X.astype('int64')."
+        )
+    return codes
+
+
 def _flat(X: Any) -> Any:
     """Rows of any shape as rows of one dimension."""
     return X if X.ndim == 2 else X.reshape(len(X), -1)
@@ -217,6 +236,8 @@ def validate_held_out(
         if "features" in str(error):
             hint = " In a Pipeline, transform_input=['X_val'] transforms it like X."
         raise type(error)(f"The validation set (X_val, y_val) is invalid: {error}{hint}") from error
+    if not sp.issparse(data.X) and data.X.dtype.kind == "i" and not sp.issparse(held_out.X):
+        held_out = replace(held_out, X=as_codes(held_out.X))
     if sp.issparse(held_out.X) and not sp.issparse(data.X):
         held_out = replace(held_out, X=held_out.X.toarray())
     elif sp.issparse(data.X) and not sp.issparse(held_out.X):

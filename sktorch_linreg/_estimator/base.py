@@ -211,7 +211,8 @@ class BaseTorchRegressor(
 
     def _start_arrays(self) -> list[Array]:
         """The parameters that training continues from."""
-        return [a for layer in self._user_layers() for a in layer if a is not None]
+        of_loss = vars(self).get("_loss_state", {}).values()
+        return [*(a for layer in self._user_layers() for a in layer if a is not None), *of_loss]
 
     def _check_start(self, data: TrainingData, spec: FitSpec) -> None:
         """Raise if training cannot continue from the current parameters."""
@@ -242,13 +243,21 @@ class BaseTorchRegressor(
         self._training_state = result.state
         self._moments = result.moments and tuple(dict(vars(m)) for m in result.moments)
         self._loss_state = dict(result.loss_state)
+        # a loss by name has no state to be put back into it
+        own = spec.objective.loss.own
+        self._trained_loss = (self.loss, self._options_of("loss__")) if own else None
 
     # -- implemented by subclasses --------------------------------------------------------------
 
     @property
     def _row_rules(self) -> RowRules:
-        """What rows may look like."""
+        """What rows may look like in `fit`."""
         return RowRules()
+
+    @property
+    def _fitted_rules(self) -> RowRules:
+        """What rows may look like in `predict`."""
+        return self._row_rules
 
     def _make_spec(self, data: TrainingData, context: RunContext) -> FitSpec:
         """The spec of a fit to these rows."""
@@ -270,7 +279,7 @@ class BaseTorchRegressor(
         return self._validate_predict_rows(X)
 
     def _validate_predict_rows(self, X: Any) -> tuple[Any, Callable[[], object] | None]:
-        X, rules = to_host(X), self._row_rules
+        X, rules = to_host(X), self._fitted_rules
         if is_plain(X, (2,)):
             adopt_names(self, X, reset=False)
             X = np.asarray(X)
@@ -360,12 +369,13 @@ class BaseTorchRegressor(
 
     def _fitted_loss(self) -> Loss:
         """The loss in the state after training."""
-        module = self.module_
-        n_targets, dtype, device = len(module.rescale.scale), module.x_offset.dtype, "cpu"
-        loss = resolve_loss(self.loss, self._options_of("loss__"), n_targets, dtype, device)
-        if loss.module is not None and (state := vars(self).get("_loss_state")):
-            load_arrays_(loss.module, state)
-        return loss
+        module, given = self.module_, vars(self).get("_trained_loss")
+        n_targets, offset = len(module.rescale.scale), module.x_offset
+        loss, options = given or (self.loss, self._options_of("loss__"))
+        resolved = resolve_loss(loss, options, n_targets, offset.dtype, offset.device)
+        if resolved.module is not None and (state := vars(self).get("_loss_state")):
+            load_arrays_(resolved.module, state)
+        return resolved
 
     def __getstate__(self) -> dict[str, Any]:
         state = dict(super().__getstate__())

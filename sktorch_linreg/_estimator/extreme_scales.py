@@ -28,12 +28,15 @@ class Units:
     y: Array
 
     @classmethod
-    def of(cls, data: TrainingData, *, scales_target: bool) -> Units:
-        """Units in which the columns are about one; those of targets only if `scales_target`."""
+    def of(cls, data: TrainingData, spec: FitSpec) -> Units:
+        """Units in which the columns that are scaled are about one."""
+        x = np.zeros(data.n_features, dtype=np.int64)
         y = np.zeros(data.n_targets, dtype=np.int64)
-        if scales_target:
+        if spec.standardize != "target":
+            x = column_exponents(data.X, data.weight)
+        if spec.objective.loss.scales_target and spec.standardize != "features":
             y = column_exponents(data.y, data.weight)
-        return cls(column_exponents(data.X, data.weight), y)
+        return cls(x, y)
 
     def rescale(self, data: TrainingData) -> TrainingData:
         """The rows in these units, in float64."""
@@ -41,8 +44,11 @@ class Units:
         if sp.issparse(data.X):
             X = data.X.astype(np.float64, copy=True)
             X.data = np.ldexp(X.data, -self.x[X.indices])
-        else:
+        elif self.x.any():
             X = np.ldexp(np.asarray(data.X, dtype=np.float64), -self.x)
+        else:
+            # codes stay integers
+            X = data.X if data.X.dtype.kind == "i" else np.asarray(data.X, dtype=np.float64)
         y = np.ldexp(np.asarray(data.y, dtype=np.float64), -self.y)
         held_out = None if data.held_out is None else self.rescale(data.held_out)
         return replace(data, X=X, y=y, held_out=held_out)
@@ -133,7 +139,7 @@ def fit_rescaled(
     free = spec.is_exact and not spec.objective.alpha
     if not allowed or not (spec.standardize or free):
         raise refusal
-    units = Units.of(data, scales_target=spec.objective.loss.scales_target)
+    units = Units.of(data, spec)
     rescaled = units.rescale(data)
     try:
         result = fit(rescaled)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from contextlib import suppress
 from functools import cache
 from typing import Any, ClassVar, Self
@@ -34,11 +34,15 @@ class ParametersMixin(BaseEstimator):  # type: ignore[misc]
         for name in options:
             if not name.startswith(self._prefixes):
                 raise TypeError(
-                    f"{type(self).__name__} has no parameter {name!r}.{nearest(name, known)} "
+                    f"{type(self).__name__} has no parameter {name!r}.{self._suggest(name, known)} "
                     f"Its parameters are {', '.join(known)}, and options that start with "
                     f"{', '.join(self._prefixes)}."
                 )
         self._options = dict(options)
+
+    def _suggest(self, name: str, known: Iterable[str]) -> str:
+        """A sentence that suggests a parameter for an unknown name."""
+        return nearest(name, known)
 
     def __getattr__(self, name: str) -> Any:
         options = self.__dict__.get("_options", {})
@@ -104,7 +108,7 @@ class ParametersMixin(BaseEstimator):  # type: ignore[misc]
         for name in params:
             if name not in known and not name.startswith(self._prefixes):
                 raise ValueError(
-                    f"{type(self).__name__} has no parameter {name!r}.{nearest(name, known)} "
+                    f"{type(self).__name__} has no parameter {name!r}.{self._suggest(name, known)} "
                     f"Valid parameters are {known}, and options that start with "
                     f"{', '.join(self._prefixes)}."
                 )

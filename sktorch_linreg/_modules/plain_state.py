@@ -54,13 +54,18 @@ class _Writer:
         if not is_new:
             return "same", number
         cls = type(module)
-        reduced: Any = module.__reduce_ex__(4)
+        try:
+            reduced: Any = module.__reduce_ex__(4)
+        except RuntimeError:
+            # a parametrised module
+            reduced = None
         make, args, state = (*reduced, None)[:3] if isinstance(reduced, tuple) else (None,) * 3
         usual = getattr(make, "__name__", "") == "__newobj__" and args == (cls,)
         if not (usual and isinstance(state, dict)):
             raise TypeError(
-                f"The module of class {cls.__name__} defines how it is pickled, so it cannot be "
-                "stored as an instance. Pass its class, or a function that makes it, as module."
+                f"The module of class {cls.__name__} is parametrised or defines how it is pickled, "
+                "so it cannot be stored as an instance. Pass its class, or a function that makes "
+                "it, as module."
             )
         # attributes that the constructor of nn.Module sets need no entry while they are empty
         fresh = vars(nn.Module())
@@ -178,6 +183,11 @@ def _as_tensor(array: Any, dtype: str, parameter: bool, requires_grad: bool) -> 
     if parameter:
         return nn.Parameter(values, requires_grad=requires_grad)
     return values.requires_grad_(requires_grad)
+
+
+def is_plain_module(value: Any) -> bool:
+    """Whether a value is what `to_plain` returns."""
+    return isinstance(value, dict) and value.keys() == {"tree", "tensors"}
 
 
 def from_plain(plain: dict[str, Any]) -> nn.Module:

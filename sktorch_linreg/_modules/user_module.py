@@ -31,7 +31,12 @@ INTEGERS = (
 )
 FLOATS = (
     "The features reach the module as floating-point numbers. For a module that takes integers, "
-    "set standardize='target' or False, and pass an X of integers."
+    "set standardize='target' or False, and pass an X of an integer dtype, such as that of "
+    "OrdinalEncoder(dtype='int64')."
+)
+CODES = (
+    "With standardize=True or 'features', columns of codes are standardised like all others. Set "
+    "standardize='target' or False, and scale the other columns before."
 )
 # rows on which a module is tried
 TRIED_ROWS = 4
@@ -71,7 +76,8 @@ class ModuleRecipe:
         with came_from("module", self.name):
             if isinstance(self.given, nn.Module):
                 return copy.deepcopy(self.given)
-            made = self.given(**self._arguments())
+            # a module among the arguments is the user's too
+            made = self.given(**{k: _copy_of(v) for k, v in self._arguments().items()})
         if not isinstance(made, nn.Module):
             raise InvalidParameterError(
                 f"module={self.name} returned {_described(made)} instead of a torch.nn.Module. "
@@ -105,6 +111,14 @@ class ModuleRecipe:
                 f"{' and '.join(f'module__{name}' for name in missing)}."
             )
         return arguments
+
+
+def _copy_of(value: Any) -> Any:
+    """A copy of a value, or the value itself if it cannot be copied."""
+    try:
+        return copy.deepcopy(value)
+    except Exception:
+        return value
 
 
 def name_of(given: Any) -> str:
@@ -186,6 +200,12 @@ class UserModule(ScaledModule):
         self.row_shape, self.n_targets = recipe.row_shape, recipe.n_targets
         self.integers = recipe.integers
 
+    def cast_(self, dtype: torch.dtype, device: torch.device) -> UserModule:
+        """Move to a device, and cast floating-point parameters and buffers, but no others."""
+        for tensor in (*self.parameters(), *self.buffers()):
+            tensor.data = tensor.data.to(device, dtype if tensor.is_floating_point() else None)
+        return self
+
     def forward(self, x: Tensor) -> Tensor:
         if not self.integers:
             x = self.standardize(x.flatten(1))
@@ -236,9 +256,11 @@ class UserModule(ScaledModule):
         try:
             with came_from("module", self.module):
                 yield
-        except (RuntimeError, TypeError) as error:
+        except (RuntimeError, TypeError, IndexError) as error:
             if any(word in str(error) for word in ABOUT_DTYPES):
                 error.add_note(INTEGERS if self.integers else FLOATS)
+            elif isinstance(error, IndexError) and not self.integers:
+                error.add_note(CODES)
             raise
 
     def as_input(self, x: Tensor) -> Tensor:
@@ -255,7 +277,8 @@ class UserModule(ScaledModule):
 
     @property
     def _named(self) -> list[tuple[str, nn.Parameter]]:
-        return list(self.module.named_parameters())
+        """The floating-point parameters; integers are constants."""
+        return [(n, p) for n, p in self.module.named_parameters() if p.is_floating_point()]
 
     @property
     def weights(self) -> list[nn.Parameter]:
@@ -273,8 +296,9 @@ class UserModule(ScaledModule):
         return [p for _, p in self._named if not p.requires_grad]
 
     def kept_buffers(self) -> Mapping[str, Tensor]:
-        """The buffers of the user's module, by name."""
-        return dict(self.module.named_buffers())
+        """The buffers of the user's module, by name, but for sparse ones, which are constants."""
+        found = self.module.named_buffers()
+        return {name: b for name, b in found if b.layout == torch.strided}
 
 
 def is_penalised(name: str, parameter: Tensor) -> bool:
@@ -293,8 +317,9 @@ def make_user_module(
     """A new module, cast to its dtype and moved to its device, with its lazy layers shaped.
 
     The module is constructed on the CPU in torch's default precision, float32, so that its initial
-    weights are the same for any dtype and device; `rows`, flat and in training units, are then
-    passed through it once, in evaluation mode and without gradients.
+    weights are the same for any dtype and device. `rows`, flat and in training units, are then
+    passed once, in evaluation mode and without gradients, through a copy of it; through itself if
+    that gives it parameters or their shapes.
 
     Raises
     ------
@@ -304,7 +329,7 @@ def make_user_module(
     with _single_precision():
         made = recipe.make()
         module = UserModule(made, recipe, log_link)
-        _pass_once(module, rows)
+        _finish(module, rows)
     parameters = list(made.parameters())
     if any(p.is_complex() for p in parameters):
         raise ValueError(
@@ -317,7 +342,7 @@ def make_user_module(
             f"The parameters of module={recipe.name} {state}, so there is nothing to train. "
             "Unfreeze some, for example those of its last layer."
         )
-    module.to(device=device, dtype=dtype)
+    module.cast_(dtype, device)
     # an instance may be in evaluation mode, in whole or in part
     return module.train()
 
@@ -336,6 +361,33 @@ def _single_precision() -> Iterator[None]:
         torch.set_default_dtype(before)
 
 
+def _finish(module: UserModule, rows: Tensor) -> None:
+    """Let the first call of forward shape or create the parameters that still lack it."""
+    user = module.module
+    if not any(map(is_lazy, (*user.parameters(), *user.buffers()))):
+        cpu = torch.device("cpu")
+        before = random_state_of(cpu)
+        tried = _copied(module)
+        if tried is not None:
+            _pass_once(tried, rows)
+            set_random_state(cpu, before)
+            if _tensors_of(tried.module).keys() == _tensors_of(user).keys():
+                return
+    _pass_once(module, rows)
+
+
+def _copied(module: UserModule) -> UserModule | None:
+    """A copy of a module, None if it cannot be copied."""
+    try:
+        return copy.deepcopy(module)
+    except Exception:
+        return None
+
+
+def _tensors_of(module: nn.Module) -> dict[str, Tensor]:
+    return {**dict(module.named_parameters()), **dict(module.named_buffers())}
+
+
 @torch.no_grad()
 def _pass_once(module: UserModule, rows: Tensor) -> None:
     """Pass rows through a new module in evaluation mode."""
@@ -352,9 +404,10 @@ def _pass_once(module: UserModule, rows: Tensor) -> None:
 
 
 class Behaviour(NamedTuple):
-    """Whether a module mixes rows, in training and in evaluation mode, and draws numbers."""
+    """What a module is seen to do on a few rows; see `ModelShape`."""
 
     mixes_rows: bool
+    joins_last_row: bool
     draws: bool
     mixes_rows_in_eval: bool
 
@@ -367,34 +420,44 @@ def examine(module: UserModule, rows: Tensor) -> Behaviour:
     """
     device = module.x_offset.device
     before = random_state_of(device)
+    tried = _copied(module)
+    if tried is None:
+        return Behaviour(True, True, True, True)
+    # a last layer that starts at zero would hide what happens before it
+    noise = torch.Generator().manual_seed(0)
+    for p in tried.module.parameters():
+        if p.is_floating_point():
+            p.add_(0.1 * torch.randn(p.shape, generator=noise).to(p))
     try:
-        tried = copy.deepcopy(module)
-        mixes_in_eval = not _treats_rows_alone(tried.eval(), rows)
+        mixes_in_eval = _mixes(tried.eval(), rows) is not False
         set_random_state(device, before)
-        mixes = not _treats_rows_alone(tried.train(), rows)
+        mixes = _mixes(tried.train(), rows)
         states = zip(before, random_state_of(device), strict=True)
         draws = any(not torch.equal(a, b) for a, b in states)
-        return Behaviour(mixes or draws, draws, mixes_in_eval)
     except Exception:
-        # it cannot be copied; other errors will recur in training
-        return Behaviour(True, False, True)
+        # will recur in training
+        return Behaviour(True, True, False, True)
     finally:
         set_random_state(device, before)
+    # masks differ between rows together and alone, so only an error tells anything
+    joins = mixes is None if draws else mixes is not False
+    return Behaviour(mixes is not False or draws, joins, draws, mixes_in_eval)
 
 
-def _treats_rows_alone(module: UserModule, rows: Tensor) -> bool:
-    """Whether the outputs for rows together are those for the parts."""
+def _mixes(module: UserModule, rows: Tensor) -> bool | None:
+    """Whether outputs for rows together differ from those for parts; None if one row fails."""
     together = module.outputs(rows)
-    if len(rows) < 2:
-        return False
     try:
-        parts = [module.outputs(part) for part in (rows[:1], rows[1:])]
+        alone = module.outputs(rows[:1])
     except Exception:
-        # batch normalisation does not take a single row
-        return False
+        # such as that of batch normalisation
+        return None
+    if len(rows) < 2:
+        return True
+    parts = torch.cat([alone, module.outputs(rows[1:])])
     tolerance = 1e-8 if together.dtype == torch.float64 else 1e-4
     size = float(together.abs().max())
-    return torch.allclose(torch.cat(parts), together, rtol=tolerance, atol=tolerance * size)
+    return not torch.allclose(parts, together, rtol=tolerance, atol=tolerance * size)
 
 
 @torch.no_grad()
@@ -428,8 +491,14 @@ def load_arrays_(module: nn.Module, arrays: Mapping[str, Array]) -> None:
         elif name in buffers:
             buffers[name].data = values.to(buffers[name].dtype).to(buffers[name].device)
         else:
-            # a buffer that the constructor leaves empty, and the first call of forward sets
-            owners[name]._buffers[name.rpartition(".")[2]] = values.to(like.device)
+            set_buffer_(module, name, values.to(like.device))
+
+
+def set_buffer_(module: nn.Module, name: str, values: Tensor) -> None:
+    """Set a buffer that the constructor leaves empty, and the first call of forward sets."""
+    owner = _owner_of(module, name)
+    if owner is not None:
+        owner._buffers[name.rpartition(".")[2]] = values
 
 
 def _owner_of(module: nn.Module, name: str) -> Any:
@@ -461,6 +530,7 @@ def rebuild(recipe: ModuleRecipe, arrays: Mapping[str, Array], *, log_link: bool
             with suppress(Exception):
                 _pass_once(module, rows)
     floats = [a.dtype for a in arrays.values() if a.dtype.kind == "f"]
-    module.to(torch.float64 if np.float64 in floats else torch.float32)
+    dtype = torch.float64 if np.float64 in floats else torch.float32
+    module.cast_(dtype, torch.device("cpu"))
     load_arrays_(made, arrays)
     return module

@@ -18,6 +18,7 @@ from .._data.moments import Moments
 from .._data.scaling import Scaling, column_scale, reciprocal
 from .._errors import came_from, check_options, unknown_name
 from .._runtime.aliases import Array, FloatArray
+from .._runtime.seeds import seeded_torch
 
 Values = TypeVar("Values", Tensor, Array)
 
@@ -172,6 +173,15 @@ def resolve_loss(
         )
     if not (isinstance(loss, type) and issubclass(loss, nn.Module)):
         raise unknown_name("loss", loss, LOSSES, nn.Module)
+    # constructors may draw from torch's global generators
+    with seeded_torch(0, torch.device("cpu")):
+        return _resolve_own(loss, options, n_targets, dtype, device)
+
+
+def _resolve_own(
+    loss: type[nn.Module], options: Mapping[str, Any], n_targets: int, dtype: Any, device: Any
+) -> Loss:
+    """The `Loss` for an `nn.Module` class."""
     known = inspect.signature(loss).parameters
     names = [k for k in known if k != "reduction"]
     check_options("loss", loss.__name__, options, names, _losses_with)

@@ -111,7 +111,8 @@ def begin_user_module(
 ) -> Beginning:
     """A new module of the user's, or one in the state of `start`; in a context of `seeded_torch`.
 
-    The spec says how the module behaves on a few of the rows.
+    The spec says how the module behaves on a few of the rows. Unless the module draws in training,
+    a generator of its own continues from where the constructors have left torch's.
     """
     recipe = spec.shape.module
     assert recipe is not None
@@ -128,7 +129,11 @@ def begin_user_module(
     own = rows if recipe.integers else rows.to(spec.dtype)
     behaviour = examine(module, own.to(spec.device))
     shape = replace(spec.shape, **behaviour._asdict())
-    return Beginning(module, replace(spec, shape=shape), order, device_generator(spec.device))
+    masks = device_generator(spec.device)
+    if not behaviour.draws:
+        order, masks = torch.Generator(), None
+        order.set_state(torch.default_generator.get_state())
+    return Beginning(module, replace(spec, shape=shape), order, masks)
 
 
 def _with_loss(spec: FitSpec, start: Start | None) -> FitSpec:

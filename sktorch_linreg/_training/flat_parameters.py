@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from .._modules.scaled import ScaledModule
+from .._modules.user_module import set_buffer_
 from .._runtime.aliases import Array, Layers
 
 
@@ -47,6 +48,11 @@ class TrainedParameters(NamedTuple):
     parameters: list[nn.Parameter]
     split: Splitter
 
+    @property
+    def shapes(self) -> list[tuple[int, ...]]:
+        """The shapes of the parameters."""
+        return [tuple(p.shape) for p in self.parameters]
+
 
 class FlatParameters:
     """All parameters of a module as one vector, and another for the gradient.
@@ -64,6 +70,8 @@ class FlatParameters:
     transposed : bool, default=True
         Whether weights are stored column-major, which is faster here but not supported by some
         torch optimizers.
+    with_frozen : bool, default=False
+        Whether frozen parameters are included, since a callback may unfreeze them.
 
     Attributes
     ----------
@@ -78,13 +86,20 @@ class FlatParameters:
     """
 
     def __init__(
-        self, module: ScaledModule, loss: nn.Module | None = None, transposed: bool = True
+        self,
+        module: ScaledModule,
+        loss: nn.Module | None = None,
+        transposed: bool = True,
+        *,
+        with_frozen: bool = False,
     ) -> None:
         self.module, self.loss, self.transposed = module, loss, transposed
-        weights, others, frozen = module.weights, module.others, module.frozen
+        weights, others = module.weights, module.others
+        frozen = module.frozen if with_frozen else []
         of_loss = list(loss.parameters()) if loss is not None else []
         self.of_loss = [p for p in of_loss if p.requires_grad]
-        frozen += [p for p in of_loss if not p.requires_grad]
+        if with_frozen:
+            frozen += [p for p in of_loss if not p.requires_grad]
         self.parameters = [*weights, *others, *self.of_loss, *frozen]
         self.n_of_module = len(weights) + len(others)
         self._split = Splitter.of(self.parameters, transposed)
@@ -107,6 +122,10 @@ class FlatParameters:
         """Views of a vector as long as `values`, in the shapes of the parameters."""
         return self._split(flat)
 
+    def _owner(self, name: str) -> nn.Module | None:
+        """The module to which a name with its prefix belongs."""
+        return self.loss if name.startswith("loss.") else self.module.user_module
+
     # -- copies ---------------------------------------------------------------------------------
 
     def buffers(self) -> dict[str, Tensor]:
@@ -126,8 +145,11 @@ class FlatParameters:
         self.values.copy_(kept.values)
         current = self.buffers()
         for name, values in kept.buffers.items():
-            # a module may have replaced a buffer by one of another shape
-            current[name].data = values.clone()
+            if name in current:
+                # a module may have replaced a buffer by one of another shape
+                current[name].data = values.clone()
+            elif (owner := self._owner(name)) is not None:
+                set_buffer_(owner, name.partition(".")[2], values.clone())
 
     def layers(self, flat: Tensor) -> Layers:
         """Weights and intercepts of each layer as arrays, from a vector as long as `values`."""
@@ -136,12 +158,12 @@ class FlatParameters:
 
     def arrays(self, kept: Snapshot, of: str) -> dict[str, Array]:
         """Parameters and buffers of the ``"module"`` or the ``"loss"`` as arrays, by name."""
-        owner = self.loss if of == "loss" else self.module.user_module
+        owner = self._owner(f"{of}.")
         if owner is None:
             return {}
         pairs = zip(self.parameters, self.split(kept.values), strict=True)
         known = {id(p): part for p, part in pairs}
-        found = {name: _array(known[id(p)]) for name, p in owner.named_parameters()}
+        found = {name: _array(known.get(id(p), p)) for name, p in owner.named_parameters()}
         prefix = f"{of}."
         for name, values in kept.buffers.items():
             if name.startswith(prefix):

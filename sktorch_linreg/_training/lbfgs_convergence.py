@@ -140,7 +140,7 @@ def why_not_converged(loop: Any) -> list[tuple[str, type[Warning]]]:
     if spec.shape.dropout:
         reason, remedy = "dropout changes the objective at every step", "dropout=0"
     elif spec.shape.draws:
-        reason = "module draws random numbers, which changes the objective at every step"
+        reason = "the module draws random numbers, which changes the objective at every step"
         remedy = "the rates of its dropout layers to 0"
     elif convergence.latest > convergence.lowest + (spec.tol or 0.0):
         reason = f"its objective rose from {convergence.lowest:.4g} to {convergence.latest:.4g}"

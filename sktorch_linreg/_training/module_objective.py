@@ -44,6 +44,8 @@ class ModuleObjective(TrainingObjective):
         only the smooth part.
     transposed : bool, default=True
         Whether the optimizer supports weights stored column-major.
+    with_frozen : bool, default=False
+        Whether callbacks may unfreeze parameters.
     """
 
     numbers = ONE
@@ -55,13 +57,15 @@ class ModuleObjective(TrainingObjective):
         penalty: Penalty,
         own_penalty: bool,
         transposed: bool = True,
+        *,
+        with_frozen: bool = False,
     ) -> None:
         self.module, self.loss, self.penalty = module, loss, penalty
         self._smooth_penalty = Penalty(l2=penalty.l2)
         self.projects = penalty.projects and not own_penalty
         # torch's own layout where torch multiplies
         transposed = transposed and module.by_hand
-        self.flat = FlatParameters(module, loss.module, transposed)
+        self.flat = FlatParameters(module, loss.module, transposed, with_frozen=with_frozen)
         self.penalties = PenaltySum(self.flat.weights, penalty.l1, penalty.l2, torch.sum)
         self.width: float | None = None
         self.minimised = loss

@@ -262,7 +262,7 @@ class OneModel(TrainingLoop):
             # a loss that only returns a mean is computed batch by batch
             one_batch=self.spec.objective.loss.reduced,
             # batch normalisation takes no single row
-            joins_last=self.spec.shape.mixes_rows,
+            joins_last=self.spec.shape.joins_last_row,
         )
 
     def _needs_no_autograd(self) -> bool:

@@ -163,7 +163,11 @@ def _check_moments(
     rows: TrainingData, x: Moments, y: Moments, spec: FitSpec, context: RunContext
 ) -> None:
     # also checks the rows of each process
-    targets = y if spec.objective.loss.scales_target else None
+    scales_target = spec.objective.loss.scales_target and spec.standardize != "features"
+    targets = y if scales_target else None
+    if spec.standardize == "target":
+        # nothing is computed from the squares of the features
+        x = replace(x, deviation=np.ones_like(x.deviation))
     context.group.run(lambda: check_moments(rows, x, targets))
 
 

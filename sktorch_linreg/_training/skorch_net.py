@@ -96,7 +96,12 @@ class RegressionNet(skorch.NeuralNet):  # type: ignore[misc]
         options = spec.training.optimizer_options
         by_rule = has_rule(cls, options, spec.device)
         self.objective_ = ModuleObjective(
-            self.module_, spec.objective.loss, penalty, orthant_wise, transposed=by_rule
+            self.module_,
+            spec.objective.loss,
+            penalty,
+            orthant_wise,
+            transposed=by_rule,
+            with_frozen=bool(self.callbacks_),
         )
         if by_rule:
             updates = RuleUpdates(self.objective_.flat.trained, cls, options, parameters)
@@ -143,7 +148,7 @@ class RegressionNet(skorch.NeuralNet):  # type: ignore[misc]
         """Restore an optimizer's state; a changed learning rate or schedule starts over."""
         group = stepper.updates.group
         begin = {k: group[k] for k in ("lr", "initial_lr") if k in group}
-        shapes = [tuple(p.shape) for p in self.objective_.flat.trained.parameters]
+        shapes = self.objective_.flat.trained.shapes
         if state.get("shapes", shapes) != shapes:
             # other parameters are trained now, so the optimizer starts over
             return

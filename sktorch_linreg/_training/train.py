@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from contextlib import ExitStack
 from functools import partial
 from typing import Any
 
@@ -20,7 +21,6 @@ from .._runtime.threads import threads_for
 from .._spec import FitResult, FitSpec, RunContext, Start
 from .begin import Beginning, begin_network, begin_user_module
 from .duality_gap import check_minimum
-from .flat_parameters import FlatParameters
 from .lbfgs_convergence import LbfgsConvergence
 from .module_objective import FIRST_WIDTH
 from .one_model import OneModel, RunState
@@ -91,8 +91,12 @@ def train(
     if spec.shape.module is None:
         result = _train(data, spec, context, start, state, None)
     else:
-        with seeded_torch(spec.training.seed, spec.device):
+        with ExitStack() as seeded:
+            seeded.enter_context(seeded_torch(spec.training.seed, spec.device))
             begun = context.group.run(partial(begin_user_module, data, spec, context, start))
+            if not begun.spec.shape.draws:
+                # other fits need not wait
+                seeded.close()
             result = _train(data, begun.spec, context, start, state, begun)
     result.state = {"fits": fits, "rates": rates, **(result.state or {})}
     return result
@@ -162,13 +166,8 @@ def _state_of(loop: OneModel, begun: Beginning) -> dict[str, Any]:
         "rank": loop.context.group.rank,
         "generator": begun.order.get_state().numpy().copy(),
         "dropout": None if masks is None else masks.get_state().cpu().numpy().copy(),
-        "shapes": _shapes_of(loop.weights),
+        "shapes": loop.weights.trained.shapes,
     }
-
-
-def _shapes_of(flat: FlatParameters) -> list[tuple[int, ...]]:
-    """The shapes of the parameters that an optimizer keeps state for."""
-    return [tuple(p.shape) for p in flat.trained.parameters]
 
 
 def _check_minimum(loop: OneModel, trained: Layers) -> list[tuple[str, type[Warning]]]:

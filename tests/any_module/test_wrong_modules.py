@@ -229,6 +229,8 @@ def test_names_of_parameters():
         TorchRegressor()
     with pytest.raises(TypeError, match=r"no parameter 'modul__x'.*start with module__"):
         TorchRegressor(Net, modul__x=1)
+    with pytest.raises(TypeError, match=r"'width'. Did you mean 'module__width'\?"):
+        TorchRegressor(Net, width=3)
     with pytest.raises(ValueError, match="no parameter 'hidden_layer_sizes'"):
         TorchRegressor(Net).set_params(hidden_layer_sizes=(3,))
     model = clone(TorchRegressor(Net, module__width=3).set_params(module__width=5))
