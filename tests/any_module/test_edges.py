@@ -152,6 +152,8 @@ def test_a_buffer_that_forward_sets(tmp_path):
     model = TorchRegressor(Cached, **SETTINGS)
     expected = clone(model).fit(X, y)
     assert_array_equal(pickle.loads(pickle.dumps(expected)).predict(X), expected.predict(X))
+    # the first batch sets it, not a trial
+    assert_allclose(expected.module_.module.centre, np.zeros(4), atol=1e-6)
     clone(model).set_params(checkpoint_dir=tmp_path).fit(X, y)
     resumed = clone(model).set_params(checkpoint_dir=tmp_path).fit(X, y)
     assert_array_equal(resumed.predict(X), expected.predict(X))
