@@ -229,12 +229,12 @@ def test_other_threads_disturb_no_fit_without_random_layers():
         while not stop.is_set():
             torch.rand(10)
 
-    # constructed before the other thread draws
     thread = threading.Thread(target=draw)
 
     class Starts(Net):
         def forward(self, x):
-            if not thread.is_alive() and self.training and not stop.is_set():
+            # in the first update: construction and trials, without gradients, hold the generator
+            if torch.is_grad_enabled() and thread.ident is None:
                 thread.start()
             return super().forward(x)
 
