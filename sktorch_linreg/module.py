@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Callable, Iterable, Iterator
 from typing import Any, ClassVar, Self
 
@@ -11,12 +10,12 @@ import scipy.sparse as sp
 import torch
 from torch import nn
 
-from ._data.arrays import like_input
+from ._data.arrays import like_input, numpy_dtype
 from ._data.rows import TrainingData
 from ._data.scaling import Scaling, scaled
 from ._data.validation import RowRules, as_codes, check_row_shape
 from ._estimator.base import BaseTorchRegressor
-from ._estimator.checks import can_partial_fit
+from ._estimator.checks import can_partial_fit, check_outputs
 from ._estimator.make_spec import make_spec
 from ._estimator.parameters import PREFIXES
 from ._modules.plain_state import from_plain, is_plain_module, to_plain
@@ -24,6 +23,7 @@ from ._modules.user_module import (
     ModuleRecipe,
     UserModule,
     check_module,
+    copied,
     rebuild,
 )
 from ._objective.losses import inverse_link
@@ -56,6 +56,25 @@ def _stored(given: Any) -> Any:
 def _restored(stored: Any) -> Any:
     """Inverse of `_stored`."""
     return from_plain(stored) if is_plain_module(stored) else stored
+
+
+def _with_modules(state: dict[str, Any], convert: Callable[[Any], Any]) -> dict[str, Any]:
+    """An estimator's state with each module in its parameters and in `_made_from` converted."""
+    given = state["module"]
+    out = {
+        **state,
+        "module": convert(given),
+        "_options": {name: convert(value) for name, value in state["_options"].items()},
+    }
+    if "_made_from" in state:
+        fitted = state["_made_from"]
+        same = fitted["given"] is given
+        out["_made_from"] = {
+            **fitted,
+            "given": out["module"] if same else convert(fitted["given"]),
+            "options": {name: convert(value) for name, value in fitted["options"].items()},
+        }
+    return out
 
 
 class _Predictor:
@@ -401,7 +420,7 @@ class TorchRegressor(BaseTorchRegressor):
         if unverified is not None:
             unverified()
         module = self._module_for_predict()
-        dtype = np.float32 if module.x_offset.dtype == torch.float32 else np.float64
+        dtype = numpy_dtype(module.x_offset.dtype)
         device, scaling = module.x_offset.device, Scaling.from_state(self._scaling)
         kind = X.dtype if X.dtype.kind == "f" else np.dtype(np.float64)
         out: Array = np.empty((X.shape[0], self.n_outputs_), dtype=kind)
@@ -420,7 +439,7 @@ class TorchRegressor(BaseTorchRegressor):
     def _padded(self, rows: Array) -> Array:
         """A copy of the rows, the last of which is repeated up to a multiple of `PADDED_ROWS`.
 
-        Products of matrices round differently for few rows and for many, and a prediction shall
+        Products of matrices round differently for few rows and for many, and a prediction must
         not depend on the other rows.
         """
         n_more = -len(rows) % PADDED_ROWS if self._pads_rows else 0
@@ -444,7 +463,7 @@ class TorchRegressor(BaseTorchRegressor):
         check_module(self.module, options)
         recipe = ModuleRecipe(
             self.module,
-            data.row_shape or (data.n_features,),
+            data.row_shape,
             data.n_targets,
             options,
             integers=not sp.issparse(data.X) and data.X.dtype.kind == "i",
@@ -469,16 +488,7 @@ class TorchRegressor(BaseTorchRegressor):
         recipe, fitted = spec.shape.module, self._recipe()
         assert recipe is not None
         check_row_shape(self, data.row_shape, fitted.row_shape)
-        if recipe.n_targets != fitted.n_targets:
-            raise ValueError(
-                f"The model was fitted to {fitted.n_targets} target(s), but y has "
-                f"{recipe.n_targets}. {again}"
-            )
-        if self._log_link != spec.objective.loss.log_link:
-            raise ValueError(
-                f"The model was fitted with {'a' if self._log_link else 'no'} log link, which is "
-                f"incompatible with loss={spec.objective.loss.name!r}. {again}"
-            )
+        check_outputs(fitted.n_targets, self._log_link, data, spec)
         if self._standardize != spec.standardize:
             raise ValueError(
                 f"The module was trained with standardize={self._standardize!r}, but it is now "
@@ -506,7 +516,10 @@ class TorchRegressor(BaseTorchRegressor):
         self._scaling = dict(vars(result.scaling))
         self._standardize = spec.standardize
         self._made_from = dict(vars(recipe))
-        self._predictor = _Predictor(result.net and self._copy_of_trained(result.net.module_))
+        trained = None if result.net is None else copied(result.net.module_, None)
+        if trained is not None:
+            trained.scale_input = trained.scale_output = False
+        self._predictor = _Predictor(trained)
         self.n_outputs_ = data.n_targets
         self.out_activation_ = "exp" if spec.objective.loss.log_link else "identity"
 
@@ -539,16 +552,6 @@ class TorchRegressor(BaseTorchRegressor):
             self._predictor.module = module
         return module
 
-    @staticmethod
-    def _copy_of_trained(module: UserModule) -> UserModule | None:
-        """A copy of the module after training, with its scaling off; None if it has no copy."""
-        try:
-            copied = copy.deepcopy(module)
-        except Exception:
-            return None
-        copied.scale_input = copied.scale_output = False
-        return copied
-
     def _validate_predict_rows(self, X: Any) -> tuple[Any, Callable[[], object] | None]:
         recipe = self._recipe()
         if len(recipe.row_shape) > 1 and len(getattr(X, "shape", ())) > 1:
@@ -562,28 +565,12 @@ class TorchRegressor(BaseTorchRegressor):
     def __getstate__(self) -> dict[str, Any]:
         state = super().__getstate__()
         state.pop("_predictor", None)
-        given = state["module"]
-        state["module"] = _stored(given)
-        state["_options"] = {name: _stored(value) for name, value in self._options.items()}
-        if "_made_from" in state:
-            made_from = dict(state["_made_from"])
-            same = made_from["given"] is given
-            made_from["given"] = state["module"] if same else _stored(made_from["given"])
-            made_from["options"] = {k: _stored(v) for k, v in made_from["options"].items()}
-            state["_made_from"] = made_from
-        return state
+        return _with_modules(state, _stored)
 
     def __setstate__(self, state: dict[str, Any]) -> None:
-        state = dict(state)
-        stored = state["module"]
-        state["module"] = _restored(stored)
-        state["_options"] = {k: _restored(v) for k, v in state["_options"].items()}
+        state = _with_modules(state, _restored)
         if "_made_from" in state:
-            made_from = dict(state["_made_from"])
-            same = made_from["given"] is stored
-            made_from["given"] = state["module"] if same else _restored(made_from["given"])
-            made_from["options"] = {k: _restored(v) for k, v in made_from["options"].items()}
-            state["_made_from"], state["_predictor"] = made_from, _Predictor()
+            state["_predictor"] = _Predictor()
         super().__setstate__(state)
 
     def __copy__(self) -> Self:

@@ -41,6 +41,11 @@ def as_tensor(a: Any) -> torch.Tensor:
     return torch.from_numpy(a)
 
 
+def numpy_dtype(dtype: torch.dtype) -> np.dtype[Any]:
+    """The NumPy dtype of a torch dtype."""
+    return torch.empty(0, dtype=dtype).numpy().dtype
+
+
 def to_host(a: Any) -> Any:
     """A tensor on any device as an array; anything else is returned unchanged."""
     if not isinstance(a, torch.Tensor):

@@ -40,7 +40,7 @@ class Scaling:
         return cls(**{name: value for name, value in state.items() if name != "log_link"})
 
     def extended_by(self, later: Scaling) -> Scaling:
-        """The same scaling, but the later one for columns and targets constant so far."""
+        """A copy with the later scaling of columns and targets that have been constant so far."""
         parts = {}
         for side in ("x", "y"):
             constant = getattr(self, f"{side}_scale") == 0

@@ -149,7 +149,7 @@ def as_numbers(estimator: BaseEstimator, X: Any, rules: RowRules) -> Any:
         if X.dtype.kind == "u" and X.max() > np.iinfo(np.int64).max:
             raise ValueError(
                 f"X contains {X.max()}, which is out of range for int64. Encode the categories as "
-                "0, 1, 2, ..., for example with sklearn.preprocessing.OrdinalEncoder."
+                "0, 1, 2, ..., for example with OrdinalEncoder(dtype='int64') of scikit-learn."
             )
         return X.astype(np.int64)
     return as_float(estimator, X)
@@ -175,15 +175,15 @@ def as_codes(X: Array) -> Array:
 
 
 def _flat(X: Any) -> Any:
-    """Rows of any shape as rows of one dimension."""
+    """Rows of any shape, each flattened to one dimension."""
     return X if X.ndim == 2 else X.reshape(len(X), -1)
 
 
 def check_row_shape(
-    estimator: BaseEstimator, found: tuple[int, ...] | None, expected: tuple[int, ...]
+    estimator: BaseEstimator, found: tuple[int, ...], expected: tuple[int, ...]
 ) -> None:
     """Raise ValueError if rows do not have the shape that they had in fit."""
-    if found is not None and tuple(found) != tuple(expected):
+    if tuple(found) != tuple(expected):
         raise ValueError(
             f"X has rows of shape {tuple(found)}, but {type(estimator).__name__} was fitted to "
             f"rows of shape {tuple(expected)}."

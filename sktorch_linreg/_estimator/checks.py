@@ -40,29 +40,33 @@ def _check_targets(data: TrainingData, spec: FitSpec, dtype: Any) -> None:
         )
 
 
-def check_start(layers: Layers, log_link: bool, data: TrainingData, spec: FitSpec) -> None:
-    """Raise if training cannot continue from the current layers.
+def check_outputs(n_targets: int, log_link: bool, data: TrainingData, spec: FitSpec) -> None:
+    """Raise if a model of `n_targets` cannot be trained further on these targets.
 
-    `log_link` says whether they were fitted with a log link.
+    `log_link` says whether it was fitted with a log link.
     """
-    hidden = spec.shape.hidden
-    n_out = layers[-1][0].shape[0]
-    before = tuple(w.shape[0] for w, _ in layers[:-1])
-    if n_out != data.n_targets:
+    if n_targets != data.n_targets:
         raise ValueError(
-            f"The model was fitted to {n_out} target(s), but y has {data.n_targets}. To start "
+            f"The model was fitted to {n_targets} target(s), but y has {data.n_targets}. To start "
             "over, set warm_start=False and call fit, or clone the estimator."
-        )
-    if before != hidden:
-        raise ValueError(
-            f"The model was fitted with hidden_layer_sizes={before}, but it is now "
-            f"{hidden}. To start over, set warm_start=False and call fit."
         )
     if log_link != spec.objective.loss.log_link:
         raise ValueError(
             f"The model was fitted with {'a' if log_link else 'no'} log link, which "
             f"is incompatible with loss={spec.objective.loss.name!r}. Set warm_start=False and "
             "call fit, or clone the estimator."
+        )
+
+
+def check_start(layers: Layers, log_link: bool, data: TrainingData, spec: FitSpec) -> None:
+    """Raise if training cannot continue from the current layers, as in `check_outputs`."""
+    check_outputs(layers[-1][0].shape[0], log_link, data, spec)
+    hidden = spec.shape.hidden
+    before = tuple(w.shape[0] for w, _ in layers[:-1])
+    if before != hidden:
+        raise ValueError(
+            f"The model was fitted with hidden_layer_sizes={before}, but it is now "
+            f"{hidden}. To start over, set warm_start=False and call fit."
         )
 
 

@@ -77,7 +77,7 @@ class ModuleRecipe:
             if isinstance(self.given, nn.Module):
                 return copy.deepcopy(self.given)
             # a module among the arguments is the user's too
-            made = self.given(**{k: _copy_of(v) for k, v in self._arguments().items()})
+            made = self.given(**{k: copied(v, v) for k, v in self._arguments().items()})
         if not isinstance(made, nn.Module):
             raise InvalidParameterError(
                 f"module={self.name} returned {_described(made)} instead of a torch.nn.Module. "
@@ -113,12 +113,12 @@ class ModuleRecipe:
         return arguments
 
 
-def _copy_of(value: Any) -> Any:
-    """A copy of a value, or the value itself if it cannot be copied."""
+def copied(value: Any, otherwise: Any) -> Any:
+    """A deep copy of a value, or `otherwise` if it cannot be copied."""
     try:
         return copy.deepcopy(value)
     except Exception:
-        return value
+        return otherwise
 
 
 def name_of(given: Any) -> str:
@@ -364,10 +364,10 @@ def _single_precision() -> Iterator[None]:
 def _finish(module: UserModule, rows: Tensor) -> None:
     """Let the first call of forward shape or create the parameters that still lack it."""
     user = module.module
-    if not any(map(is_lazy, (*user.parameters(), *user.buffers()))):
+    if not _has_lazy(user):
         cpu = torch.device("cpu")
         before = random_state_of(cpu)
-        tried = _copied(module)
+        tried = copied(module, None)
         if tried is not None:
             _pass_once(tried, rows)
             set_random_state(cpu, before)
@@ -377,12 +377,8 @@ def _finish(module: UserModule, rows: Tensor) -> None:
     _pass_once(module, rows)
 
 
-def _copied(module: UserModule) -> UserModule | None:
-    """A copy of a module, None if it cannot be copied."""
-    try:
-        return copy.deepcopy(module)
-    except Exception:
-        return None
+def _has_lazy(module: nn.Module) -> bool:
+    return any(map(is_lazy, (*module.parameters(), *module.buffers())))
 
 
 def _names_of(module: nn.Module) -> set[str]:
@@ -421,7 +417,7 @@ def examine(module: UserModule, rows: Tensor) -> Behaviour:
     """
     device = module.x_offset.device
     before = random_state_of(device)
-    tried = _copied(module)
+    tried = copied(module, None)
     if tried is None:
         return Behaviour(True, True, True, True)
     # a last layer that starts at zero would hide what happens before it
@@ -470,8 +466,7 @@ def load_arrays_(module: nn.Module, arrays: Mapping[str, Array]) -> None:
     UnsuitableState
         If a parameter is missing or of another shape; the module is then unchanged.
     """
-    parameters, buffers = dict(module.named_parameters()), dict(module.named_buffers())
-    name_of_class = type(module).__name__
+    parameters, name_of_class = dict(module.named_parameters()), type(module).__name__
     for name, parameter in parameters.items():
         found = arrays.get(name)
         if found is None or found.shape != tuple(parameter.shape):
@@ -489,17 +484,20 @@ def load_arrays_(module: nn.Module, arrays: Mapping[str, Array]) -> None:
         values = torch.from_numpy(np.array(array))
         if name in parameters:
             parameters[name].copy_(values)
-        elif name in buffers:
-            buffers[name].data = values.to(buffers[name].dtype).to(buffers[name].device)
         else:
             set_buffer_(module, name, values.to(like.device))
 
 
 def set_buffer_(module: nn.Module, name: str, values: Tensor) -> None:
-    """Set a buffer that the constructor leaves empty, and the first call of forward sets."""
-    owner = _owner_of(module, name)
-    if owner is not None:
-        owner._buffers[name.rpartition(".")[2]] = values
+    """Set a buffer, which may have another shape or still be empty."""
+    owner, last = _owner_of(module, name), name.rpartition(".")[2]
+    if owner is None:
+        return
+    current = owner._buffers[last]
+    if current is None:
+        owner._buffers[last] = values
+    else:
+        current.data = values.to(current.device, current.dtype)
 
 
 def _owner_of(module: nn.Module, name: str) -> Any:
@@ -514,8 +512,8 @@ def _owner_of(module: nn.Module, name: str) -> Any:
 
 def _is_unfinished(made: nn.Module, arrays: Mapping[str, Array]) -> bool:
     """Whether the first call of forward still has to shape or create parameters."""
-    tensors = {**dict(made.named_parameters()), **dict(made.named_buffers())}
-    return any(map(is_lazy, tensors.values())) or not arrays.keys() <= tensors.keys()
+    names = {name for name, _ in (*made.named_parameters(), *made.named_buffers())}
+    return _has_lazy(made) or not arrays.keys() <= names
 
 
 def rebuild(recipe: ModuleRecipe, arrays: Mapping[str, Array], *, log_link: bool) -> UserModule:

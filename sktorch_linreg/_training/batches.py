@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import Dataset
 
-from .._data.arrays import as_tensor
+from .._data.arrays import as_tensor, numpy_dtype
 from .._data.rows import TrainingData
 from .._data.scaling import Scaling, scaled
 from .._objective.losses import Loss
@@ -69,8 +69,7 @@ def scaled_rows(X: Array, scaling: Scaling, spec: FitSpec) -> Tensor:
     recipe = spec.shape.module
     if recipe is not None and recipe.integers:
         return as_tensor(np.ascontiguousarray(X))
-    dtype = torch.empty(0, dtype=spec.dtype).numpy().dtype
-    return as_tensor(scaled(X, scaling.x_offset, scaling.x_factor, dtype))
+    return as_tensor(scaled(X, scaling.x_offset, scaling.x_factor, numpy_dtype(spec.dtype)))
 
 
 class TabularDataset(Dataset[Any]):
@@ -112,7 +111,7 @@ class TabularDataset(Dataset[Any]):
 
         `mean_weight` is the mean sample weight over all processes.
         """
-        dtype = torch.empty(0, dtype=spec.dtype).numpy().dtype
+        dtype = numpy_dtype(spec.dtype)
         X: Any
         if sp.issparse(data.X):
             X = data.X.astype(dtype)
@@ -265,15 +264,20 @@ class BatchIterator:
         self._kept: dict[int, Block] = {}
 
     def __len__(self) -> int:
-        return len(self._sizes(len(self.dataset), self.batch_size))
+        n_rows = len(self.dataset)
+        return n_batches(n_rows, self.batch_size) - self._joins(n_rows, self.batch_size)
+
+    def _joins(self, n_rows: int, size: int) -> bool:
+        """Whether the last of these rows joins the part before it."""
+        return self.joins_last and n_rows > size and n_rows % size == 1
 
     def _sizes(self, n_rows: int, size: int) -> list[int]:
         """Sizes of consecutive parts of some rows; zero rows make one empty part."""
         sizes = [size] * (n_rows // size)
-        if rest := n_rows % size:
-            sizes.append(rest)
-        if self.joins_last and len(sizes) > 1 and sizes[-1] == 1:
-            sizes[-2:] = [sizes[-2] + 1]
+        if self._joins(n_rows, size):
+            sizes[-1] += 1
+        elif remainder := n_rows % size:
+            sizes.append(remainder)
         return sizes or [0]
 
     def __iter__(self) -> Iterator[tuple[Any, Any]]:

@@ -126,8 +126,7 @@ def begin_user_module(
     if start is not None or rank:
         # each process draws its own row orders
         order.set_state(main_generator(seed, rank).get_state())
-    own = rows if recipe.integers else rows.to(spec.dtype)
-    behaviour = examine(module, own.to(spec.device))
+    behaviour = examine(module, module.as_input(rows))
     shape = replace(spec.shape, **behaviour._asdict())
     masks = device_generator(spec.device)
     if not behaviour.draws:

@@ -234,10 +234,10 @@ class Checkpoint:
 
 def _snapshot(flat: FlatParameters, values: Array, buffers: Mapping[str, Array] | None) -> Snapshot:
     """Arrays from a file on the device of the parameters."""
-    own = flat.values.clone()
-    own.copy_(torch.from_numpy(values))
-    found = {k: torch.from_numpy(v.copy()).to(own.device) for k, v in (buffers or {}).items()}
-    return Snapshot(own, found)
+    vector = flat.values.clone()
+    vector.copy_(torch.from_numpy(values))
+    found = {k: torch.from_numpy(v.copy()).to(vector.device) for k, v in (buffers or {}).items()}
+    return Snapshot(vector, found)
 
 
 def _kept(loop: Any) -> dict[str, Any]:

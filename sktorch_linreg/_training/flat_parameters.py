@@ -143,12 +143,9 @@ class FlatParameters:
     def restore(self, kept: Snapshot) -> None:
         """Return to the parameters and buffers of a snapshot."""
         self.values.copy_(kept.values)
-        current = self.buffers()
         for name, values in kept.buffers.items():
-            if name in current:
-                # a module may have replaced a buffer by one of another shape
-                current[name].data = values.clone()
-            elif (owner := self._owner(name)) is not None:
+            owner = self._owner(name)
+            if owner is not None:
                 set_buffer_(owner, name.partition(".")[2], values.clone())
 
     def layers(self, flat: Tensor) -> Layers:

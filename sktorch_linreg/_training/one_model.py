@@ -188,9 +188,9 @@ class OneModel(TrainingLoop):
     def so_far(self) -> FitResult:
         """The result of the fit if it ended now."""
         state, flat, scaling = self.state, self.weights, self.state.scaling
-        best: Snapshot = self.monitor.best_weights or flat.keep(None)
+        best: Snapshot | None = self.monitor.best_weights
         # arrays share the memory of the snapshot
-        best = best._replace(values=best.values.clone())
+        best = flat.keep(None) if best is None else best._replace(values=best.values.clone())
         return FitResult.of_training(
             self.spec,
             trained=flat.layers(best.values),

@@ -116,9 +116,10 @@ def _train(
     training, validation = prepared.datasets(spec, context, NetDataset)
     if begun is None:
         begun = begin_network(prepared, training, spec, context, start)
+    else:
+        begun.module.set_scaling_(scaling)
     begun.restore(state, group.rank)
     spec, module, order = begun.spec, begun.module, begun.order
-    module.set_scaling_(scaling)
     module.scale_input = sp.issparse(rows.X) and prepared.stats is None
     net = group.run(lambda: make_net(module, spec, context, state))
     objective, flat = net.objective_, net.objective_.flat
@@ -196,15 +197,15 @@ def _rows_to_show(
     if not context.callbacks:
         return {"dataset_train": None, "dataset_valid": None}
 
-    def shown(data: TrainingData) -> NetDataset:
+    def in_their_shape(data: TrainingData) -> NetDataset:
         X = data.X
         if spec.shape.module is not None and not sp.issparse(X):
             X = X.reshape(-1, *spec.shape.module.row_shape)
         return NetDataset.raw(X, data.y)
 
     return {
-        "dataset_train": shown(rows),
-        "dataset_valid": None if held_out is None else shown(held_out),
+        "dataset_train": in_their_shape(rows),
+        "dataset_valid": None if held_out is None else in_their_shape(held_out),
     }
 
 
