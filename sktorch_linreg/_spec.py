@@ -13,7 +13,7 @@ import torch
 from ._data.moments import Moments
 from ._data.scaling import Scaling, column_scale, identity_scaling, to_user_units
 from ._data.statistics import Statistics
-from ._modules.user_module import ModuleRecipe
+from ._modules.user_module import Behaviour, ModuleRecipe
 from ._objective.losses import Loss
 from ._objective.penalty import Penalty
 from ._runtime.aliases import Array, FloatArray, Layers
@@ -51,22 +51,13 @@ class Objective:
 
 @dataclass(frozen=True)
 class ModelShape:
-    """The layers between features and targets, or a module of the user's.
-
-    `mixes_rows` says whether its output for a row depends on other rows in training, or may do so,
-    `mixes_rows_in_eval` the same of predictions, `joins_last_row` whether a single row that is left
-    over has to join the batch before it, and `draws` whether it draws random numbers.
-    """
+    """The layers between features and targets, or a module of the user's."""
 
     hidden: tuple[int, ...] = ()
     activation: str = "identity"
     dropout: float = 0.0
     fit_intercept: bool = True
     module: ModuleRecipe | None = None
-    mixes_rows: bool = False
-    joins_last_row: bool = False
-    draws: bool = False
-    mixes_rows_in_eval: bool = False
 
     @property
     def is_linear(self) -> bool:
@@ -105,7 +96,8 @@ class FitSpec:
     """Everything an engine needs to know besides the data; names are already resolved.
 
     `tol` is the smallest improvement of the loss that counts in training, and the relative
-    singular-value cut-off of exact solvers.
+    singular-value cut-off of exact solvers. `behaviour` is what a module of the user's is seen to
+    do once it is made.
     """
 
     objective: Objective
@@ -116,6 +108,7 @@ class FitSpec:
     tol: float | None
     dtype: torch.dtype
     device: torch.device
+    behaviour: Behaviour = field(default_factory=Behaviour)
 
     @property
     def is_exact(self) -> bool:
@@ -179,14 +172,16 @@ class RunContext:
 class Start:
     """Where training starts if not from fresh weights: parameters, their scaling, and more.
 
-    A network has `layers`, a module of the user's has `module_state`. `x_scale` are the scales of
-    the columns that the layers were trained on, if known.
+    A network has `layers`; a module of the user's has `module_state`, and `seed` is the one that it
+    was constructed under. `x_scale` are the scales of the columns that the layers were trained on,
+    if known.
     """
 
     scaling: Scaling
     layers: Layers = field(default_factory=list)
     module_state: Mapping[str, Array] = field(default_factory=dict)
     loss_state: Mapping[str, Array] = field(default_factory=dict)
+    seed: int = 0
     x_scale: FloatArray | None = None
     moments: tuple[Moments, Moments] | None = None
     state: Mapping[str, Any] | None = None
@@ -196,8 +191,8 @@ class Start:
 class FitResult:
     """What an engine returns: layers in the user's units, losses, and training records.
 
-    For a module of the user's there are no layers but its parameters and buffers, `module_state`.
-    `loss_state` are those of a loss of the user's.
+    For a module of the user's there are no layers but its parameters and buffers, `module_state`,
+    and the `seed` that it was constructed under. `loss_state` are those of a loss of the user's.
     """
 
     layers: Layers
@@ -209,9 +204,10 @@ class FitResult:
     optimizer: str
     scaling: Scaling | None = None
     trained: Layers = field(default_factory=list)
-    shape: ModelShape = ModelShape()
+    behaviour: Behaviour = field(default_factory=Behaviour)
     module_state: Mapping[str, Array] = field(default_factory=dict)
     loss_state: Mapping[str, Array] = field(default_factory=dict)
+    seed: int = 0
     history: list[dict[str, Any]] = field(default_factory=list)
     path: list[Layers] = field(default_factory=list)
     net: Any = None
@@ -244,6 +240,6 @@ class FitResult:
             optimizer=spec.training.optimizer,
             scaling=scaling,
             trained=trained,
-            shape=spec.shape,
+            behaviour=spec.behaviour,
             **others,
         )

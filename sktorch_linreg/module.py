@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator
-from typing import Any, ClassVar, Self
+from typing import Any, ClassVar, Self, cast
 
 import numpy as np
 import scipy.sparse as sp
 import torch
-from torch import nn
 
 from ._data.arrays import like_input, numpy_dtype
 from ._data.rows import TrainingData
@@ -18,14 +17,9 @@ from ._estimator.base import BaseTorchRegressor
 from ._estimator.checks import can_partial_fit, check_outputs
 from ._estimator.make_spec import make_spec
 from ._estimator.parameters import PREFIXES
-from ._modules.plain_state import from_plain, is_plain_module, to_plain
-from ._modules.user_module import (
-    ModuleRecipe,
-    UserModule,
-    check_module,
-    copied,
-    rebuild,
-)
+from ._modules.copies import copy_module
+from ._modules.plain_state import from_plain, holds_torch, is_plain, to_plain
+from ._modules.user_module import ModuleRecipe, UserModule, check_module, rebuild
 from ._objective.losses import inverse_link
 from ._runtime.aliases import Array
 from ._runtime.seeds import seeded_torch
@@ -49,13 +43,13 @@ def _blocks(n_rows: int, n_columns: int) -> Iterator[slice]:
 
 
 def _stored(given: Any) -> Any:
-    """A class or function as it is, an instance as plain containers and arrays."""
-    return to_plain(given) if isinstance(given, nn.Module) else given
+    """Modules and tensors, also in containers, as plain containers and arrays; others as given."""
+    return to_plain(given) if holds_torch(given) else given
 
 
 def _restored(stored: Any) -> Any:
     """Inverse of `_stored`."""
-    return from_plain(stored) if is_plain_module(stored) else stored
+    return from_plain(stored) if is_plain(stored) else stored
 
 
 def _with_modules(state: dict[str, Any], convert: Callable[[Any], Any]) -> dict[str, Any]:
@@ -82,6 +76,17 @@ class _Predictor:
 
     def __init__(self, module: UserModule | None = None) -> None:
         self.module = module
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> _Predictor:
+        return _Predictor(None if self.module is None else _copy_or_same(self.module))
+
+
+def _copy_or_same(module: UserModule) -> UserModule:
+    """A copy of a trained module, or one around the same module if that cannot be copied."""
+    try:
+        return cast(UserModule, copy_module(module, "the trained module"))
+    except Exception:
+        return module.sharing()
 
 
 class TorchRegressor(BaseTorchRegressor):
@@ -153,7 +158,8 @@ class TorchRegressor(BaseTorchRegressor):
         Whether `fit` continues from the current weights.
     random_state : int, RandomState instance or None, default=None
         Seed of initial weights, batch order, random layers and held-out rows. The module draws from
-        torch's global generators, which are seeded and restored; fits in other threads wait.
+        torch's global generators, which are seeded and restored in each epoch; fits of modules in
+        other threads take turns.
     verbose : bool or int, default=0
         Whether to print a table of epochs, at most one line per second (2: every epoch).
     callbacks : list or None, default=None
@@ -475,6 +481,7 @@ class TorchRegressor(BaseTorchRegressor):
             Scaling.from_state(self._scaling),
             module_state=self._module_state,
             loss_state=self._loss_state,
+            seed=self._seed,
         )
         if context.incremental:
             start.moments, start.state = self._kept_moments(), vars(self).get("_training_state")
@@ -511,12 +518,12 @@ class TorchRegressor(BaseTorchRegressor):
         super()._adopt(result, data, spec, n_dim)
         recipe = spec.shape.module
         assert recipe is not None
-        self._seed, self._pads_rows = spec.training.seed, not result.shape.mixes_rows_in_eval
+        self._seed, self._pads_rows = result.seed, not result.behaviour.mixes_rows_in_eval
         self._module_state = dict(result.module_state)
         self._scaling = dict(vars(result.scaling))
         self._standardize = spec.standardize
         self._made_from = dict(vars(recipe))
-        trained = None if result.net is None else copied(result.net.module_, None)
+        trained = None if result.net is None else _copy_or_same(result.net.module_)
         if trained is not None:
             trained.scale_input = trained.scale_output = False
         self._predictor = _Predictor(trained)
@@ -536,8 +543,10 @@ class TorchRegressor(BaseTorchRegressor):
             return rebuild(recipe, self._module_state, log_link=self._log_link)
 
     def _build_module(self, dtype: torch.dtype, device: torch.device) -> UserModule:
+        held = self._predictor.module
         with own_torch_settings(device):
-            module = self._rebuild(self._recipe())
+            # attributes that training has set are only in a module that was trained
+            module = self._rebuild(self._recipe()) if held is None else _copy_or_same(held)
             module.cast_(dtype, device)
             module.set_scaling_(Scaling.from_state(self._scaling))
             module.finish_()
@@ -550,6 +559,8 @@ class TorchRegressor(BaseTorchRegressor):
             module = self._build_module(getattr(torch, self._trained_dtype), device)
             module.scale_input = module.scale_output = False
             self._predictor.module = module
+        # the user may have the same one
+        module.eval()
         return module
 
     def _validate_predict_rows(self, X: Any) -> tuple[Any, Callable[[], object] | None]:
@@ -559,6 +570,9 @@ class TorchRegressor(BaseTorchRegressor):
             check_row_shape(self, tuple(X.shape[1:]), recipe.row_shape)
         X, unverified = super()._validate_predict_rows(X)
         check_row_shape(self, X.shape[1:], recipe.row_shape)
+        if recipe.integers and unverified is not None:
+            # NaN is no code either, but has its own message
+            unverified()
         X = X if sp.issparse(X) else X.reshape(len(X), -1)
         return (as_codes(X) if recipe.integers else X), unverified
 
@@ -576,7 +590,8 @@ class TorchRegressor(BaseTorchRegressor):
     def __copy__(self) -> Self:
         out = super().__copy__()
         if "_predictor" in vars(out):
-            out._predictor = _Predictor()
+            # the copy may be given another device
+            out._predictor = _Predictor(self._predictor.module)
         return out
 
     def __sklearn_tags__(self) -> Any:

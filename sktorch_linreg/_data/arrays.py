@@ -43,7 +43,7 @@ def as_tensor(a: Any) -> torch.Tensor:
 
 def numpy_dtype(dtype: torch.dtype) -> np.dtype[Any]:
     """The NumPy dtype of a torch dtype."""
-    return torch.empty(0, dtype=dtype).numpy().dtype
+    return torch.empty(0, dtype=dtype, device="cpu").numpy().dtype
 
 
 def to_host(a: Any) -> Any:

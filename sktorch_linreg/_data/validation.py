@@ -121,6 +121,8 @@ def validate_rows(
         # y stays float32 only if X is float32 too
         y = y.astype(np.float64)
     n_dim, row_shape = y.ndim, X.shape[1:]
+    if 0 in row_shape:
+        raise ValueError(f"X has rows of shape {row_shape}, which hold no numbers.")
     X, y = _flat(X), y.reshape(len(y), -1)
     if sample_weight is None:
         return TrainingData(X, y, None, verify, row_shape=row_shape), n_dim
@@ -155,8 +157,8 @@ def as_numbers(estimator: BaseEstimator, X: Any, rules: RowRules) -> Any:
     return as_float(estimator, X)
 
 
-def as_codes(X: Array) -> Array:
-    """Rows for a module that was trained on integers, as int64.
+def as_codes(X: Any) -> Any:
+    """Rows for a module that was trained on integers, dense or sparse, as int64.
 
     Raises
     ------
@@ -165,8 +167,10 @@ def as_codes(X: Array) -> Array:
     """
     if X.dtype.kind == "i":
         return X
-    codes = X.astype(np.int64)
-    if not (codes == X).all():
+    with np.errstate(invalid="ignore"):
+        codes = X.astype(np.int64)
+    wrong = codes.data != X.data if sp.issparse(X) else codes != X
+    if wrong.any():
         raise ValueError(
             "The module was trained on integers, but X holds other numbers. Pass integer codes, "
             "for example X.astype('int64')."
@@ -231,13 +235,13 @@ def validate_held_out(
                 f"y_val has {n_dim_val} dimension(s) and {held_out.n_targets} target(s), but y has "
                 f"{n_dim} and {data.n_targets}."
             )
+        if not sp.issparse(data.X) and data.X.dtype.kind == "i":
+            held_out = replace(held_out, X=as_codes(held_out.X))
     except (TypeError, ValueError) as error:
         hint = ""
         if "features" in str(error):
             hint = " In a Pipeline, transform_input=['X_val'] transforms it like X."
         raise type(error)(f"The validation set (X_val, y_val) is invalid: {error}{hint}") from error
-    if not sp.issparse(data.X) and data.X.dtype.kind == "i" and not sp.issparse(held_out.X):
-        held_out = replace(held_out, X=as_codes(held_out.X))
     if sp.issparse(held_out.X) and not sp.issparse(data.X):
         held_out = replace(held_out, X=held_out.X.toarray())
     elif sp.issparse(data.X) and not sp.issparse(held_out.X):

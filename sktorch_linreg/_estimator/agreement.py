@@ -65,6 +65,7 @@ def _facts(
         "the kind of estimator": type(estimator).__qualname__,
         "the method called": "partial_fit" if incremental else "fit",
         "the number of columns of X": data.n_features,
+        "the shape of a row of X": data.row_shape,
         "the names of the columns of X": None if names is None else tuple(map(str, names)),
         "the number of targets": data.n_targets,
         "the number of dimensions of y": local.n_dim,

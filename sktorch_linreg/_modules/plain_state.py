@@ -1,9 +1,11 @@
-"""Instances of modules as plain containers and arrays, and back."""
+"""Instances of modules, also in containers, as plain containers and arrays, and back."""
 
 from __future__ import annotations
 
+import functools
 import importlib
 from collections import OrderedDict
+from types import MethodType
 from typing import Any
 
 import numpy as np
@@ -47,6 +49,11 @@ class _Writer:
             return type(value).__name__, [self.write(v) for v in value]
         if isinstance(value, torch.device | torch.dtype):
             return type(value).__name__, _name(value)
+        if type(value) is MethodType and isinstance(value.__self__, nn.Module):
+            # such as a hook
+            return "method", (self.write(value.__self__), value.__func__.__name__)
+        if type(value) is functools.partial:
+            return "partial", [*map(self.write, (value.func, value.args, value.keywords))]
         return "plain", value
 
     def _module(self, module: nn.Module) -> Any:
@@ -106,8 +113,19 @@ def _is_empty(value: Any) -> bool:
     return isinstance(value, dict | set) and not value
 
 
-def to_plain(module: nn.Module) -> dict[str, Any]:
+def holds_torch(value: Any) -> bool:
+    """Whether a value is a module or a tensor, or a container with one."""
+    if type(value) in (dict, OrderedDict):
+        return any(map(holds_torch, value.values()))
+    if type(value) in (list, tuple, set):
+        return any(map(holds_torch, value))
+    return isinstance(value, nn.Module | Tensor)
+
+
+def to_plain(value: Any) -> dict[str, Any]:
     """A module as plain containers and arrays, with the classes that are not torch's own.
+
+    The value may also be a container of modules and tensors.
 
     Raises
     ------
@@ -115,7 +133,7 @@ def to_plain(module: nn.Module) -> dict[str, Any]:
         If a class defines how it is pickled.
     """
     writer = _Writer()
-    tree = writer.write(module)
+    tree = writer.write(value)
     return {"tree": tree, "tensors": writer.tensors}
 
 
@@ -141,6 +159,11 @@ class _Reader:
             return self.tensors[value]
         if kind == "same":
             return self.modules[value]
+        if kind == "method":
+            return getattr(self.read(value[0]), value[1])
+        if kind == "partial":
+            function, args, keywords = map(self.read, value)
+            return functools.partial(function, *args, **keywords)
         return self._module(*value) if kind == "module" else value
 
     def _module(self, number: int, named: Any, state: list[Any]) -> nn.Module:
@@ -185,12 +208,11 @@ def _as_tensor(array: Any, dtype: str, parameter: bool, requires_grad: bool) -> 
     return values.requires_grad_(requires_grad)
 
 
-def is_plain_module(value: Any) -> bool:
+def is_plain(value: Any) -> bool:
     """Whether a value is what `to_plain` returns."""
     return isinstance(value, dict) and value.keys() == {"tree", "tensors"}
 
 
-def from_plain(plain: dict[str, Any]) -> nn.Module:
+def from_plain(plain: dict[str, Any]) -> Any:
     """Inverse of `to_plain`."""
-    module: nn.Module = _Reader(plain["tensors"]).read(plain["tree"])
-    return module
+    return _Reader(plain["tensors"]).read(plain["tree"])

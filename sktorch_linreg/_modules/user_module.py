@@ -16,8 +16,9 @@ from torch.nn.parameter import is_lazy
 
 from .._errors import came_from, check_options, public_name
 from .._runtime.aliases import Array
-from .._runtime.seeds import random_state_of, set_random_state
+from .._runtime.seeds import kept_random_state, random_state_of
 from .._runtime.sklearn_private import InvalidParameterError
+from .copies import copied, copy_module, shares_tensors
 from .scaled import Rescale, ScaledModule, Standardize
 
 # names of constructor parameters that are filled in
@@ -75,9 +76,9 @@ class ModuleRecipe:
         """A new module of the user's, or a copy of the instance."""
         with came_from("module", self.name):
             if isinstance(self.given, nn.Module):
-                return copy.deepcopy(self.given)
-            # a module among the arguments is the user's too
-            made = self.given(**{k: copied(v, v) for k, v in self._arguments().items()})
+                return copy_module(self.given, f"module={self.name}")
+            # modules among the arguments are the user's too
+            made = self.given(**{k: _own_copy(k, v) for k, v in self._arguments().items()})
         if not isinstance(made, nn.Module):
             raise InvalidParameterError(
                 f"module={self.name} returned {_described(made)} instead of a torch.nn.Module. "
@@ -113,12 +114,11 @@ class ModuleRecipe:
         return arguments
 
 
-def copied(value: Any, otherwise: Any) -> Any:
-    """A deep copy of a value, or `otherwise` if it cannot be copied."""
-    try:
-        return copy.deepcopy(value)
-    except Exception:
-        return otherwise
+def _own_copy(name: str, value: Any) -> Any:
+    """A copy of an argument of the constructor, or the argument if it cannot be copied."""
+    if isinstance(value, nn.Module):
+        return copy_module(value, f"module__{name}={name_of(value)}")
+    return copied(value, value)
 
 
 def name_of(given: Any) -> str:
@@ -199,6 +199,10 @@ class UserModule(ScaledModule):
         self.rescale = Rescale(recipe.n_targets, log_link)
         self.row_shape, self.n_targets = recipe.row_shape, recipe.n_targets
         self.integers = recipe.integers
+
+    def sharing(self) -> UserModule:
+        """A copy around the same module of the user's."""
+        return copy.deepcopy(self, {id(self.module): self.module})
 
     def cast_(self, dtype: torch.dtype, device: torch.device) -> UserModule:
         """Move to a device, and cast floating-point parameters and buffers, but no others."""
@@ -329,7 +333,7 @@ def make_user_module(
     with _single_precision():
         made = recipe.make()
         module = UserModule(made, recipe, log_link)
-        _finish(module, rows)
+        _finish(module, recipe, rows)
     parameters = list(made.parameters())
     if any(p.is_complex() for p in parameters):
         raise ValueError(
@@ -361,20 +365,35 @@ def _single_precision() -> Iterator[None]:
         torch.set_default_dtype(before)
 
 
-def _finish(module: UserModule, rows: Tensor) -> None:
+def _finish(module: UserModule, recipe: ModuleRecipe, rows: Tensor) -> None:
     """Let the first call of forward shape or create the parameters that still lack it."""
-    user = module.module
-    if not _has_lazy(user):
-        cpu = torch.device("cpu")
-        before = random_state_of(cpu)
-        tried = copied(module, None)
-        if tried is not None:
-            _pass_once(tried, rows)
-            set_random_state(cpu, before)
-            # buffers that forward sets are left to the first batch
-            if _names_of(tried.module) == _names_of(user):
-                return
+    if not _has_lazy(module.module) and _is_finished(module, recipe, rows):
+        # buffers that forward sets are left to the first batch
+        return
     _pass_once(module, rows)
+
+
+def _is_finished(module: UserModule, recipe: ModuleRecipe, rows: Tensor) -> bool:
+    """Whether a call of forward, tried on another such module, creates no parameters."""
+    with kept_random_state(torch.device("cpu")):
+        try:
+            tried = _another(module, recipe)
+            _pass_once(tried, rows)
+        except Exception:
+            # if the module itself is to blame, its own error follows
+            return False
+    return _names_of(tried.module) == _names_of(module.module)
+
+
+def _another(module: UserModule, recipe: ModuleRecipe) -> UserModule:
+    """A copy of a module to try things on; one that is made anew if it cannot be copied."""
+    try:
+        user = copy_module(module.module, recipe.name)
+    except Exception:
+        with _single_precision():
+            user = recipe.make()
+    other = UserModule(user, recipe, module.rescale.log_link)
+    return other.cast_(module.x_offset.dtype, module.x_offset.device)
 
 
 def _has_lazy(module: nn.Module) -> bool:
@@ -386,56 +405,63 @@ def _names_of(module: nn.Module) -> set[str]:
 
 
 @torch.no_grad()
-def _pass_once(module: UserModule, rows: Tensor) -> None:
-    """Pass rows through a new module in evaluation mode."""
+def _pass_once(module: UserModule, rows: Tensor, *, training: bool = False) -> None:
+    """Pass rows through a new module, in evaluation mode unless in `training`."""
     user = module.module
     modes = {m: m.training for m in user.modules()}
     own = next((p for p in user.parameters() if p.is_floating_point()), None)
     dtype = torch.float32 if own is None else own.dtype
     rows = rows if module.integers else rows.to(dtype)
     rows = rows if own is None else rows.to(own.device)
-    user.eval()
+    user.train(training)
     module.outputs(rows)
     for m in user.modules():
         m.training = modes.get(m, True)
 
 
 class Behaviour(NamedTuple):
-    """What a module is seen to do on a few rows; see `ModelShape`."""
+    """What a module is seen to do on a few rows.
 
-    mixes_rows: bool
-    joins_last_row: bool
-    draws: bool
-    mixes_rows_in_eval: bool
+    `mixes_rows` says whether its output for a row depends on other rows in training, or may do so,
+    `mixes_rows_in_eval` the same of predictions, `joins_last_row` whether a single row that is left
+    over has to join the batch before it, and `draws` whether it draws random numbers.
+    """
+
+    mixes_rows: bool = False
+    joins_last_row: bool = False
+    draws: bool = False
+    mixes_rows_in_eval: bool = False
 
 
 @torch.no_grad()
-def examine(module: UserModule, rows: Tensor) -> Behaviour:
+def examine(module: UserModule, recipe: ModuleRecipe, rows: Tensor) -> Behaviour:
     """Try a copy of a module on a few flat rows, in training units.
 
     It is said to mix rows unless it is seen to treat them one by one.
     """
     device = module.x_offset.device
-    before = random_state_of(device)
-    tried = copied(module, None)
-    if tried is None:
-        return Behaviour(True, True, True, True)
-    # a last layer that starts at zero would hide what happens before it
-    noise = torch.Generator().manual_seed(0)
-    for p in tried.module.parameters():
-        if p.is_floating_point():
-            p.add_(0.1 * torch.randn(p.shape, generator=noise).to(p))
-    try:
-        mixes_in_eval = _mixes(tried.eval(), rows) is not False
-        set_random_state(device, before)
-        mixes = _mixes(tried.train(), rows)
-        states = zip(before, random_state_of(device), strict=True)
-        draws = any(not torch.equal(a, b) for a, b in states)
-    except Exception:
-        # will recur in training
-        return Behaviour(True, True, False, True)
-    finally:
-        set_random_state(device, before)
+    rows = module.as_input(rows)
+    with kept_random_state(device):
+        try:
+            tried = _another(module, recipe)
+            if _is_unfinished(tried.module, dict(module.module.named_parameters())):
+                _pass_once(tried, rows)
+            if shares_tensors(tried.module, module.module):
+                # a trial would change them
+                return Behaviour(True, True, False, True)
+            # a last layer that starts at zero would hide what happens before it
+            noise = torch.Generator().manual_seed(0)
+            for p in tried.module.parameters():
+                if p.is_floating_point():
+                    p.add_(0.1 * torch.randn(p.shape, generator=noise).to(p))
+            mixes_in_eval = _mixes(tried.eval(), rows) is not False
+            before = random_state_of(device)
+            mixes = _mixes(tried.train(), rows)
+            states = zip(before, random_state_of(device), strict=True)
+            draws = any(not torch.equal(a, b) for a, b in states)
+        except Exception:
+            # if the module itself is to blame, its error recurs in training
+            return Behaviour(True, True, False, True)
     # masks differ between rows together and alone, so only an error tells anything
     joins = mixes is None if draws else mixes is not False
     return Behaviour(mixes is not False or draws, joins, draws, mixes_in_eval)
@@ -449,7 +475,7 @@ def _mixes(module: UserModule, rows: Tensor) -> bool | None:
     except Exception:
         # such as that of batch normalisation
         return None
-    if len(rows) < 2:
+    if len(rows) < 2 or bool((rows == rows[0]).all()):
         return True
     parts = torch.cat([alone, module.outputs(rows[1:])])
     tolerance = 1e-8 if together.dtype == torch.float64 else 1e-4
@@ -510,26 +536,37 @@ def _owner_of(module: nn.Module, name: str) -> Any:
     return owner if last in owner._buffers else None
 
 
-def _is_unfinished(made: nn.Module, arrays: Mapping[str, Array]) -> bool:
-    """Whether the first call of forward still has to shape or create parameters."""
+def _is_unfinished(made: nn.Module, arrays: Mapping[str, Any]) -> bool:
+    """Whether the first call of forward still has to shape or create some of these."""
     names = {name for name, _ in (*made.named_parameters(), *made.named_buffers())}
     return _has_lazy(made) or not arrays.keys() <= names
 
 
 def rebuild(recipe: ModuleRecipe, arrays: Mapping[str, Array], *, log_link: bool) -> UserModule:
     """A module with this state, constructed anew; on the CPU, in the dtype of the state."""
-    rows = torch.zeros(
-        1, int(np.prod(recipe.row_shape)), dtype=torch.int64 if recipe.integers else torch.float32
-    )
     with _single_precision():
-        made = recipe.make()
-        module = UserModule(made, recipe, log_link)
-        if _is_unfinished(made, arrays):
-            # what is missing afterwards is reported by name
-            with suppress(Exception):
-                _pass_once(module, rows)
+        module = UserModule(recipe.make(), recipe, log_link)
+        _finish_for(module, arrays)
     floats = [a.dtype for a in arrays.values() if a.dtype.kind == "f"]
     dtype = torch.float64 if np.float64 in floats else torch.float32
     module.cast_(dtype, torch.device("cpu"))
-    load_arrays_(made, arrays)
+    load_arrays_(module.module, arrays)
     return module
+
+
+def _finish_for(module: UserModule, arrays: Mapping[str, Array]) -> None:
+    """Let calls of forward create what these arrays are for, as in the first fit."""
+    # batch normalisation takes no single row
+    n_entries = int(np.prod(module.row_shape))
+    rows = torch.zeros(2, n_entries, dtype=torch.int64 if module.integers else torch.float32)
+    for training in (False, True):
+        if _is_unfinished(module.module, arrays):
+            # what is missing afterwards is reported by name
+            with suppress(Exception):
+                _pass_once(module, rows, training=training)
+
+
+def continue_from_(module: UserModule, arrays: Mapping[str, Array]) -> None:
+    """Set the parameters and buffers of a new module to those of an earlier fit."""
+    _finish_for(module, arrays)
+    load_arrays_(module.module, arrays)

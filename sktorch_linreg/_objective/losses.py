@@ -293,7 +293,8 @@ class OwnLoss:
 
     def __call__(self, prediction: Tensor, target: Tensor) -> Tensor:
         with came_from("loss", self.module):
-            values: Tensor = self.module(prediction, target)
+            # it may work in place
+            values: Tensor = self.module(prediction.clone(), target.clone())
             return values
 
 
@@ -370,14 +371,14 @@ class Loss:
     @property
     def has_state(self) -> bool:
         """Whether it has parameters or buffers, which change in training."""
-        state = () if self.module is None else (*self.module.parameters(), *self.module.buffers())
-        return bool(state)
+        # a buffer may still be None
+        found = () if self.module is None else self.module.modules()
+        return any(module._parameters or module._buffers for module in found)
 
     @property
     def sees_batches(self) -> bool:
         """Whether it must see the batches as they are, with no rows merged."""
-        trained = () if self.module is None else self.module.parameters()
-        return self.reduced or any(p.requires_grad for p in trained)
+        return self.reduced or self.has_state
 
     def anew(self) -> Loss:
         """The same loss, with a user-defined module in the state its constructor leaves it in."""

@@ -28,6 +28,7 @@ from typing import Any
 import numpy as np
 import torch
 from torch import nn
+from torch.utils.hooks import RemovableHandle
 
 # modules whose names refer to other objects in another process
 SCRIPTS = {None, "__main__", "__mp_main__"}
@@ -40,6 +41,8 @@ NO_PART_OF_A_CLASS = {
 
 # types that are compared by value and type
 PLAIN = {bool, int, float, str, type(None)}
+# ends of the names under which a module keeps its hooks
+HOOKS = ("_hooks", "_hooks_with_kwargs", "_hooks_always_called")
 # maximum number of parts of an object that is compared
 MOST_PARTS = 1_000_000
 
@@ -65,8 +68,8 @@ class Identity:
 def identify(value: Any, parameter: str, consequence: str = "") -> Identity:
     """The identity of a parameter's value; one that cannot be compared equals only itself.
 
-    A callable keeps the identity it had when first seen, since its state may change while it is
-    used.
+    A callable other than a module keeps the identity it had when first seen, since its state may
+    change while it is used.
 
     Parameters
     ----------
@@ -102,7 +105,7 @@ def _look_at(value: Any) -> tuple[str, str]:
         digest, reason = fingerprint(value), ""
     except IncomparableError as error:
         digest, reason = uuid.uuid4().hex, str(error)
-    if reason or (callable(value) and not isinstance(value, type)):
+    if reason or (callable(value) and not isinstance(value, type | nn.Module)):
         # without a weak reference the address might be reused by another object
         with contextlib.suppress(TypeError):
             forget = functools.partial(_forget, id(value))
@@ -319,6 +322,8 @@ class _Reader:
             return _hash("global", module, reduced)
         make, args, *rest = reduced
         state, in_list, in_dict = (*rest, None, None, None)[:3]
+        if isinstance(value, nn.Module) and isinstance(state, dict):
+            state = _without_hook_numbers(state)
         parts = [
             self.digest(make),
             self.all(args),
@@ -329,13 +334,22 @@ class _Reader:
         ]
         if isinstance(state, dict) and hasattr(value, "__dict__"):
             # functions left out of the state because they cannot be pickled
-            left_out = vars(value).keys() - state.keys()
+            left_out = vars(value).keys() - state.keys() - {"__wrapped__"}
             kept = {k: vars(value)[k] for k in left_out if callable(vars(value)[k])}
             parts.append(self.items(kept))
         if isinstance(value, nn.Module):
             # the order of submodules matters
             parts.append(self.all(name for name, _ in value.named_modules()))
         return _hash("instance", *parts)
+
+
+def _without_hook_numbers(state: Mapping[str, Any]) -> dict[str, Any]:
+    """The attributes of a module without the numbers of its hooks, which differ after a copy."""
+    return {
+        name: list(value.values()) if name.endswith(HOOKS) and isinstance(value, dict) else value
+        for name, value in state.items()
+        if not isinstance(value, RemovableHandle)
+    }
 
 
 def _cell(cell: types.CellType) -> Any:

@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import os
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
 import numpy as np
 import torch
 from sklearn.utils import check_random_state
+
+# far from the streams of the other generators of any number of processes
+CODE_STREAM = 1 << 12
 
 
 def resolve_seed(random_state: Any) -> int:
@@ -32,19 +35,47 @@ def main_generator(seed: int, rank: int = 0) -> torch.Generator:
     return make_generator(seed, stream=3 * rank)
 
 
+def code_generator(seed: int, device: Any, rank: int = 0) -> torch.Generator:
+    """Generator of what code of the user's draws beside networks of the package."""
+    return make_generator(seed, stream=CODE_STREAM + rank, device=device)
+
+
 def dropout_generator(seed: int, device: Any, rank: int = 0) -> torch.Generator:
     """Generator of the dropout masks."""
     return make_generator(seed, stream=3 * rank + 2, device=device)
 
 
-# modules of the user's draw from torch's global generators, one fit at a time
-_global_generators = threading.RLock()
+class _Turns:
+    """A lock that its holder may take again, and that waiting threads get before it does."""
+
+    def __init__(self) -> None:
+        self._queue, self._lock = threading.Lock(), threading.RLock()
+        self._holder: int | None = None
+        self._depth = 0
+
+    def __enter__(self) -> None:
+        if self._holder == threading.get_ident():
+            self._lock.acquire()
+        else:
+            with self._queue:
+                self._lock.acquire()
+        self._holder, self._depth = threading.get_ident(), self._depth + 1
+
+    def __exit__(self, *exception: object) -> None:
+        self._depth -= 1
+        if not self._depth:
+            self._holder = None
+        self._lock.release()
+
+
+# code of the user's draws from torch's global generators, one thread at a time
+_global_generators = _Turns()
 
 
 def _after_fork() -> None:
     """A lock held by another thread of the parent would never be released in the child."""
     global _global_generators
-    _global_generators = threading.RLock()
+    _global_generators = _Turns()
 
 
 if hasattr(os, "register_at_fork"):
@@ -67,6 +98,15 @@ def _generators_of(device: torch.device) -> list[torch.Generator]:
     return [torch.default_generator, *([] if on_device is None else [on_device])]
 
 
+def copy_generators(device: torch.device) -> list[torch.Generator]:
+    """Copies of torch's global generators of the CPU and of a device."""
+    copies = []
+    for generator in _generators_of(device):
+        copies.append(torch.Generator(generator.device))
+        copies[-1].set_state(generator.get_state())
+    return copies
+
+
 def random_state_of(device: torch.device) -> list[torch.Tensor]:
     """The states of torch's global generators of the CPU and of a device."""
     return [generator.get_state() for generator in _generators_of(device)]
@@ -79,22 +119,40 @@ def set_random_state(device: torch.device, states: list[torch.Tensor]) -> None:
 
 
 @contextmanager
-def seeded_torch(seed: int | torch.Generator, device: torch.device) -> Iterator[None]:
-    """Seed torch's global generators inside this context, and restore them afterwards.
+def kept_random_state(device: torch.device) -> Iterator[list[torch.Generator]]:
+    """Torch's global generators of the CPU and of a device, restored after this context.
 
-    A CPU generator lends its state instead of a seed, and gets it back as it is at the end. Other
-    contexts of this kind wait until this one has ended, except in the same thread.
+    Other contexts of this kind wait until this one has ended, except in the same thread.
     """
     with _global_generators:
-        generators, before = _generators_of(device), random_state_of(device)
+        before = random_state_of(device)
         try:
-            if isinstance(seed, torch.Generator):
-                torch.default_generator.set_state(seed.get_state())
-            else:
-                for generator in generators:
-                    generator.manual_seed(seed)
-            yield
-            if isinstance(seed, torch.Generator):
-                seed.set_state(torch.default_generator.get_state())
+            yield _generators_of(device)
         finally:
             set_random_state(device, before)
+
+
+@contextmanager
+def seeded_torch(seed: int, device: torch.device) -> Iterator[None]:
+    """Seed torch's global generators inside this context, and restore them afterwards."""
+    with kept_random_state(device) as generators:
+        for generator in generators:
+            generator.manual_seed(seed)
+        yield
+
+
+@contextmanager
+def torch_draws_from(own: Sequence[torch.Generator], device: torch.device) -> Iterator[None]:
+    """Let torch's global generators draw what these would, inside this context.
+
+    `own` is a generator of the CPU and, if that is not the device, one of the device.
+    """
+    with kept_random_state(device) as generators:
+        pairs = list(zip(own, generators, strict=False))
+        for mine, torchs in pairs:
+            torchs.set_state(mine.get_state())
+        try:
+            yield
+        finally:
+            for mine, torchs in pairs:
+                mine.set_state(torchs.get_state())

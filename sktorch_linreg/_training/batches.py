@@ -46,11 +46,12 @@ class Share:
         """Mean sample weight over all processes."""
         return self.weight / self.n_samples
 
-    def batches(self, batch_size: int) -> list[tuple[int, int]]:
+    def batches(self, batch_size: int, *, joins_last: bool = False) -> list[tuple[int, int]]:
         """Number of rows of each batch of an epoch, in this process and over all processes.
 
         Each process spreads its rows evenly over the batches, so a batch has `batch_size` rows,
-        give or take one per process.
+        give or take one per process. With `joins_last`, the last batch joins the one before if it
+        leaves a single row to a process.
         """
         edges = np.append(np.arange(0, self.n_samples, batch_size), self.n_samples)
         if self.n_samples**2 > np.iinfo(np.int64).max:
@@ -58,6 +59,8 @@ class Share:
         # n_batches + 1, n_processes
         cuts = edges[:, None] * np.array(self.counts) // self.n_samples
         rows = np.diff(cuts, axis=0)
+        if joins_last and len(rows) > 1 and (rows[-1] == 1).any():
+            rows = np.vstack([rows[:-2], rows[-2:].sum(axis=0)])
         together = rows.sum(axis=1)
         mine = rows[:, self.group.rank]
         kept = together > 0
@@ -349,6 +352,8 @@ class SharedBatchIterator(BatchIterator):
         Draws the row order of this process.
     share : Share
         Number of rows in each process.
+    joins_last : bool, default=False
+        Whether a last batch with a single row in some process joins the batch before it.
     """
 
     def __init__(
@@ -357,9 +362,11 @@ class SharedBatchIterator(BatchIterator):
         batch_size: int,
         generator: torch.Generator | None,
         share: Share,
+        *,
+        joins_last: bool = False,
     ) -> None:
         super().__init__(dataset)
-        self.sizes = share.batches(batch_size)
+        self.sizes = share.batches(batch_size, joins_last=joins_last)
         self.n_all = share.n_samples
         self.generator = generator if len(self.sizes) > 1 else None
 

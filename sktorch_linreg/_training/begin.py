@@ -18,52 +18,64 @@ from .._modules.network import make_module
 from .._modules.scaled import ScaledModule
 from .._modules.user_module import (
     TRIED_ROWS,
+    Behaviour,
     UnsuitableState,
+    continue_from_,
     examine,
     load_arrays_,
     make_user_module,
 )
 from .._objective.losses import Loss
+from .._runtime.aliases import Array
+from .._runtime.processes import ProcessGroup
 from .._runtime.seeds import (
-    device_generator,
+    code_generator,
+    copy_generators,
     dropout_generator,
     main_generator,
+    make_generator,
     seeded_torch,
+    torch_draws_from,
 )
 from .._spec import FitSpec, RunContext, Start
 from .batches import TabularDataset, scaled_rows
 from .prepare import Prepared, dropout_groups, moments_of_rows
 from .unit_sizes import shrink_large_units_
 
-# rows whose statistics scale those on which a module is tried
+# rows whose statistics scale those on which a module is tried, and among which these are chosen
 SCALED_ROWS = 1000
+# entries of the rows among which they are chosen
+TRIED_ENTRIES = 2**20
 
 
 @dataclass(frozen=True)
 class Beginning:
     """The module to train, the spec with the loss to train, and the generators of the run.
 
-    `order` draws the order of rows; `masks` is the generator of random layers, None if that is
-    `order` too.
+    `order` draws the order of rows, and `masks` the dropout masks of a network. Where code of the
+    user's runs, torch's global generators stand for `of_code`: one of the CPU, which is `order` if
+    the module draws in training, and one of the device.
     """
 
     module: ScaledModule
     spec: FitSpec
     order: torch.Generator
     masks: torch.Generator | None
+    of_code: list[torch.Generator]
 
-    def generators(self) -> tuple[torch.Generator | None, torch.Generator | None]:
-        """The generators whose state a checkpoint keeps."""
-        draws = self.spec.training.shuffle or self.spec.shape.module is not None
-        return self.order if draws else None, self.masks
+    @property
+    def generators(self) -> dict[str, torch.Generator | None]:
+        """All generators, by the names under which their states are kept."""
+        of_code = {f"code_{i}": generator for i, generator in enumerate(self.of_code)}
+        return {"generator": self.order, "dropout": self.masks, **of_code}
 
     def restore(self, state: Mapping[str, Any] | None, rank: int) -> None:
         """Continue with the generators of an earlier run of the same process."""
         if state is None or state.get("rank", 0) != rank:
             return
-        self.order.set_state(torch.from_numpy(np.asarray(state["generator"]).copy()))
-        if self.masks is not None and state.get("dropout") is not None:
-            self.masks.set_state(torch.from_numpy(np.asarray(state["dropout"]).copy()))
+        for name, generator in self.generators.items():
+            if generator is not None and state.get(name) is not None:
+                generator.set_state(torch.from_numpy(np.asarray(state[name]).copy()))
 
 
 def begin_network(
@@ -97,42 +109,56 @@ def begin_network(
         shrink_large_units_(module, training, start.layers, growth, spec.objective, group)
     if spec.objective.loss.has_state:
         # its constructor may draw, after that of the module
-        with seeded_torch(generator, spec.device):
+        with torch_draws_from([generator], spec.device):
             spec = _with_loss(spec, start)
     # all processes start from the same initial weights, but each draws its own row orders
     order = main_generator(seed, rank) if rank else generator
     masks = dropout_generator(seed, spec.device, rank)
     module.dropout.begin(masks, dropout_groups(rows, spec, context))
-    return Beginning(module, spec, order, masks)
+    return Beginning(module, spec, order, masks, _generators_of_code(spec, rank))
+
+
+def _generators_of_code(spec: FitSpec, rank: int) -> list[torch.Generator]:
+    devices = ["cpu", *([] if spec.device.type == "cpu" else [spec.device])]
+    return [code_generator(spec.training.seed, device, rank) for device in devices]
 
 
 def begin_user_module(
     data: TrainingData, spec: FitSpec, context: RunContext, start: Start | None
 ) -> Beginning:
-    """A new module of the user's, or one in the state of `start`; in a context of `seeded_torch`.
+    """A new module of the user's, or one in the state of `start`.
 
-    The spec says how the module behaves on a few of the rows. Unless the module draws in training,
-    a generator of its own continues from where the constructors have left torch's.
+    The spec says how the module behaves on a few of the rows. The generators continue from where
+    the constructors of a new module and loss have left torch's.
     """
     recipe = spec.shape.module
     assert recipe is not None
     rows = _some_rows(data, spec)
+    seed, rank, device = spec.training.seed, context.group.rank, spec.device
     log_link = spec.objective.loss.log_link
-    module = make_user_module(recipe, rows, spec.dtype, spec.device, log_link=log_link)
-    spec = _with_loss(spec, start)
-    seed, rank, order = spec.training.seed, context.group.rank, torch.default_generator
-    if start is not None:
-        load_arrays_(module.module, start.module_state)
+    # what a constructor draws into attributes, which no state holds, stays as in the first fit
+    with seeded_torch(seed if start is None else start.seed, device):
+        module = make_user_module(recipe, rows, spec.dtype, device, log_link=log_link)
+        spec = _with_loss(spec, start)
+        generators = copy_generators(device)
+        if start is not None:
+            continue_from_(module, start.module_state)
+        behaviour = examine(module, recipe, rows)
     if start is not None or rank:
         # each process draws its own row orders
-        order.set_state(main_generator(seed, rank).get_state())
-    behaviour = examine(module, module.as_input(rows))
-    shape = replace(spec.shape, **behaviour._asdict())
-    masks = device_generator(spec.device)
+        generators = [make_generator(seed, 3 * rank, g.device) for g in generators]
+    order, of_code = generators[0], generators
     if not behaviour.draws:
-        order, masks = torch.Generator(), None
-        order.set_state(torch.default_generator.get_state())
-    return Beginning(module, replace(spec, shape=shape), order, masks)
+        # draws that the trial did not see leave the order alone, as those of other threads do
+        of_code = _generators_of_code(spec, rank)
+    return Beginning(module, replace(spec, behaviour=behaviour), order, None, of_code)
+
+
+def agree_on_behaviour(begun: Beginning, group: ProcessGroup) -> Beginning:
+    """What the module was seen to do in any of the processes, each of which tried its own rows."""
+    found = group.gather(lambda: tuple(begun.spec.behaviour))
+    behaviour = Behaviour(*map(any, zip(*found, strict=True)))
+    return replace(begun, spec=replace(begun.spec, behaviour=behaviour))
 
 
 def _with_loss(spec: FitSpec, start: Start | None) -> FitSpec:
@@ -146,10 +172,20 @@ def _with_loss(spec: FitSpec, start: Start | None) -> FitSpec:
 
 
 def _some_rows(data: TrainingData, spec: FitSpec) -> torch.Tensor:
-    """A few rows, spread over the data, dense and in about the units of training; on the CPU."""
+    """A few distinct rows, dense and in about the units of training; on the CPU."""
     scaling = identity_scaling(data.n_features, data.n_targets)
     if spec.standardize:
         scaling = spec.scaling(*moments_of_rows(data.rows(slice(0, SCALED_ROWS))))
-    index = np.unique(np.linspace(0, data.n_samples - 1, TRIED_ROWS).astype(np.int64))
-    X = data.X[index]
-    return scaled_rows(X.toarray() if sp.issparse(X) else X, scaling, spec)
+    some = min(SCALED_ROWS, max(TRIED_ROWS, TRIED_ENTRIES // data.n_features))
+    X = data.X[_spread(data.n_samples, some)]
+    X = X.toarray() if sp.issparse(X) else X
+    # equal rows would tell nothing
+    _, first = np.unique(X, axis=0, return_index=True)
+    X = X[np.sort(first)[_spread(len(first), TRIED_ROWS)]]
+    return scaled_rows(X, scaling, spec)
+
+
+def _spread(n: int, n_wanted: int) -> Array:
+    """Up to so many of the numbers below `n`, spread evenly."""
+    index: Array = np.unique(np.linspace(0, n - 1, n_wanted).astype(np.int64))
+    return index

@@ -82,7 +82,7 @@ def _whole(training: Mapping[str, Any], max_epochs: int) -> Mapping[str, Any]:
     rows = unpack_history(training["history"])
     if not all(type(loss) is float for curve in curves for loss in curve):
         raise ValueError("its losses are not numeric")
-    if not len(rows) == len(curves[0]) <= max_epochs or len(training["generators"]) != 2:
+    if not len(rows) == len(curves[0]) <= max_epochs or len(training["generators"]) < 2:
         raise ValueError("its history and its losses do not match")
     return training
 
@@ -206,13 +206,13 @@ class Checkpoint:
     def _resume(self, loop: Any, state: Mapping[str, Any]) -> None:
         run, objective, monitor = loop.state, loop.objective, loop.monitor
         flat: FlatParameters = objective.flat
-        if len(state["values"]) != len(flat.values):
-            raise ValueError("the number of parameters does not match")
         flat.restore(_snapshot(flat, state["values"], state.get("buffers")))
+        flat.set_frozen_(torch.from_numpy(state["values"]))
         loop.stepper.load(state["updates"])
         load_schedule_state(loop.stepper.schedule, state["schedule"])
-        for generator, its in zip(run.generators, state["generators"], strict=True):
-            if generator is not None:
+        # files of earlier versions hold two, which may be None
+        for generator, its in zip(run.generators, state["generators"], strict=False):
+            if generator is not None and its is not None:
                 generator.set_state(torch.from_numpy(its.copy()))
         _load(loop, state["monitor"])
         if state["best_values"] is not None:
@@ -234,8 +234,7 @@ class Checkpoint:
 
 def _snapshot(flat: FlatParameters, values: Array, buffers: Mapping[str, Array] | None) -> Snapshot:
     """Arrays from a file on the device of the parameters."""
-    vector = flat.values.clone()
-    vector.copy_(torch.from_numpy(values))
+    vector = flat.fitted(torch.from_numpy(values).to(flat.values))
     found = {k: torch.from_numpy(v.copy()).to(vector.device) for k, v in (buffers or {}).items()}
     return Snapshot(vector, found)
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 import torch
@@ -81,6 +81,8 @@ class FlatParameters:
         The penalised part.
     trained : TrainedParameters
         The part that is not frozen.
+    frozen : list of torch.nn.Parameter
+        The parameters that are frozen, whether they are included or not.
     views, gradients : list of torch.Tensor
         Views of both vectors in the shapes of the parameters.
     """
@@ -95,11 +97,10 @@ class FlatParameters:
     ) -> None:
         self.module, self.loss, self.transposed = module, loss, transposed
         weights, others = module.weights, module.others
-        frozen = module.frozen if with_frozen else []
         of_loss = list(loss.parameters()) if loss is not None else []
         self.of_loss = [p for p in of_loss if p.requires_grad]
-        if with_frozen:
-            frozen += [p for p in of_loss if not p.requires_grad]
+        self.frozen = [*module.frozen, *(p for p in of_loss if not p.requires_grad)]
+        frozen = self.frozen if with_frozen else []
         self.parameters = [*weights, *others, *self.of_loss, *frozen]
         self.n_of_module = len(weights) + len(others)
         self._split = Splitter.of(self.parameters, transposed)
@@ -143,10 +144,15 @@ class FlatParameters:
     def restore(self, kept: Snapshot) -> None:
         """Return to the parameters and buffers of a snapshot."""
         self.values.copy_(kept.values)
-        for name, values in kept.buffers.items():
+        self.set_buffers_(kept.buffers)
+
+    def set_buffers_(self, buffers: Mapping[str, Tensor]) -> None:
+        """Set buffers to copies of these, whose names are those of `buffers`."""
+        for name, values in buffers.items():
             owner = self._owner(name)
             if owner is not None:
-                set_buffer_(owner, name.partition(".")[2], values.clone())
+                copied = values.to(self.values.device, copy=True)
+                set_buffer_(owner, name.partition(".")[2], copied)
 
     def layers(self, flat: Tensor) -> Layers:
         """Weights and intercepts of each layer as arrays, from a vector as long as `values`."""
@@ -166,6 +172,30 @@ class FlatParameters:
             if name.startswith(prefix):
                 found[name.removeprefix(prefix)] = _array(values)
         return found
+
+    def fitted(self, values: Tensor) -> Tensor:
+        """A vector as long as `values`, from one with frozen parameters or without.
+
+        Raises
+        ------
+        ValueError
+            If the number of parameters does not match.
+        """
+        n_trained = len(self.trained.values)
+        if len(values) not in (n_trained, n_trained + sum(p.numel() for p in self.frozen)):
+            raise ValueError("the number of parameters does not match")
+        n = min(len(values), len(self.values))
+        out = self.values.clone()
+        out[:n] = values[:n]
+        return out
+
+    def set_frozen_(self, values: Tensor) -> None:
+        """Set frozen parameters that are not included here from a vector that includes them."""
+        n = len(self.values)
+        if len(values) > n:
+            parts = Splitter.of(self.frozen, self.transposed)(values[n:])
+            for p, part in zip(self.frozen, parts, strict=True):
+                p.data.copy_(part)
 
     # -- during training ------------------------------------------------------------------------
 

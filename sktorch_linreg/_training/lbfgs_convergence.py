@@ -139,7 +139,7 @@ def why_not_converged(loop: Any) -> list[tuple[str, type[Warning]]]:
     convergence, spec = loop.state.convergence, loop.spec
     if spec.shape.dropout:
         reason, remedy = "dropout changes the objective at every step", "dropout=0"
-    elif spec.shape.draws:
+    elif spec.behaviour.draws:
         reason = "the module draws random numbers, which changes the objective at every step"
         remedy = "the rates of its dropout layers to 0"
     elif convergence.latest > convergence.lowest + (spec.tol or 0.0):

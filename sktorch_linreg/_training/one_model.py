@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Mapping
-from contextlib import nullcontext
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
 from functools import partial
 from typing import Any, Protocol
@@ -21,6 +21,7 @@ from .._modules.scaled import ScaledModule
 from .._objective.penalty import longer
 from .._optim.schedules import Schedules
 from .._optim.updates import RuleUpdates, TorchUpdates, rate_of
+from .._runtime.seeds import torch_draws_from
 from .._spec import FitResult, FitSpec, RunContext
 from .batches import (
     OUTPUT_ROWS,
@@ -102,8 +103,10 @@ class RunState:
     convergence: LbfgsConvergence | None
     validation: TabularDataset | None
     order: torch.Generator | None
-    # those of the row order and of random layers, whose state a checkpoint keeps
-    generators: tuple[torch.Generator | None, torch.Generator | None]
+    # what code of the user's draws comes from these instead of torch's global generators
+    of_code: list[torch.Generator]
+    # all generators, whose states a checkpoint keeps
+    generators: list[torch.Generator | None]
     # parameters before the first epoch and after each one, if requested
     path: list[Tensor] | None
     # rows in the user's units, for callbacks
@@ -220,7 +223,8 @@ class OneModel(TrainingLoop):
         self.kept = self.weights.keep(None) if self.n_epochs else None
         try:
             with torch.inference_mode(self._needs_no_autograd() and not heard):
-                keep_lowest(self, self.batches)
+                with self._seeded():
+                    keep_lowest(self, self.batches)
                 if self.run():
                     self._warn_unfinished()
         except (StopTraining, KeyboardInterrupt) as error:
@@ -248,9 +252,14 @@ class OneModel(TrainingLoop):
     def training_batches(self) -> BatchIterator:
         """The batches of an epoch."""
         state, size = self.state, self.listener.batch_size
+        order = state.order
+        if self._runs_code and order is state.of_code[0]:
+            # it stands for this one during an epoch
+            order = torch.default_generator
         if self.objective.group.size > 1:
-            return SharedBatchIterator(state.rows, size, state.order, state.share)
-        return self._iterate(state.rows, size, state.order)
+            joins = self.spec.behaviour.joins_last_row
+            return SharedBatchIterator(state.rows, size, order, state.share, joins_last=joins)
+        return self._iterate(state.rows, size, order)
 
     def _iterate(
         self, rows: TabularDataset, size: int, order: torch.Generator | None = None
@@ -262,8 +271,27 @@ class OneModel(TrainingLoop):
             # a loss that only returns a mean is computed batch by batch
             one_batch=self.spec.objective.loss.reduced,
             # batch normalisation takes no single row
-            joins_last=self.spec.shape.joins_last_row,
+            joins_last=self.spec.behaviour.joins_last_row,
         )
+
+    @property
+    def _runs_code(self) -> bool:
+        """Whether batches pass through code of the user's, which may draw random numbers."""
+        spec, listener = self.spec, self.listener
+        optimizer: Any = spec.training.optimizer_class
+        return (
+            spec.shape.module is not None
+            or spec.objective.loss.own
+            or not optimizer.__module__.startswith("torch.")
+            or listener.hears_batches
+            or listener.hears_gradients
+        )
+
+    def _seeded(self) -> AbstractContextManager[None]:
+        """A context in which torch's global generators draw the numbers of this fit."""
+        # between epochs, other threads may draw theirs
+        own = self.state.of_code
+        return torch_draws_from(own, self.spec.device) if self._runs_code else nullcontext()
 
     def _needs_no_autograd(self) -> bool:
         """Inference mode is cheapest, but autograd cannot use tensors created in it."""
@@ -309,7 +337,8 @@ class OneModel(TrainingLoop):
 
     def _goes_on(self) -> bool:
         """Continue L-BFGS after an epoch without gain; returns False if it has converged."""
-        return (self.state.settled is None and goes_on(self)) or self._sharpen()
+        with self._seeded():
+            return (self.state.settled is None and goes_on(self)) or self._sharpen()
 
     def _tell_of_epoch(self) -> bool:
         """Notify callbacks that an epoch is done; returns whether one asked to stop."""
@@ -371,13 +400,17 @@ class OneModel(TrainingLoop):
 
     def train_epoch(self) -> float:
         """Update over all batches; returns the mean objective, measured before each update."""
-        loss = self._pass(self.batches, training=True)
-        keep_lowest(self, self.batches)
+        with self._seeded():
+            loss = self._pass(self.batches, training=True)
+            keep_lowest(self, self.batches)
         return loss
 
     def validation_loss(self) -> float | None:
         """The mean loss over held-out rows."""
-        return None if self.checks is None else self._pass(self.checks, training=False)
+        if self.checks is None:
+            return None
+        with self._seeded():
+            return self._pass(self.checks, training=False)
 
     def learning_rate(self) -> float:
         """The learning rate of this epoch."""
@@ -396,9 +429,11 @@ class OneModel(TrainingLoop):
         # other processors may round differently
         group = self.objective.group
         group.broadcast_(self.weights.values)
-        if group.size > 1:
-            for values in self.weights.buffers().values():
-                group.broadcast_(values)
+        if group.size > 1 and self._runs_code:
+            parts = group.gather(lambda: {k: b.cpu() for k, b in self.weights.buffers().items()})
+            # the first process may lack a buffer that forward sets, if it had no rows so far
+            for buffers in reversed(parts):
+                self.weights.set_buffers_(buffers)
         row["train_loss_best"] = loss < state.best_train
         state.best_train = min(state.best_train, loss)
         if validation is not None:

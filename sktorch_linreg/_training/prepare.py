@@ -104,7 +104,7 @@ def _split_and_merge(
     small = few and _is_full_batch(data, spec, context)
     fraction = spec.training.validation_fraction
     # merged rows have weights, which other losses and modules cannot use
-    counted = small and not (spec.objective.loss.sees_batches or spec.shape.mixes_rows)
+    counted = small and not (spec.objective.loss.sees_batches or spec.behaviour.mixes_rows)
     # callbacks see the original rows
     merge = distinct_rows if counted and not context.callbacks else _as_given
     if data.held_out is not None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from contextlib import ExitStack
 from functools import partial
 from typing import Any
 
@@ -16,10 +15,9 @@ from .._optim.state import schedule_state
 from .._optim.updates import rate_of
 from .._runtime.aliases import Layers
 from .._runtime.identity import fingerprint, identify
-from .._runtime.seeds import seeded_torch
 from .._runtime.threads import threads_for
 from .._spec import FitResult, FitSpec, RunContext, Start
-from .begin import Beginning, begin_network, begin_user_module
+from .begin import Beginning, agree_on_behaviour, begin_network, begin_user_module
 from .duality_gap import check_minimum
 from .lbfgs_convergence import LbfgsConvergence
 from .module_objective import FIRST_WIDTH
@@ -91,13 +89,10 @@ def train(
     if spec.shape.module is None:
         result = _train(data, spec, context, start, state, None)
     else:
-        with ExitStack() as seeded:
-            seeded.enter_context(seeded_torch(spec.training.seed, spec.device))
-            begun = context.group.run(partial(begin_user_module, data, spec, context, start))
-            if not begun.spec.shape.draws:
-                # other fits need not wait
-                seeded.close()
-            result = _train(data, begun.spec, context, start, state, begun)
+        begun = context.group.run(partial(begin_user_module, data, spec, context, start))
+        begun = agree_on_behaviour(begun, context.group)
+        result = _train(data, begun.spec, context, start, state, begun)
+        result.seed = spec.training.seed if start is None else start.seed
     result.state = {"fits": fits, "rates": rates, **(result.state or {})}
     return result
 
@@ -119,7 +114,7 @@ def _train(
     else:
         begun.module.set_scaling_(scaling)
     begun.restore(state, group.rank)
-    spec, module, order = begun.spec, begun.module, begun.order
+    spec, module = begun.spec, begun.module
     module.scale_input = sp.issparse(rows.X) and prepared.stats is None
     net = group.run(lambda: make_net(module, spec, context, state))
     objective, flat = net.objective_, net.objective_.flat
@@ -127,8 +122,9 @@ def _train(
     run = RunState(
         LbfgsConvergence(monitor.rounding) if spec.training.is_lbfgs else None,
         validation,
-        order=order if spec.training.shuffle else None,
-        generators=begun.generators(),
+        order=begun.order if spec.training.shuffle else None,
+        of_code=begun.of_code,
+        generators=[begun.order, begun.masks, *begun.of_code],
         path=[flat.values.cpu().clone()] if spec.training.record_path else None,
         shown=_rows_to_show(prepared, spec, context),
         rows=training,
@@ -160,14 +156,16 @@ def _train(
 
 def _state_of(loop: OneModel, begun: Beginning) -> dict[str, Any]:
     """The state that a later run needs to continue from this one."""
-    masks = begun.masks
+    states = {
+        name: None if generator is None else generator.get_state().cpu().numpy().copy()
+        for name, generator in begun.generators.items()
+    }
     return {
         "optimizer": loop.stepper.updates.state(),
         "schedule": schedule_state(loop.stepper.schedule),
         "rank": loop.context.group.rank,
-        "generator": begun.order.get_state().numpy().copy(),
-        "dropout": None if masks is None else masks.get_state().cpu().numpy().copy(),
         "shapes": loop.weights.trained.shapes,
+        **states,
     }
 
 

@@ -8,6 +8,7 @@ import pytest
 import torch
 from numpy.testing import assert_allclose, assert_array_equal
 from sklearn.base import clone
+from skorch.callbacks import Callback
 from torch import nn
 from user_modules import BatchNormed, Embedded, Net, Uncertain
 
@@ -340,3 +341,111 @@ def test_load_model_looks_at_the_module_first(tmp_path):
 def test_batch_normalisation_is_padded_in_evaluation_mode():
     model = TorchRegressor(BatchNormed, **SETTINGS).fit(X, y)
     assert_allclose(model.predict(X[3:4]), model.predict(X)[3:4], rtol=1e-6)
+
+
+class Stops(Callback):
+    """Interrupts training, and may train another layer from the second epoch on."""
+
+    def __init__(self, unfreezes=False):
+        self.unfreezes = unfreezes
+
+    def on_epoch_begin(self, net, **kwargs):
+        if self.unfreezes and len(net.history) == 2:
+            net.module_.module[0].requires_grad_(True)
+
+    def on_epoch_end(self, net, **kwargs):
+        if len(net.history) == 4:
+            raise OSError("power failure")
+
+
+def half_frozen(n_features):
+    layers = nn.Sequential(nn.Linear(n_features, 8), nn.Tanh(), nn.Linear(8, 1))
+    layers[0].requires_grad_(False)
+    return layers
+
+
+class HalfFrozen(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.log_var = nn.Parameter(torch.zeros(1))
+        self.factor = nn.Parameter(torch.full((1,), 2.0), requires_grad=False)
+
+    def forward(self, prediction, target):
+        error = (prediction - target) ** 2
+        return (self.factor * error * (-self.log_var).exp() + self.log_var).mean()
+
+
+@pytest.mark.parametrize("optimizer", ["adam", torch.optim.Rprop])
+@pytest.mark.parametrize("loss", ["squared_error", HalfFrozen])
+def test_a_checkpoint_of_frozen_parameters_is_resumed_without_callbacks(loss, optimizer, tmp_path):
+    model = TorchRegressor(half_frozen, loss=loss, optimizer=optimizer, early_stopping=True)
+    model.set_params(max_epochs=7, tol=None, random_state=0, checkpoint_every=2, batch_size=20)
+    expected = clone(model).fit(X, y).predict(X)
+    for before, after in (([Stops()], None), ([Stops()], [Callback()])):
+        writing = clone(model).set_params(checkpoint_dir=tmp_path / f"{after is None}")
+        with pytest.raises(OSError, match="power"):
+            clone(writing).set_params(callbacks=before).fit(X, y)
+        assert_array_equal(writing.set_params(callbacks=after).fit(X, y).predict(X), expected)
+
+
+def test_what_a_callback_unfroze_stays_trained_when_it_is_gone(tmp_path):
+    model = TorchRegressor(half_frozen, checkpoint_dir=tmp_path, checkpoint_every=2, **SETTINGS)
+    with pytest.raises(OSError, match="power"):
+        clone(model).set_params(callbacks=[Stops(unfreezes=True)]).fit(X, y)
+    torch.manual_seed(SETTINGS["random_state"])
+    at_first = half_frozen(4)[0].weight
+    resumed = model.fit(X, y).module_.module[0].weight
+    assert not torch.equal(resumed, at_first)
+
+
+def test_a_checkpoint_of_an_instance_knows_its_weights(tmp_path):
+    net = nn.Linear(4, 1)
+    model = TorchRegressor(net, checkpoint_dir=tmp_path, **SETTINGS)
+    expected = model.fit(X, y).predict(X)
+    assert_array_equal(clone(model).fit(X, y).predict(X), expected)
+    with torch.no_grad():
+        net.weight.fill_(100.0)
+    for other in (model, clone(model), pickle.loads(pickle.dumps(model))):
+        with pytest.raises(CheckpointMismatchError, match="module was Linear"):
+            other.fit(X, y)
+
+
+def test_a_checkpoint_of_lazy_layers_is_resumed_from_a_copy(tmp_path):
+    net = nn.Sequential(nn.LazyLinear(3), nn.Tanh(), nn.LazyLinear(1))
+    model = TorchRegressor(net, checkpoint_dir=tmp_path, **SETTINGS)
+    expected = model.fit(X, y).predict(X)
+    for other in (clone(model), pickle.loads(pickle.dumps(clone(model)))):
+        assert_array_equal(other.fit(X, y).predict(X), expected)
+
+
+class Centred(nn.Module):
+    """Subtracts the mean of the batch."""
+
+    def __init__(self, n_features):
+        super().__init__()
+        self.out = nn.Linear(n_features, 1)
+
+    def forward(self, x):
+        return self.out(x - x.mean(0))
+
+
+def test_rows_that_are_equal_where_they_are_tried():
+    rows = X.copy()
+    rows[np.unique(np.linspace(0, 60, 4).astype(int))] = 0.0
+    model = TorchRegressor(Centred, standardize=False, batch_size=None, **SETTINGS)
+    # equal rows are merged only in modules that treat rows one by one
+    twice = clone(model).fit(np.r_[rows, rows[:30]], np.r_[y, y[:30]])
+    torch.manual_seed(SETTINGS["random_state"])
+    net = Centred(4)
+    optimizer = torch.optim.Adam(net.parameters(), lr=SETTINGS["lr"])
+    x = torch.as_tensor(np.r_[rows, rows[:30]], dtype=torch.float32)
+    t = torch.as_tensor(np.r_[y, y[:30]], dtype=torch.float32)[:, None]
+    for _ in range(SETTINGS["max_epochs"]):
+        optimizer.zero_grad()
+        ((net(x) - t) ** 2).mean().backward()
+        optimizer.step()
+    assert_allclose(twice.module_.module.out.weight.detach(), net.out.weight.detach(), rtol=1e-4)
+    # nor are predictions padded
+    few = clone(model).fit(rows, y)
+    inside = few.module_(torch.as_tensor(rows[1:6], dtype=torch.float32)).detach()[:, 0]
+    assert_allclose(few.predict(rows[1:6]), inside, rtol=1e-4, atol=1e-5)

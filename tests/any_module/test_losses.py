@@ -2,6 +2,7 @@
 
 import numpy as np
 import pytest
+import skorch.callbacks
 import torch
 from numpy.testing import assert_allclose, assert_array_equal
 from sklearn.base import clone
@@ -92,8 +93,6 @@ def test_a_checkpoint_keeps_it(name, tmp_path):
     class Half(Uncertain):
         pass
 
-    import skorch.callbacks
-
     class CutOff(skorch.callbacks.Callback):
         def on_epoch_end(self, net, **kwargs):
             if len(net.history) == 5:
@@ -181,3 +180,76 @@ def test_sample_weights_reach_a_loss_by_row():
         assert_allclose(weighted.predict(X), repeated.predict(X), rtol=1e-6)
         with pytest.raises(ValueError, match="single mean"):
             clone(model).fit(X, y, weight)
+
+
+class Relative(nn.Module):
+    """Divides by the mean error so far, which is kept in a buffer that starts as None."""
+
+    def __init__(self):
+        super().__init__()
+        self.register_buffer("mean", None)
+
+    def forward(self, prediction, target):
+        error = (prediction - target).abs()
+        if self.training:
+            now = error.detach().mean()
+            self.mean = now if self.mean is None else 0.9 * self.mean + 0.1 * now
+        return error.square().mean() / self.mean
+
+
+class Remembers(nn.Module):
+    """One value per row; the mean of the last batch is kept in a buffer."""
+
+    def __init__(self, reduction="mean"):
+        super().__init__()
+        self.reduction = reduction
+        self.register_buffer("mean", torch.zeros(()))
+
+    def forward(self, prediction, target):
+        error = (prediction - target).square()
+        if self.training:
+            self.mean.mul_(0.9).add_(0.1 * error.detach().mean())
+        return error if self.reduction == "none" else error.mean()
+
+
+@pytest.mark.parametrize("loss", [Relative, Remembers])
+@pytest.mark.parametrize("batch_size", [None, 32])
+@pytest.mark.parametrize("name", MODELS)
+def test_buffers_see_each_batch_once_and_whole(name, batch_size, loss):
+    # repeated rows, which a full batch of another loss would merge
+    rows, targets = np.r_[X, X[:50]], np.r_[y, y[:50]]
+    model = clone(MODELS[name]).set_params(loss=loss, batch_size=batch_size, shuffle=False)
+    model.set_params(max_epochs=4, tol=None, standardize=False).fit(rows, targets)
+    if name == "module":
+        torch.manual_seed(0)
+        net, criterion = Net(3, 1).double(), loss().double()
+        optimizer = torch.optim.Adam(net.parameters(), lr=0.05)
+        x, t = torch.as_tensor(rows), torch.as_tensor(targets)[:, None]
+        for _ in range(4):
+            for part in torch.arange(len(rows)).split(batch_size or len(rows)):
+                optimizer.zero_grad()
+                criterion(net(x[part]), t[part]).backward()
+                optimizer.step()
+        assert_allclose(state(model)["mean"], criterion.mean, rtol=1e-9)
+        assert_allclose(model.predict(X), net(x[:100]).detach()[:, 0], rtol=1e-9)
+    watched = clone(model).set_params(callbacks=[skorch.callbacks.Callback()]).fit(rows, targets)
+    assert_allclose(state(watched)["mean"], state(model)["mean"], rtol=1e-9)
+    assert_allclose(watched.predict(X), model.predict(X), rtol=1e-9)
+
+
+class InPlace(nn.Module):
+    def forward(self, prediction, target):
+        return target.mul_(2.0).sub_(prediction).square().mean()
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_a_loss_that_works_in_place(name):
+    class Twice(nn.Module):
+        def forward(self, prediction, target):
+            return (2.0 * target - prediction).square().mean()
+
+    targets = y.copy()
+    model = clone(MODELS[name]).set_params(max_epochs=4, tol=None, standardize=False)
+    found = clone(model).set_params(loss=InPlace).fit(X, targets).predict(X)
+    assert_array_equal(targets, y)
+    assert_allclose(found, clone(model).set_params(loss=Twice).fit(X, y).predict(X), rtol=1e-12)

@@ -1,9 +1,11 @@
 """Wrong modules, wrong rows, and what is said about them; the estimator stays as it was."""
 
 import pickle
+import warnings
 
 import numpy as np
 import pytest
+import scipy.sparse as sp
 import torch
 from sklearn.base import clone
 from torch import nn
@@ -248,3 +250,35 @@ def test_a_local_class_fits_but_has_no_import_path():
     assert model.predict(X).shape == (50,)
     with pytest.raises((AttributeError, pickle.PicklingError), match="Local"):
         pickle.dumps(model)
+
+
+def test_rows_for_a_module_that_was_trained_on_integers():
+    model = TorchRegressor(Embedded, standardize=False, max_epochs=1, tol=None).fit(CODES, y)
+    expected = model.predict(CODES)
+    np.testing.assert_array_equal(model.predict(sp.csr_array(CODES * 1.0)), expected)
+    np.testing.assert_array_equal(model.predict(sp.csc_matrix(CODES)), expected)
+    other = "trained on integers, but X holds other numbers"
+    rows = CODES * 1.0
+    for value, message in (
+        (np.nan, "Input X contains NaN"),
+        (np.inf, "Input X contains infinity"),
+        (1e300, other),
+        (0.5, other),
+    ):
+        rows[3, 1] = value
+        for X_new in (rows, sp.csr_array(rows), rows.astype(object)):
+            with warnings.catch_warnings():
+                warnings.simplefilter("error")
+                with pytest.raises(ValueError, match=message):
+                    model.predict(X_new)
+        if np.isfinite(value):
+            with pytest.raises(ValueError, match=rf"The validation set \(X_val.*{other}"):
+                model.set_params(early_stopping=True).fit(CODES, y, X_val=rows, y_val=y)
+    validation = {"X_val": sp.csr_array(CODES * 1.0), "y_val": y}
+    assert len(model.fit(CODES, y, **validation).validation_loss_curve_) == 1
+
+
+@pytest.mark.parametrize("shape", [(50, 3, 0), (50, 0, 3)])
+def test_rows_without_numbers(shape):
+    with pytest.raises(ValueError, match=r"rows of shape \(.*which hold no numbers"):
+        TorchRegressor(nn.LazyLinear(1)).fit(np.zeros(shape), y)

@@ -101,12 +101,36 @@ class Averaged(torch.nn.Module):
         self.layers = layers(n_features, n_outputs)
         self.register_buffer("n_calls", torch.zeros((), dtype=torch.int64))
         self.register_buffer("mean", torch.zeros(n_features))
+        self.register_buffer("latest", None)
+        self.register_buffer("short", torch.tensor([3, 4], dtype=torch.int16))
 
     def forward(self, x):
         if self.training:
             self.n_calls += 1
             self.mean = x.mean(0)
+            if len(x) > 3:
+                self.latest = x[-1]
         return self.layers(x)
+
+
+def local():
+    """A class that cannot be sent to another process."""
+
+    class Local(torch.nn.Module):
+        def __init__(self, n_features, n_outputs):
+            super().__init__()
+            self.layers = layers(n_features, n_outputs)
+
+        def forward(self, x):
+            return self.layers(x)
+
+    return Local
+
+
+def normalised(n_features, n_outputs):
+    return torch.nn.Sequential(
+        torch.nn.Linear(n_features, 6), torch.nn.BatchNorm1d(6), torch.nn.Linear(6, n_outputs)
+    )
 
 
 class Uncertain(torch.nn.Module):
@@ -172,6 +196,8 @@ FITS = {
     "module, lbfgs": (module(layers, optimizer="lbfgs", max_epochs=1), None),
     "module, buffers": (module(Averaged), None),
     "module, loss": (module(layers, loss=Uncertain), None),
+    "module, lambda": (module(lambda n_features, n_outputs: layers(n_features, n_outputs)), None),
+    "module, local class": (module(local()), None),
 }
 
 
@@ -239,7 +265,7 @@ def learned(model):
     elif isinstance(model, TorchRegressor):
         state = {**model.module_.module.state_dict(), **model.net_.criterion_.state_dict()}
         # how many rows a process has in a batch, and which, is its own
-        parts = [v.numpy() for k, v in state.items() if k not in ("n_calls", "mean")]
+        parts = [v.numpy() for k, v in state.items() if k not in ("n_calls", "mean", "latest")]
     else:
         parts = [model.coef_, np.atleast_1d(model.intercept_)]
     return np.concatenate([np.ravel(p) for p in parts])
@@ -268,6 +294,9 @@ def refusals(processes, X, y):
         "other precision": lambda: network(dtype=DTYPES[rank]).fit(X, y),
         "no validation set": lambda: network(early_stopping=True).fit(
             X, y, **({} if rank else validation_set(rank))
+        ),
+        "other shapes": lambda: module(lambda n_features: torch.nn.Flatten()).fit(
+            X[:, :4].reshape(len(X), *((2, 2, 1) if rank else (2, 1, 2))), y
         ),
         "other method": lambda: (linear().fit if rank else linear().partial_fit)(X, y),
         "callback fails at first": lambda: network(callbacks=[Fails("initialize", rank)]).fit(X, y),
@@ -367,6 +396,12 @@ def main(folder):
         few = slice(0, 3) if rank else slice(None)
         uneven = network(batch_size=8, max_epochs=5).fit(X[few], y[few])
         found["hardly any rows"] = learned(uneven)
+        lone = module(normalised, max_epochs=3).fit(X[:41], y[:41])
+        found["a row on each that joins"] = learned(lone)
+        seldom = module(Averaged, batch_size=4, max_epochs=2).fit(
+            X[: 3 + 60 * rank], y[: 3 + 60 * rank]
+        )
+        found["a buffer on one"] = seldom.module_.module.latest.numpy()
         tiny = network(batch_size=1, max_epochs=3).fit(X[: 2 + rank], y[: 2 + rank])
         found["batches of one"] = learned(tiny)
 

@@ -116,6 +116,7 @@ REFUSALS = {
         "The 'lr' parameter",
     ),
     "other precision": ("computation is 'torch.float32' on process 0 and 'torch.float64'",) * 2,
+    "other shapes": ("shape of a row of X is (2, 1, 2) on process 0 and (2, 2, 1)",) * 2,
     "other method": ("the method called is 'partial_fit' on process 0 and 'fit'",) * 2,
     "callback fails at first": ("On process 1 of 2: OSError: the disk is", "OSError: the disk"),
     "callback fails": ("On process 1 of 2: OSError: the disk is full", "OSError: the disk is full"),
