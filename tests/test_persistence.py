@@ -642,6 +642,7 @@ on_linux = pytest.mark.skipif(not os.path.isdir("/proc/self/fd"), reason="requir
 
 
 @on_linux
+@pytest.mark.slow
 def test_a_kill_at_any_line_leaves_the_old_file_or_the_new_one(tmp_path):
     assert {status for status, *_ in at_each_line(tmp_path, "SIGKILL")} == {-signal.SIGKILL}
 

@@ -92,7 +92,13 @@ def test_cross_validation_on_a_cluster():
             np.testing.assert_allclose(together, alone, rtol=1e-12)
 
 
-@pytest.mark.parametrize("way", multiprocessing.get_all_start_methods())
+@pytest.mark.parametrize(
+    "way",
+    [
+        pytest.param(way, marks=() if way == "fork" else pytest.mark.slow)
+        for way in multiprocessing.get_all_start_methods()
+    ],
+)
 @pytest.mark.filterwarnings("ignore::DeprecationWarning")
 def test_processes_after_a_fit_in_the_parent(way):
     before = torch.get_num_threads()

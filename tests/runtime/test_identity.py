@@ -356,6 +356,7 @@ for name, rate in rates.items():
 """
 
 
+@pytest.mark.slow
 def test_the_same_script_goes_on_in_another_process(tmp_path):
     def started(script):
         command = [sys.executable, "-c", script, str(tmp_path)]

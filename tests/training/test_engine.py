@@ -667,6 +667,7 @@ def test_module_after_a_fit_has_memory_of_its_own(rows):
     assert closure().item() < before
 
 
+@pytest.mark.slow
 def test_sums_of_many_small_penalties_do_not_round_away():
     X = np.random.default_rng(0).normal(size=(200_000, 1)).astype(np.float32)
     model = TorchLinearRegressor(
