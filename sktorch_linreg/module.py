@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator
+from contextlib import nullcontext
 from typing import Any, ClassVar, Self, cast
 
 import numpy as np
@@ -17,11 +18,11 @@ from ._estimator.base import BaseTorchRegressor
 from ._estimator.checks import can_partial_fit, check_outputs
 from ._estimator.make_spec import make_spec
 from ._estimator.parameters import PREFIXES
-from ._modules.copies import copy_module
 from ._modules.plain_state import from_plain, holds_torch, is_plain, to_plain
 from ._modules.user_module import ModuleRecipe, UserModule, check_module, rebuild
 from ._objective.losses import inverse_link
 from ._runtime.aliases import Array
+from ._runtime.copies import copy_module
 from ._runtime.seeds import seeded_torch
 from ._runtime.sklearn_private import StrOptions, available_if, fit_context
 from ._runtime.torch_modes import own_torch_settings
@@ -78,15 +79,15 @@ class _Predictor:
         self.module = module
 
     def __deepcopy__(self, memo: dict[int, Any]) -> _Predictor:
-        return _Predictor(None if self.module is None else _copy_or_same(self.module))
+        return _Predictor(None if self.module is None else _copy_of_trained(self.module))
 
 
-def _copy_or_same(module: UserModule) -> UserModule:
-    """A copy of a trained module, or one around the same module if that cannot be copied."""
+def _copy_of_trained(module: UserModule) -> UserModule | None:
+    """A copy of a trained module, None if it cannot be copied."""
     try:
         return cast(UserModule, copy_module(module, "the trained module"))
     except Exception:
-        return module.sharing()
+        return None
 
 
 class TorchRegressor(BaseTorchRegressor):
@@ -430,7 +431,9 @@ class TorchRegressor(BaseTorchRegressor):
         device, scaling = module.x_offset.device, Scaling.from_state(self._scaling)
         kind = X.dtype if X.dtype.kind == "f" else np.dtype(np.float64)
         out: Array = np.empty((X.shape[0], self.n_outputs_), dtype=kind)
-        with own_torch_settings(device, grad=False), np.errstate(over="ignore"):
+        draws = vars(self).get("_draws_in_predict", False)
+        seeded = seeded_torch(self._seed, device) if draws else nullcontext()
+        with own_torch_settings(device, grad=False), np.errstate(over="ignore"), seeded:
             for part in _blocks(*X.shape):
                 rows = X[part].toarray() if sp.issparse(X) else X[part]
                 if not module.integers:
@@ -523,10 +526,12 @@ class TorchRegressor(BaseTorchRegressor):
         self._scaling = dict(vars(result.scaling))
         self._standardize = spec.standardize
         self._made_from = dict(vars(recipe))
-        trained = None if result.net is None else _copy_or_same(result.net.module_)
+        self._draws_in_predict = result.behaviour.draws_in_eval
+        trained = None if result.net is None else _copy_of_trained(result.net.module_)
+        # one that cannot be copied is made anew, as after loading
+        self._predictor = _Predictor(trained)
         if trained is not None:
             trained.scale_input = trained.scale_output = False
-        self._predictor = _Predictor(trained)
         self.n_outputs_ = data.n_targets
         self.out_activation_ = "exp" if spec.objective.loss.log_link else "identity"
 
@@ -546,7 +551,9 @@ class TorchRegressor(BaseTorchRegressor):
         held = self._predictor.module
         with own_torch_settings(device):
             # attributes that training has set are only in a module that was trained
-            module = self._rebuild(self._recipe()) if held is None else _copy_or_same(held)
+            module = None if held is None else _copy_of_trained(held)
+            if module is None:
+                module = self._rebuild(self._recipe())
             module.cast_(dtype, device)
             module.set_scaling_(Scaling.from_state(self._scaling))
             module.finish_()
@@ -559,8 +566,6 @@ class TorchRegressor(BaseTorchRegressor):
             module = self._build_module(getattr(torch, self._trained_dtype), device)
             module.scale_input = module.scale_output = False
             self._predictor.module = module
-        # the user may have the same one
-        module.eval()
         return module
 
     def _validate_predict_rows(self, X: Any) -> tuple[Any, Callable[[], object] | None]:

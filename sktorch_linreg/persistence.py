@@ -69,6 +69,7 @@ FITTED: dict[str, tuple[type, ...]] = {
     "_made_from": (dict,),
     "_pads_rows": (bool,),
     "_seed": (int,),
+    "_draws_in_predict": (bool,),
     "_standardize": (bool, str),
 }
 

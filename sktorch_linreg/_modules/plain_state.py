@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import functools
 import importlib
+import io
+import pickle
 from collections import OrderedDict
+from contextlib import suppress
 from types import MethodType
 from typing import Any
 
@@ -15,6 +18,7 @@ from torch.nn.modules.lazy import LazyModuleMixin
 from torch.nn.parameter import UninitializedBuffer, UninitializedParameter, is_lazy
 
 TORCH = "torch.nn."
+ATOMS = (bool, int, float, complex, str, bytes, type(None))
 # what a lazy module sets up itself
 LAZY_HOOKS = {
     "_load_hook", "_initialize_hook", "_forward_pre_hooks", "_forward_pre_hooks_with_kwargs",
@@ -51,9 +55,12 @@ class _Writer:
             return type(value).__name__, _name(value)
         if type(value) is MethodType and isinstance(value.__self__, nn.Module):
             # such as a hook
-            return "method", (self.write(value.__self__), value.__func__.__name__)
+            owner, name = value.__self__, value.__func__.__name__
+            if getattr(type(owner), name, None) is value.__func__ and name not in vars(owner):
+                return "method", (self.write(owner), name)
         if type(value) is functools.partial:
             return "partial", [*map(self.write, (value.func, value.args, value.keywords))]
+        _refuse_hidden_torch(value)
         return "plain", value
 
     def _module(self, module: nn.Module) -> Any:
@@ -103,6 +110,35 @@ class _Writer:
                 }
             )
         return "tensor", number
+
+
+class _Seeker(pickle.Pickler):
+    """Notices modules and tensors anywhere in what it pickles."""
+
+    found: Any = None
+
+    def persistent_id(self, obj: Any) -> Any:
+        if isinstance(obj, nn.Module | Tensor):
+            self.found = obj
+            return type(obj).__name__
+        return None
+
+
+def _refuse_hidden_torch(value: Any) -> None:
+    """Raise TypeError for an object that holds modules or tensors, which would become others."""
+    if type(value) in ATOMS:
+        return
+    seeker = _Seeker(io.BytesIO())
+    # what cannot be pickled has an error of its own
+    with suppress(Exception):
+        seeker.dump(value)
+    if seeker.found is not None:
+        held = type(seeker.found).__name__
+        raise TypeError(
+            f"An attribute of the module holds a {held} in a {type(value).__name__}, so the module "
+            "cannot be stored as an instance. Pass its class, or a function that makes it, as "
+            "module."
+        )
 
 
 def _name(value: torch.dtype | torch.device) -> str:

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-import copy
 import inspect
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
+from functools import partial
+from itertools import pairwise
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -16,9 +17,9 @@ from torch.nn.parameter import is_lazy
 
 from .._errors import came_from, check_options, public_name
 from .._runtime.aliases import Array
+from .._runtime.copies import copy_arguments, copy_module, modules_in, shares_tensors
 from .._runtime.seeds import kept_random_state, random_state_of
 from .._runtime.sklearn_private import InvalidParameterError
-from .copies import copied, copy_module, shares_tensors
 from .scaled import Rescale, ScaledModule, Standardize
 
 # names of constructor parameters that are filled in
@@ -78,7 +79,7 @@ class ModuleRecipe:
             if isinstance(self.given, nn.Module):
                 return copy_module(self.given, f"module={self.name}")
             # modules among the arguments are the user's too
-            made = self.given(**{k: _own_copy(k, v) for k, v in self._arguments().items()})
+            made = self.given(**copy_arguments(self._arguments(), "module__"))
         if not isinstance(made, nn.Module):
             raise InvalidParameterError(
                 f"module={self.name} returned {_described(made)} instead of a torch.nn.Module. "
@@ -112,13 +113,6 @@ class ModuleRecipe:
                 f"{' and '.join(f'module__{name}' for name in missing)}."
             )
         return arguments
-
-
-def _own_copy(name: str, value: Any) -> Any:
-    """A copy of an argument of the constructor, or the argument if it cannot be copied."""
-    if isinstance(value, nn.Module):
-        return copy_module(value, f"module__{name}={name_of(value)}")
-    return copied(value, value)
 
 
 def name_of(given: Any) -> str:
@@ -199,10 +193,6 @@ class UserModule(ScaledModule):
         self.rescale = Rescale(recipe.n_targets, log_link)
         self.row_shape, self.n_targets = recipe.row_shape, recipe.n_targets
         self.integers = recipe.integers
-
-    def sharing(self) -> UserModule:
-        """A copy around the same module of the user's."""
-        return copy.deepcopy(self, {id(self.module): self.module})
 
     def cast_(self, dtype: torch.dtype, device: torch.device) -> UserModule:
         """Move to a device, and cast floating-point parameters and buffers, but no others."""
@@ -396,6 +386,23 @@ def _another(module: UserModule, recipe: ModuleRecipe) -> UserModule:
     return other.cast_(module.x_offset.dtype, module.x_offset.device)
 
 
+def _uses_others(module: UserModule, rows: Tensor) -> bool:
+    """Whether outputs depend on trainable parameters that are not the module's own."""
+    own = {id(p) for p in module.parameters()}
+    with torch.enable_grad():
+        todo, seen = [module.outputs(rows).grad_fn], set[Any]()
+    while todo:
+        node = todo.pop()
+        if node is None or node in seen:
+            continue
+        seen.add(node)
+        leaf = getattr(node, "variable", None)
+        if leaf is not None and id(leaf) not in own:
+            return True
+        todo += [before for before, _ in node.next_functions]
+    return False
+
+
 def _has_lazy(module: nn.Module) -> bool:
     return any(map(is_lazy, (*module.parameters(), *module.buffers())))
 
@@ -422,15 +429,17 @@ def _pass_once(module: UserModule, rows: Tensor, *, training: bool = False) -> N
 class Behaviour(NamedTuple):
     """What a module is seen to do on a few rows.
 
-    `mixes_rows` says whether its output for a row depends on other rows in training, or may do so,
-    `mixes_rows_in_eval` the same of predictions, `joins_last_row` whether a single row that is left
-    over has to join the batch before it, and `draws` whether it draws random numbers.
+    `mixes_rows` says whether its output or its buffers depend in training on which rows come
+    together, or may do so, `mixes_rows_in_eval` whether predictions do, `joins_last_row` whether a
+    single row that is left over has to join the batch before it, and `draws` and `draws_in_eval`
+    whether it draws random numbers.
     """
 
     mixes_rows: bool = False
     joins_last_row: bool = False
     draws: bool = False
     mixes_rows_in_eval: bool = False
+    draws_in_eval: bool = False
 
 
 @torch.no_grad()
@@ -449,38 +458,68 @@ def examine(module: UserModule, recipe: ModuleRecipe, rows: Tensor) -> Behaviour
             if shares_tensors(tried.module, module.module):
                 # a trial would change them
                 return Behaviour(True, True, False, True)
+            uses_others = _uses_others(tried.train(), rows)
             # a last layer that starts at zero would hide what happens before it
             noise = torch.Generator().manual_seed(0)
             for p in tried.module.parameters():
                 if p.is_floating_point():
                     p.add_(0.1 * torch.randn(p.shape, generator=noise).to(p))
-            mixes_in_eval = _mixes(tried.eval(), rows) is not False
-            before = random_state_of(device)
-            mixes = _mixes(tried.train(), rows)
-            states = zip(before, random_state_of(device), strict=True)
-            draws = any(not torch.equal(a, b) for a, b in states)
+            states = [random_state_of(device)]
+            in_eval = _look(tried.eval(), rows)
+            states.append(random_state_of(device))
+            buffers = {name: b.clone() for name, b in tried.kept_buffers().items()}
+            in_training = _look(tried.train(), rows)
+            states.append(random_state_of(device))
+            counts = _differ(buffers, tried.kept_buffers())
         except Exception:
             # if the module itself is to blame, its error recurs in training
             return Behaviour(True, True, False, True)
-    # masks differ between rows together and alone, so only an error tells anything
-    joins = mixes is None if draws else mixes is not False
-    return Behaviour(mixes is not False or draws, joins, draws, mixes_in_eval)
+    if uses_others and modules_in([recipe.given, *recipe.options.values()]):
+        raise InvalidParameterError(
+            f"module={recipe.name} uses trainable parameters that are not its own, such as those "
+            "that a function in it refers to: a copy would leave them untrained. Pass a class, or "
+            "a function that makes it, instead of an instance."
+        )
+    draws_in_eval, draws = (
+        any(not torch.equal(a, b) for a, b in zip(*pair, strict=True)) for pair in pairwise(states)
+    )
+    # a buffer that counts rows would miss those that are merged
+    mixes = in_training.mixes or draws or counts
+    return Behaviour(mixes, in_training.joins_last_row, draws, in_eval.mixes, draws_in_eval)
 
 
-def _mixes(module: UserModule, rows: Tensor) -> bool | None:
-    """Whether outputs for rows together differ from those for parts; None if one row fails."""
+class _Look(NamedTuple):
+    """Whether outputs for some rows may depend on others, and whether a lone row must join."""
+
+    mixes: bool
+    joins_last_row: bool
+
+
+def _look(module: UserModule, rows: Tensor) -> _Look:
+    """Compare outputs for rows together with those for parts."""
     together = module.outputs(rows)
     try:
         alone = module.outputs(rows[:1])
     except Exception:
         # such as that of batch normalisation
-        return None
+        return _Look(True, True)
     if len(rows) < 2 or bool((rows == rows[0]).all()):
-        return True
+        return _Look(True, True)
     parts = torch.cat([alone, module.outputs(rows[1:])])
+    again = module.outputs(rows)
     tolerance = 1e-8 if together.dtype == torch.float64 else 1e-4
-    size = float(together.abs().max())
-    return not torch.allclose(parts, together, rtol=tolerance, atol=tolerance * size)
+    alike = partial(torch.allclose, rtol=tolerance, atol=tolerance * float(together.abs().max()))
+    if alike(parts, together):
+        return _Look(False, False)
+    # if outputs differ from call to call, as with dropout, only an error would tell anything
+    return _Look(True, alike(again, together))
+
+
+def _differ(before: Mapping[str, Tensor], after: Mapping[str, Tensor]) -> bool:
+    """Whether buffers have changed."""
+    if before.keys() != after.keys():
+        return True
+    return any(not torch.equal(values, after[name]) for name, values in before.items())
 
 
 @torch.no_grad()

@@ -18,6 +18,7 @@ from .._data.moments import Moments
 from .._data.scaling import Scaling, column_scale, reciprocal
 from .._errors import came_from, check_options, unknown_name
 from .._runtime.aliases import Array, FloatArray
+from .._runtime.copies import copy_arguments
 from .._runtime.seeds import seeded_torch
 
 Values = TypeVar("Values", Tensor, Array)
@@ -206,7 +207,8 @@ def _make_loss(
     **reduction: str,
 ) -> nn.Module:
     """A new loss module."""
-    return cls(**options, **reduction).to(device, dtype)
+    # a module among the options is the user's
+    return cls(**copy_arguments(options, "loss__"), **reduction).to(device, dtype)
 
 
 def _own_loss(

@@ -156,6 +156,12 @@ class DistributedGroup(ProcessGroup):
         return bool(flag)
 
 
+def raise_first(errors: Sequence[Exception]) -> None:
+    """Raise the first of some errors, if there is one."""
+    for error in errors:
+        raise error
+
+
 def _description(error: Exception) -> tuple[type[Exception], str]:
     """The kind of error that the other processes raise, and its text."""
     if isinstance(error, RaisedAlike):

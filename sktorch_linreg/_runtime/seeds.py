@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import threading
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
@@ -11,6 +10,8 @@ from typing import Any
 import numpy as np
 import torch
 from sklearn.utils import check_random_state
+
+from .turns import Turns
 
 # far from the streams of the other generators of any number of processes
 CODE_STREAM = 1 << 12
@@ -45,41 +46,8 @@ def dropout_generator(seed: int, device: Any, rank: int = 0) -> torch.Generator:
     return make_generator(seed, stream=3 * rank + 2, device=device)
 
 
-class _Turns:
-    """A lock that its holder may take again, and that waiting threads get before it does."""
-
-    def __init__(self) -> None:
-        self._queue, self._lock = threading.Lock(), threading.RLock()
-        self._holder: int | None = None
-        self._depth = 0
-
-    def __enter__(self) -> None:
-        if self._holder == threading.get_ident():
-            self._lock.acquire()
-        else:
-            with self._queue:
-                self._lock.acquire()
-        self._holder, self._depth = threading.get_ident(), self._depth + 1
-
-    def __exit__(self, *exception: object) -> None:
-        self._depth -= 1
-        if not self._depth:
-            self._holder = None
-        self._lock.release()
-
-
 # code of the user's draws from torch's global generators, one thread at a time
-_global_generators = _Turns()
-
-
-def _after_fork() -> None:
-    """A lock held by another thread of the parent would never be released in the child."""
-    global _global_generators
-    _global_generators = _Turns()
-
-
-if hasattr(os, "register_at_fork"):
-    os.register_at_fork(after_in_child=_after_fork)
+_global_generators = Turns()
 
 
 def device_generator(device: torch.device) -> torch.Generator | None:
@@ -124,12 +92,17 @@ def kept_random_state(device: torch.device) -> Iterator[list[torch.Generator]]:
 
     Other contexts of this kind wait until this one has ended, except in the same thread.
     """
-    with _global_generators:
+    with _global_generators.held():
         before = random_state_of(device)
         try:
-            yield _generators_of(device)
-        finally:
+            try:
+                yield _generators_of(device)
+            finally:
+                set_random_state(device, before)
+        except BaseException:
+            # Ctrl-C may have come in between
             set_random_state(device, before)
+            raise
 
 
 @contextmanager

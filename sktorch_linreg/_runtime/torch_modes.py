@@ -7,6 +7,11 @@ from contextlib import ExitStack, contextmanager
 
 import torch
 
+from .turns import Turns
+
+# the flag is one for all threads
+_mkldnn = Turns()
+
 
 @contextmanager
 def own_torch_settings(device: torch.device, *, grad: bool = True) -> Iterator[None]:
@@ -28,3 +33,15 @@ def own_torch_settings(device: torch.device, *, grad: bool = True) -> Iterator[N
         if elsewhere:
             stack.enter_context(torch.device("cpu"))
         yield
+
+
+@contextmanager
+def without_mkldnn() -> Iterator[None]:
+    """Use no kernels of oneDNN inside this context, in which threads take turns."""
+    with _mkldnn.held():
+        before = torch._C._get_mkldnn_enabled()
+        torch._C._set_mkldnn_enabled(False)
+        try:
+            yield
+        finally:
+            torch._C._set_mkldnn_enabled(before)

@@ -107,7 +107,7 @@ def begin_network(
     if start is not None and start.x_scale is not None:
         growth = scaling.x_scale * reciprocal(start.x_scale)
         shrink_large_units_(module, training, start.layers, growth, spec.objective, group)
-    if spec.objective.loss.has_state:
+    if spec.objective.loss.own:
         # its constructor may draw, after that of the module
         with torch_draws_from([generator], spec.device):
             spec = _with_loss(spec, start)
@@ -133,7 +133,7 @@ def begin_user_module(
     """
     recipe = spec.shape.module
     assert recipe is not None
-    rows = _some_rows(data, spec)
+    rows = some_rows(data, spec)
     seed, rank, device = spec.training.seed, context.group.rank, spec.device
     log_link = spec.objective.loss.log_link
     # what a constructor draws into attributes, which no state holds, stays as in the first fit
@@ -154,11 +154,45 @@ def begin_user_module(
     return Beginning(module, replace(spec, behaviour=behaviour), order, None, of_code)
 
 
-def agree_on_behaviour(begun: Beginning, group: ProcessGroup) -> Beginning:
-    """What the module was seen to do in any of the processes, each of which tried its own rows."""
-    found = group.gather(lambda: tuple(begun.spec.behaviour))
-    behaviour = Behaviour(*map(any, zip(*found, strict=True)))
+def agree_on_module(begun: Beginning, group: ProcessGroup) -> Beginning:
+    """What the module was seen to do in any of the processes, each of which tried its own rows.
+
+    Raises
+    ------
+    ValueError
+        If its parameters have other names or shapes on another process.
+    """
+    module = begun.module
+
+    def facts() -> tuple[Behaviour, list[tuple[str, tuple[int, ...]]]]:
+        return begun.spec.behaviour, [(n, tuple(p.shape)) for n, p in module.named_parameters()]
+
+    found = group.gather(facts)
+    shapes = [dict(part) for _, part in found]
+    for rank, other in enumerate(shapes[1:], start=1):
+        for name in {**shapes[0], **other}:
+            mine, theirs = shapes[0].get(name), other.get(name)
+            if mine != theirs:
+                raise ValueError(
+                    "The processes of data_parallel() are fitting different models: the shape of "
+                    f"the parameter {name.removeprefix('module.')} is {mine} on process 0 and "
+                    f"{theirs} on process {rank}."
+                )
+    behaviour = Behaviour(*map(any, zip(*(part for part, _ in found), strict=True)))
     return replace(begun, spec=replace(begun.spec, behaviour=behaviour))
+
+
+def runs_code(spec: FitSpec, context: RunContext) -> bool:
+    """Whether code of the user's takes part in training, and may draw random numbers."""
+    optimizer: Any = spec.training.optimizer_class
+    schedule: Any = spec.training.schedule_class
+    classes = [cls for cls in (optimizer, schedule) if cls is not None]
+    return (
+        spec.shape.module is not None
+        or spec.objective.loss.own
+        or not all(cls.__module__.startswith("torch.") for cls in classes)
+        or bool(context.callbacks)
+    )
 
 
 def _with_loss(spec: FitSpec, start: Start | None) -> FitSpec:
@@ -171,7 +205,7 @@ def _with_loss(spec: FitSpec, start: Start | None) -> FitSpec:
     return replace(spec, objective=replace(spec.objective, loss=loss))
 
 
-def _some_rows(data: TrainingData, spec: FitSpec) -> torch.Tensor:
+def some_rows(data: TrainingData, spec: FitSpec) -> torch.Tensor:
     """A few distinct rows, dense and in about the units of training; on the CPU."""
     scaling = identity_scaling(data.n_features, data.n_targets)
     if spec.standardize:

@@ -156,7 +156,10 @@ class ManyModels(TrainingLoop):
         counts = [self.packed.counts[i] for i in self.owner]
         whole = all(r[0].training.batch_size >= n for r, n in zip(self.specs, counts, strict=True))
         size = max(counts) if whole else spec.training.batch_size
-        self.batches = StackedBatches(self.packed, owner_left, n_each, size, orders, factor)
+        joins = spec.behaviour.joins_last_row
+        self.batches = StackedBatches(
+            self.packed, owner_left, n_each, size, orders, factor, joins_last=joins
+        )
         self.checks = None
         if self.held_out is not None:
             self.checks = StackedBatches(self.held_out, owner_left, n_each, OUTPUT_ROWS)

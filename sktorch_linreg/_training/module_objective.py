@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
-from typing import cast
+from typing import Any, cast
 
 import torch
 from torch import Tensor
@@ -14,6 +14,7 @@ from .._objective.losses import Loss, blamed_on
 from .._objective.penalty import Penalty, PenaltySum
 from .._objective.projection import Projection
 from .._runtime.devices import DEVICES
+from .._runtime.processes import raise_first
 from .batches import Batch, Block
 from .flat_parameters import FlatParameters
 from .gradients import Backprop
@@ -70,8 +71,8 @@ class ModuleObjective(TrainingObjective):
         self.width: float | None = None
         self.minimised = loss
         self.backprop: Backprop | None = None
-        # the loss of each batch before its update, of a loss whose own state changes with it
-        self.keeps_losses = loss.has_state
+        # the loss of each batch before its update; one of the user's may change with each call
+        self.keeps_losses = loss.own
         self.batch_losses: list[Tensor] = []
         self.configure()
 
@@ -134,6 +135,15 @@ class ModuleObjective(TrainingObjective):
         It is the gradient of the smooth part if the optimizer handles the rest of the penalty, and
         the pseudo-gradient where weights are projected.
         """
+        if self.group.size == 1:
+            self._own_gradient_(batch)
+        else:
+            self._shared_gradient_(batch)
+        for projection in self.projections:
+            projection.pseudo_()
+
+    def _own_gradient_(self, batch: Batch) -> None:
+        """The gradient for the rows of this process."""
         mean = None
         if not batch.n_rows:
             self.flat.gradient.zero_()
@@ -143,12 +153,23 @@ class ModuleObjective(TrainingObjective):
             mean = self._by_autograd(batch)
         if self.keeps_losses and mean is not None:
             self.batch_losses.append(mean)
-        if self.group.size > 1:
-            # the penalty is also weighted by rows, which sum to those of the batch
-            self.flat.gradient.mul_(batch.n_rows / batch.n_all)
-            self.group.sum_(self.flat.gradient)
-        for projection in self.projections:
-            projection.pseudo_()
+
+    def _shared_gradient_(self, batch: Batch) -> None:
+        """The gradient for the rows of all processes; an error on one is raised on all."""
+        gradient, failure = self.flat.gradient, []
+        try:
+            self._own_gradient_(batch)
+        except Exception as error:
+            failure.append(error)
+            gradient.zero_()
+        # the penalty is also weighted by rows, which sum to those of the batch
+        gradient.mul_(batch.n_rows / batch.n_all)
+        # the last entry counts errors
+        together = torch.cat([gradient, gradient.new_full((1,), float(len(failure)))])
+        self.group.sum_(together)
+        if not torch.isfinite(together[-1]) or together[-1] > 0:
+            self.group.run(lambda: raise_first(failure))
+        gradient.copy_(together[:-1])
 
     def _by_autograd(self, batch: Batch) -> Tensor:
         """As `gradient_`; returns the mean loss."""
@@ -169,6 +190,13 @@ class ModuleObjective(TrainingObjective):
             for w, grad in self.weights:
                 grad.add_(w, alpha=self.penalty.l2)
         return mean.detach()
+
+    def loss_of(self, batches: Any) -> Any:
+        """The mean loss over all rows at the current parameters, without penalty."""
+        mean = MeanLoss(self.loss)
+        # an error on one process is raised on all
+        self.group.run(lambda: self.add_losses(mean, batches))
+        return mean.value(self.numbers, self.group)
 
     def outputs_(self, batch: Batch) -> None:
         """Write outputs into `batch.out`, without dropout."""

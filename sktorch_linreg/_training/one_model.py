@@ -6,7 +6,7 @@ import math
 import time
 from collections.abc import Mapping
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import Any, Protocol
 
@@ -31,6 +31,7 @@ from .batches import (
     SharedBatchIterator,
     TabularDataset,
 )
+from .begin import runs_code
 from .epoch_table import EpochTable
 from .flat_parameters import Snapshot
 from .lbfgs_convergence import (
@@ -223,7 +224,7 @@ class OneModel(TrainingLoop):
         self.kept = self.weights.keep(None) if self.n_epochs else None
         try:
             with torch.inference_mode(self._needs_no_autograd() and not heard):
-                with self._seeded():
+                with self.seeded():
                     keep_lowest(self, self.batches)
                 if self.run():
                     self._warn_unfinished()
@@ -276,18 +277,12 @@ class OneModel(TrainingLoop):
 
     @property
     def _runs_code(self) -> bool:
-        """Whether batches pass through code of the user's, which may draw random numbers."""
-        spec, listener = self.spec, self.listener
-        optimizer: Any = spec.training.optimizer_class
-        return (
-            spec.shape.module is not None
-            or spec.objective.loss.own
-            or not optimizer.__module__.startswith("torch.")
-            or listener.hears_batches
-            or listener.hears_gradients
-        )
+        """Whether code of the user's takes part in epochs, and may draw random numbers."""
+        listener = self.listener
+        hears = listener.hears_batches or listener.hears_gradients
+        return hears or runs_code(self.spec, replace(self.context, callbacks=None))
 
-    def _seeded(self) -> AbstractContextManager[None]:
+    def seeded(self) -> AbstractContextManager[None]:
         """A context in which torch's global generators draw the numbers of this fit."""
         # between epochs, other threads may draw theirs
         own = self.state.of_code
@@ -337,7 +332,7 @@ class OneModel(TrainingLoop):
 
     def _goes_on(self) -> bool:
         """Continue L-BFGS after an epoch without gain; returns False if it has converged."""
-        with self._seeded():
+        with self.seeded():
             return (self.state.settled is None and goes_on(self)) or self._sharpen()
 
     def _tell_of_epoch(self) -> bool:
@@ -400,7 +395,7 @@ class OneModel(TrainingLoop):
 
     def train_epoch(self) -> float:
         """Update over all batches; returns the mean objective, measured before each update."""
-        with self._seeded():
+        with self.seeded():
             loss = self._pass(self.batches, training=True)
             keep_lowest(self, self.batches)
         return loss
@@ -409,7 +404,7 @@ class OneModel(TrainingLoop):
         """The mean loss over held-out rows."""
         if self.checks is None:
             return None
-        with self._seeded():
+        with self.seeded():
             return self._pass(self.checks, training=False)
 
     def learning_rate(self) -> float:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from contextlib import nullcontext
 from functools import partial
 from typing import Any, NoReturn
 
@@ -193,7 +194,9 @@ class RegressionNet(skorch.NeuralNet):  # type: ignore[misc]
         """Predict raw rows in the user's units, also during training."""
         module: ScaledModule = self.module_
         x = module.as_input(batch[0])
-        with torch.set_grad_enabled(training), module.raw():
+        # a module may draw in evaluation mode too
+        seeded = nullcontext() if self.loop is None else self.loop.seeded()
+        with torch.set_grad_enabled(training), module.raw(), seeded:
             self._set_training(training)
             return module.outputs(x)
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from itertools import pairwise
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -41,7 +42,7 @@ class StackedRows:
         self.n_inputs = self.n_features + bias
         self.n_columns = self.n_inputs + self.n_targets + self.weighted
         n_rows = max(self.counts) + ragged
-        self.rows: Tensor = parts[0].X.new_zeros(len(parts), n_rows, self.n_columns)
+        self.rows: Tensor = parts[0].y.new_zeros(len(parts), n_rows, self.n_columns)
         for rows, part, n in zip(self.rows, parts, self.counts, strict=True):
             rows[:n, : self.n_features] = part.X
             if bias:
@@ -125,6 +126,8 @@ class StackedBatches:
         The row order of each group; without one, rows keep their order.
     slope_factor : float, default=1.0
         Constant factor left out of the loss's derivative.
+    joins_last : bool, default=False
+        Whether a single row left over joins the batch before it; groups are then of one length.
     """
 
     def __init__(
@@ -135,6 +138,8 @@ class StackedBatches:
         batch_size: int,
         orders: Sequence[Order] | None = None,
         slope_factor: float = 1.0,
+        *,
+        joins_last: bool = False,
     ) -> None:
         self.packed, self.owner, self.n_each = packed, list(owner), n_each
         self.counts = [packed.counts[i] for i in self.owner]
@@ -148,6 +153,7 @@ class StackedBatches:
         n_groups = len(self.owner)
         width = max(n_groups * packed.n_columns, n_groups * n_each * packed.n_targets)
         self.block_rows = rows_per_block(self.n_rows, self.batch_size, width)
+        self.joins_last = joins_last and self.batch_size > 1
         self._kept: dict[int, StackedBlock] = {}
         device = packed.rows.device
         self._start: Tensor = (
@@ -155,23 +161,30 @@ class StackedBatches:
         )
         self._as_it_is = self.owner == list(range(len(packed.counts)))
 
+    def _edges(self) -> list[tuple[int, int]]:
+        """The first row of each block, and the one after its last."""
+        starts = list(range(0, self.n_rows, self.block_rows))
+        if self.joins_last and len(starts) > 1 and starts[-1] == self.n_rows - 1:
+            starts.pop()
+        return list(pairwise([*starts, self.n_rows]))
+
     def blocks(self) -> Iterator[StackedBlock]:
         """The blocks of one epoch; each may be overwritten by the next."""
-        packed, starts = self.packed, range(0, self.n_rows, self.block_rows)
+        packed, edges = self.packed, self._edges()
         if self.orders is None and self._as_it_is:
-            for start in starts:
+            for start, stop in edges:
                 if start not in self._kept:
-                    stop = min(start + self.block_rows, self.n_rows)
                     self._kept[start] = self._cut(packed.rows[:, start:stop], start)
                     self._weigh(self._kept[start])
                 yield self._kept[start]
             return
         order = self._draw()
         flat = packed.rows.view(-1, packed.n_columns)
-        for start in starts:
-            index = order[:, start : start + self.block_rows]
-            # blocks in which no group runs out of rows share one layout
-            key = start if start + self.block_rows > min(self.counts) else 0
+        for start, stop in edges:
+            index = order[:, start:stop]
+            # full blocks in which no group runs out of rows share one layout
+            full = stop - start == self.block_rows and stop <= min(self.counts)
+            key = 0 if full else start
             if key not in self._kept:
                 room = flat.new_empty(*index.shape, packed.n_columns)
                 self._kept[key] = self._cut(room, start)
@@ -209,6 +222,8 @@ class StackedBatches:
             factors = torch.empty_like(scale)
         batches, together = [], []
         n_full = n_rows // size
+        if self.joins_last and n_full and n_rows % size == 1:
+            n_full -= 1
         # all batches of one size are views of one tensor, so that losses take few calls
         runs = [(0, n_full, size), (n_full * size, 1, n_rows - n_full * size)]
         for first, n, width in runs:

@@ -53,9 +53,12 @@ class StackedBackprop:
         Dropout masks of hidden units in training.
     """
 
+    keeps_losses = False
+
     def __init__(
         self, parameters: StackedLayers, activation: str, masks: StackedMasks | None = None
     ) -> None:
+        self.batch_losses: list[Tensor] = []
         self.parameters, self.masks = parameters, masks
         self.activation = ACTIVATIONS[activation]
         n_groups, n = parameters.n_groups, parameters.n_groups * parameters.n_each
@@ -125,6 +128,10 @@ class StackedBackprop:
         torch.bmm(weight, h, out=out)
         if bias is not None:
             out.add_(bias[:, :, None])
+
+    def losses(self, batch: StackedBatch) -> Tensor:
+        """Not needed: losses of the package are computed for all models at once."""
+        raise NotImplementedError
 
     def gradient_(self, batch: StackedBatch, loss: Loss) -> None:
         """Write outputs into `batch.out`, and the loss's gradient into `parameters.gradient`."""

@@ -4,22 +4,33 @@ from __future__ import annotations
 
 from typing import Any, Protocol
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from .._objective.losses import Loss
 from .._objective.penalty import PenaltySum
 from .._objective.projection import Projection
-from .._runtime.aliases import FloatArray
+from .._runtime.aliases import Array, FloatArray
 from .._spec import FitSpec
 from .model_numbers import MANY
-from .stacked_batches import StackedBatch
+from .stacked_batches import StackedBatch, StackedBatches, StackedBlock
 from .stacked_parameters import StackedParameters
-from .training_objective import TrainingObjective
+from .training_objective import MeanLoss, TrainingObjective
 
 
 class StackedGradients(Protocol):
-    """Computes outputs and gradients of all models of a stack."""
+    """Computes outputs and gradients of all models of a stack.
+
+    With `keeps_losses`, `gradient_` appends the loss of each model to `batch_losses`, and `losses`
+    returns those of the outputs in a batch: losses of the user's are only called on one model.
+    """
+
+    keeps_losses: bool
+    batch_losses: list[Tensor]
+
+    def losses(self, batch: StackedBatch) -> Tensor:
+        """The loss of each model for the outputs in a batch, of shape (n_groups, n_each)."""
 
     def gradient_(self, batch: StackedBatch, loss: Loss) -> None:
         """Write outputs into the batch, and the gradient of the loss into the parameters'."""
@@ -83,6 +94,25 @@ class StackedObjective(TrainingObjective):
         """Write outputs into the batch, without dropout."""
         self.gradients.outputs_(batch)
 
+    def add_loss(self, mean: MeanLoss, block: StackedBlock) -> None:
+        """Add the loss of a block, as it was before each update."""
+        if not self.gradients.keeps_losses:
+            mean.add(block)
+            return
+        for batch, values in zip(block.batches, self.gradients.batch_losses, strict=True):
+            mean.add_sum(values * batch.n_rows, _counts(batch))
+        self.gradients.batch_losses.clear()
+
+    def add_losses(self, mean: MeanLoss, batches: StackedBatches) -> None:
+        """Add the losses of all rows at the current parameters."""
+        if not self.gradients.keeps_losses:
+            super().add_losses(mean, batches)
+            return
+        for block in batches.blocks():
+            for batch in block.batches:
+                self.outputs_(batch)
+                mean.add_sum(self.gradients.losses(batch) * batch.n_rows, _counts(batch))
+
     def n_rows_of(self, batch: StackedBatch) -> float | Tensor:
         """Rows that weight the penalty before an update, per parameter if groups differ."""
         counts = tuple(batch.counts)
@@ -94,3 +124,8 @@ class StackedObjective(TrainingObjective):
             per_model = own[:, None].expand(-1, self.parameters.n_each)
             self._n_rows[counts] = self.parameters.expand(per_model)
         return self._n_rows[counts]
+
+
+def _counts(batch: StackedBatch) -> Array:
+    """Rows of each group in a batch, of shape (n_groups, 1)."""
+    return np.array(batch.counts)[:, None]

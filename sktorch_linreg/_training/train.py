@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from contextlib import nullcontext
 from functools import partial
 from typing import Any
 
@@ -15,9 +16,10 @@ from .._optim.state import schedule_state
 from .._optim.updates import rate_of
 from .._runtime.aliases import Layers
 from .._runtime.identity import fingerprint, identify
+from .._runtime.seeds import torch_draws_from
 from .._runtime.threads import threads_for
 from .._spec import FitResult, FitSpec, RunContext, Start
-from .begin import Beginning, agree_on_behaviour, begin_network, begin_user_module
+from .begin import Beginning, agree_on_module, begin_network, begin_user_module, runs_code
 from .duality_gap import check_minimum
 from .lbfgs_convergence import LbfgsConvergence
 from .module_objective import FIRST_WIDTH
@@ -90,7 +92,7 @@ def train(
         result = _train(data, spec, context, start, state, None)
     else:
         begun = context.group.run(partial(begin_user_module, data, spec, context, start))
-        begun = agree_on_behaviour(begun, context.group)
+        begun = agree_on_module(begun, context.group)
         result = _train(data, begun.spec, context, start, state, begun)
         result.seed = spec.training.seed if start is None else start.seed
     result.state = {"fits": fits, "rates": rates, **(result.state or {})}
@@ -116,7 +118,11 @@ def _train(
     begun.restore(state, group.rank)
     spec, module = begun.spec, begun.module
     module.scale_input = sp.issparse(rows.X) and prepared.stats is None
-    net = group.run(lambda: make_net(module, spec, context, state))
+    code = runs_code(spec, context)
+    # constructors of optimizers, schedules and callbacks may draw
+    seeded = torch_draws_from(begun.of_code, spec.device) if code else nullcontext()
+    with seeded:
+        net = group.run(lambda: make_net(module, spec, context, state))
     objective, flat = net.objective_, net.objective_.flat
     monitor = Monitor.of_one(spec, validation is not None)
     run = RunState(

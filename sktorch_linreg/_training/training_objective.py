@@ -81,11 +81,15 @@ class TrainingObjective(ABC):
     def loss_of(self, batches: Any) -> Any:
         """The mean loss over all rows at the current parameters, without penalty."""
         mean = MeanLoss(self.loss)
+        self.add_losses(mean, batches)
+        return mean.value(self.numbers, self.group)
+
+    def add_losses(self, mean: MeanLoss, batches: Any) -> None:
+        """Add the losses of all rows at the current parameters."""
         for block in batches.blocks():
             for batch in block.batches:
                 self.outputs_(batch)
             mean.add(block)
-        return mean.value(self.numbers, self.group)
 
 
 class MeanLoss:

@@ -19,6 +19,7 @@ from .._data.validation import VALIDATION_SET, validate_held_out, validate_rows
 from .._errors import public_name
 from .._estimator.base import BaseTorchRegressor
 from .._modules.activations import ACTIVATIONS
+from .._objective.losses import OwnLoss
 from .._optim.construct import construct, defaults_of
 from .._optim.schedules import SCHEDULES
 from .._optim.updates import has_rule
@@ -29,12 +30,15 @@ from .._runtime.seeds import resolve_seed
 from .._runtime.sklearn_private import check_method_params, num_samples, safe_indexing, safe_split
 from .._spec import FitSpec, RunContext, TrainingOptions
 from .._training.batches import n_batches
+from .._training.many_modules import NotStackable, Stackable, examine_stack, with_behaviour
 from .._training.stacked_result import StackResult
 from ..linear import TorchLinearRegressor
 from ..mlp import TorchMLPRegressor
 from ..module import TorchRegressor
 
-OURS = TorchLinearRegressor, TorchMLPRegressor
+OURS = TorchLinearRegressor, TorchMLPRegressor, TorchRegressor
+# up to these, integers are exact in floating point
+LARGEST_CODE = {torch.float32: 2**24, torch.float64: 2**53}
 # immutable types
 PLAIN = str, int, float, np.generic
 # copies of the training rows: standardised, and packed
@@ -115,8 +119,6 @@ def make_candidate(base: Any, index: int, params: Mapping[str, Any], seed: int) 
                 for k, v in sorted(params.items())
                 if not k.startswith(mine)
             )
-    if type(last) is TorchRegressor:
-        raise CannotStack("modules of your own are not stacked")
     if type(last) not in OURS:
         # a pipeline of another package, such as imbalanced-learn's, may change the rows
         name = public_name(type(last)) if isinstance(last, Pipeline) else type(last).__name__
@@ -261,10 +263,41 @@ def _weight_and_validation(
     return fit_params.get(known[0]), {k: fit_params[k] for k in known[1:] if k in fit_params}
 
 
-def spec_and_shape(c: Candidate, data: TrainingData, known_scorer: bool) -> tuple[FitSpec, Any]:
-    """The spec of a fit, and what it has in common with the others of its stack."""
+class Trials:
+    """What trials of stacks of modules have found out, so that each is made once."""
+
+    def __init__(self) -> None:
+        self.known: dict[Any, Stackable | str] = {}
+
+    def of(self, key: Any, data: TrainingData, spec: FitSpec) -> Stackable:
+        """The result for a key that is equal for equal stacks; raises CannotStack if it failed."""
+        if key not in self.known:
+            try:
+                self.known[key] = examine_stack(data, spec)
+            except NotStackable as reason:
+                self.known[key] = f"{_culprit(spec)}: {reason}"
+        found = self.known[key]
+        if isinstance(found, str):
+            raise CannotStack(found)
+        return found
+
+
+def spec_and_shape(
+    c: Candidate, data: TrainingData, known_scorer: bool, trials: Trials
+) -> tuple[FitSpec, Any, Stackable | None]:
+    """The spec of a fit, and what it has in common with the others of its stack.
+
+    For a stack of vectorised calls, also what a trial has found out.
+    """
     spec = _spec(c, data, known_scorer)
-    return spec, _shape(spec, data)
+    recipe, shape = spec.shape.module, _shape(spec, data)
+    if spec.is_exact or not _by_vmap(spec):
+        return spec, shape, None
+    largest = LARGEST_CODE[spec.dtype]
+    if recipe is not None and recipe.integers and np.abs(data.X).max() > largest:
+        raise CannotStack("integers too large for the dtype of the stack")
+    found = trials.of(shape, data, spec)
+    return with_behaviour(spec, found), shape, found
 
 
 def _spec(c: Candidate, data: TrainingData, known_scorer: bool) -> FitSpec:
@@ -280,12 +313,8 @@ def _spec(c: Candidate, data: TrainingData, known_scorer: bool) -> FitSpec:
         return spec
     if not has_rule(cls, spec.training.optimizer_options, spec.device):
         raise CannotStack(f"optimizer={spec.training.optimizer!r} has no stacked version")
-    if spec.objective.loss.slope is None:
-        raise CannotStack(f"loss={spec.objective.loss.name!r} has no written-out gradient")
-    if spec.device.type not in DEVICES or not ACTIVATIONS[spec.shape.activation].by_hand:
-        raise CannotStack(
-            f"activation={spec.shape.activation!r} has no written-out gradient on {spec.device}"
-        )
+    if spec.device.type not in DEVICES:
+        raise CannotStack(f"there are no stacks on {spec.device}")
     known = {schedule for schedule, _ in SCHEDULES.values()}
     if spec.training.schedule_class is not None and spec.training.schedule_class not in known:
         raise CannotStack(
@@ -309,10 +338,14 @@ def _shape(spec: FitSpec, data: TrainingData) -> Any:
         schedule = {}
     pointwise: Any = spec.objective.loss.pointwise
     apart = "models that use it are not stacked"
+    if isinstance(pointwise, OwnLoss):
+        loss_key: Any = identify(pointwise.make, "loss", apart)
+    else:
+        loss_key = key_of(pointwise.keywords, "loss__*", apart)
     return (
         data.n_features,
         data.n_targets,
-        (spec.objective.loss.name, key_of(pointwise.keywords, "loss__*", apart)),
+        (spec.objective.loss.name, loss_key),
         spec.standardize,
         spec.dtype,
         str(spec.device),
@@ -323,12 +356,42 @@ def _shape(spec: FitSpec, data: TrainingData) -> Any:
         (spec.objective.positive, spec.objective.l1 > 0),
         spec.shape.fit_intercept,
         (spec.shape.hidden, spec.shape.activation, spec.shape.dropout > 0),
+        _module_key(spec, data),
         spec.training.max_epochs,
         None if whole else spec.training.batch_size,
         _n_updates(data.n_samples, spec.training),
         spec.training.shuffle,
         spec.training.validation_fraction,
     )
+
+
+def _by_vmap(spec: FitSpec) -> bool:
+    """Whether gradients are not written out, so that modules are called by `torch.func.vmap`."""
+    by_hand = ACTIVATIONS[spec.shape.activation].by_hand and spec.objective.loss.slope is not None
+    return spec.shape.module is not None or not by_hand
+
+
+def _culprit(spec: FitSpec) -> str:
+    """The parameter because of which a stack needs vectorised calls."""
+    if spec.shape.module is not None:
+        return f"module={spec.shape.module.name}"
+    loss = spec.objective.loss
+    return f"loss={loss.name}" if loss.slope is None else f"activation={spec.shape.activation!r}"
+
+
+def _module_key(spec: FitSpec, data: TrainingData) -> Any:
+    """What models in a stack of vectorised calls must have in common."""
+    recipe = spec.shape.module
+    if not _by_vmap(spec):
+        return None
+    # rows of zeros, which would fill up shorter folds, may be wrong for a module
+    about = data.n_samples, spec.training.seed
+    if recipe is None:
+        return about
+    apart = "models that use it are not stacked"
+    options = key_of(recipe.options, "module__*", apart)
+    given = identify(recipe.given, "module", apart)
+    return given, options, recipe.row_shape, recipe.integers, about
 
 
 def _n_updates(n_rows: int, training: TrainingOptions) -> int:

@@ -30,6 +30,7 @@ from .._runtime.sklearn_private import (
 from .._runtime.threads import in_threads
 from .._runtime.torch_modes import own_torch_settings
 from .._spec import FitSpec
+from .._training.many_modules import train_modules
 from .._training.many_networks import train_models
 from .._training.stacked_parameters import StackedLayers
 from .._training.stacked_result import NetworksResult, StackResult
@@ -280,6 +281,9 @@ def train_stack(
     place = {id(fold): i for i, fold in enumerate(folds)}
     owner = [place[id(fold)] for fold in stack.folds]
     data = [fold.train for fold in folds]
+    if stack.module is not None:
+        in_eval, specs = stack.module.in_eval, stack.specs
+        return train_modules(data, owner, specs, in_eval=in_eval, curves=not known, tell=tell)
     return train_models(data, owner, stack.specs, curves=not known, tell=tell)
 
 

@@ -8,17 +8,18 @@ from dataclasses import dataclass, replace
 from itertools import pairwise
 from typing import Any
 
-from .._data.rows import TrainingData
 from .._estimator.checks import check_targets
 from .._runtime.aliases import Array
 from .._runtime.devices import resolve_device
 from .._runtime.memory import budget
 from .._runtime.seeds import resolve_seed
 from .._spec import FitSpec
+from .._training.many_modules import Stackable
 from .candidates import (
     COPIES,
     Candidate,
     Fold,
+    Trials,
     make_candidate,
     make_fold,
     n_bytes_of,
@@ -34,11 +35,15 @@ VECTORS = 8
 
 @dataclass
 class Stack:
-    """Fits of one shape; `candidates[g]` are the candidates fitted to the rows of `folds[g]`."""
+    """Fits of one shape; `candidates[g]` are the candidates fitted to the rows of `folds[g]`.
+
+    `module` says how a module of the user's can be stacked.
+    """
 
     folds: list[Fold]
     candidates: list[list[Candidate]]
     specs: list[list[FitSpec]]
+    module: Stackable | None = None
     # whether they are solved from one decomposition instead of trained
     exact: bool = False
 
@@ -58,9 +63,27 @@ class Stack:
         spec, data = self.specs[0][0], self.folds[0].train
         if self.exact:
             return data.n_samples * data.n_features**2
-        return (
-            _n_parameters(spec, data) * min(spec.training.batch_size, data.n_samples) * self.n_fits
-        )
+        batch = min(spec.training.batch_size, data.n_samples)
+        return self.n_parameters * batch * self.n_fits
+
+    @property
+    def n_parameters(self) -> int:
+        """Numbers in the parameters of a model."""
+        if self.module is not None:
+            return self.module.n_parameters
+        spec, data = self.specs[0][0], self.folds[0].train
+        sizes = data.n_features, *spec.shape.hidden, data.n_targets
+        return sum((a + 1) * b for a, b in pairwise(sizes))
+
+    @property
+    def n_entries(self) -> int:
+        """Array elements that a step of one model works on."""
+        spec = self.specs[0][0]
+        per_row = 2 * (sum(spec.shape.hidden) + self.folds[0].train.n_targets)
+        if self.module is not None:
+            per_row = 2 * self.module.n_entries
+        batch = min(spec.training.batch_size, max(fold.train.n_samples for fold in self.folds))
+        return VECTORS * self.n_parameters + batch * per_row
 
 
 @dataclass
@@ -79,19 +102,6 @@ class Plan:
         return sum(stack.n_fits for stack in self.stacks) + len(self.alone)
 
 
-def _n_parameters(spec: FitSpec, data: TrainingData) -> int:
-    return sum(
-        (a + 1) * b for a, b in pairwise((data.n_features, *spec.shape.hidden, data.n_targets))
-    )
-
-
-def _entries(spec: FitSpec, data: TrainingData) -> int:
-    """Array elements that a step of one model works on."""
-    batch = min(spec.training.batch_size, data.n_samples)
-    n_units = sum(spec.shape.hidden) + data.n_targets
-    return VECTORS * _n_parameters(spec, data) + 2 * batch * n_units
-
-
 def _one_group(stack: Stack) -> list[Stack]:
     """The groups of a stack, each as its own stack."""
     parts = zip(stack.folds, stack.candidates, stack.specs, strict=True)
@@ -103,8 +113,8 @@ def _cut(stack: Stack, n_bytes: float) -> list[Stack]:
     spec = stack.specs[0][0]
     limit = n_bytes / spec.dtype.itemsize
     if spec.device.type == "cpu":
-        limit = min(limit, STACK_ENTRIES)
-    each = max(_entries(spec, fold.train) for fold in stack.folds)
+        limit = min(limit, STACK_ENTRIES * (1 if stack.module is None else 32))
+    each = stack.n_entries
     n_groups, n_each = len(stack.candidates), len(stack.candidates[0])
     most = max(1, int(limit // each))
     groups = min(n_groups, most)
@@ -121,7 +131,8 @@ def _cut(stack: Stack, n_bytes: float) -> list[Stack]:
             candidates = [row[part] for row in stack.candidates[at]]
             if candidates[0]:
                 specs = [row[part] for row in stack.specs[at]]
-                out.append(Stack(stack.folds[at], candidates, specs))
+                folds = stack.folds[at]
+                out.append(replace(stack, folds=folds, candidates=candidates, specs=specs))
     return out
 
 
@@ -129,7 +140,7 @@ class _Sorter:
     """Sorts fits by what those of a stack have in common, until their rows fill the memory."""
 
     def __init__(self, known_scorer: bool) -> None:
-        self.known_scorer = known_scorer
+        self.known_scorer, self.trials = known_scorer, Trials()
         self.start_anew()
 
     def start_anew(self) -> None:
@@ -138,6 +149,7 @@ class _Sorter:
         self.alone: list[tuple[int, int]] = []
         self.reasons: Counter[str] = Counter()
         self.groups: dict[Any, dict[Any, tuple[Fold, list[Any]]]] = defaultdict(dict)
+        self.modules: dict[Any, Stackable | None] = {}
 
     def leave(self, c: int, split: int, reason: str) -> None:
         """Add a fit that is run individually."""
@@ -149,7 +161,7 @@ class _Sorter:
         data = fold.train
         looks = data.n_samples, data.n_features, data.X.dtype
         if looks not in known:
-            known[looks] = tried(spec_and_shape, c, data, self.known_scorer)
+            known[looks] = tried(spec_and_shape, c, data, self.known_scorer, self.trials)
         found = known[looks]
         if not isinstance(found, str):
             # targets differ from fold to fold
@@ -157,14 +169,14 @@ class _Sorter:
         if isinstance(found, str):
             self.leave(c.index, fold.split, found)
             return
-        spec, shape = found
+        spec, shape, self.modules[shape] = found
         group = self.groups[shape].setdefault((id(fold), c.seed), (fold, []))
         group[1].append((c, spec))
 
     def plan(self, n_bytes: float, last: bool) -> Plan:
         """Stacks of the fits so far, each of which uses at most `n_bytes`."""
         stacks = []
-        for groups in self.groups.values():
+        for shape, groups in self.groups.items():
             by_length: dict[int, list[tuple[Fold, list[Any]]]] = defaultdict(list)
             for fold, members in groups.values():
                 by_length[len(members)].append((fold, members))
@@ -173,6 +185,7 @@ class _Sorter:
                     [fold for fold, _ in same],
                     [[c for c, _ in members] for _, members in same],
                     [[spec for _, spec in members] for _, members in same],
+                    self.modules[shape],
                 )
                 if stack.specs[0][0].is_exact:
                     # each fold is decomposed separately

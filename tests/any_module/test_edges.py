@@ -449,3 +449,47 @@ def test_rows_that_are_equal_where_they_are_tried():
     few = clone(model).fit(rows, y)
     inside = few.module_(torch.as_tensor(rows[1:6], dtype=torch.float32)).detach()[:, 0]
     assert_allclose(few.predict(rows[1:6]), inside, rtol=1e-4, atol=1e-5)
+
+
+class CountsRows(nn.Module):
+    """Buffers that say which rows came, though outputs do not depend on them in training."""
+
+    def __init__(self, n_features):
+        super().__init__()
+        self.out = nn.Linear(n_features, 1)
+        self.register_buffer("mean", torch.zeros(n_features))
+        self.register_buffer("n_rows", torch.zeros(()))
+
+    def forward(self, x):
+        if self.training:
+            self.mean.copy_(x.mean(0))
+            self.n_rows += len(x)
+        return self.out(x)
+
+
+def test_buffers_see_repeated_rows():
+    rows, targets = np.r_[X, X[:30]], np.r_[y, y[:30]]
+    model = TorchRegressor(CountsRows, standardize=False, batch_size=None, **SETTINGS)
+    inside = model.fit(rows, targets).module_.module
+    assert inside.n_rows == SETTINGS["max_epochs"] * 91
+    assert_allclose(inside.mean, rows.mean(0), rtol=1e-5, atol=1e-6)
+
+
+def test_spectral_norm_keeps_a_lone_last_row():
+    def make():
+        return nn.Sequential(
+            nn.utils.parametrizations.spectral_norm(nn.Linear(4, 8)), nn.Tanh(), nn.Linear(8, 1)
+        )
+
+    settings = {**SETTINGS, "dtype": "float64", "batch_size": 20, "shuffle": False}
+    model = TorchRegressor(make, standardize=False, **settings).fit(X, y)
+    torch.manual_seed(SETTINGS["random_state"])
+    net = make().double()
+    optimizer = torch.optim.Adam(net.parameters(), lr=SETTINGS["lr"])
+    x, t = torch.as_tensor(X), torch.as_tensor(y)[:, None]
+    for _ in range(SETTINGS["max_epochs"]):
+        for part in torch.arange(61).split(20):
+            optimizer.zero_grad()
+            ((net(x[part]) - t[part]) ** 2).mean().backward()
+            optimizer.step()
+    assert_allclose(model.predict(X), net.eval()(x).detach()[:, 0], rtol=1e-6)

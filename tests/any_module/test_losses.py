@@ -253,3 +253,35 @@ def test_a_loss_that_works_in_place(name):
     found = clone(model).set_params(loss=InPlace).fit(X, targets).predict(X)
     assert_array_equal(targets, y)
     assert_allclose(found, clone(model).set_params(loss=Twice).fit(X, y).predict(X), rtol=1e-12)
+
+
+class Counts(nn.Module):
+    """A number that grows with each call, and decides the weight of the loss."""
+
+    def __init__(self):
+        super().__init__()
+        self.n_calls = 0
+
+    def forward(self, prediction, target):
+        if self.training:
+            self.n_calls += 1
+        return min(1.0, self.n_calls / 20) * (prediction - target).square().mean()
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_a_loss_is_called_once_per_update(name):
+    model = clone(MODELS[name]).set_params(loss=Counts, batch_size=25, max_epochs=6, tol=None)
+    model.fit(X, y)
+    assert model.net_.criterion_.module.n_calls == 24
+    if name == "module":
+        model.set_params(standardize=False, shuffle=False).fit(X, y)
+        torch.manual_seed(0)
+        net, criterion = Net(3, 1).double(), Counts()
+        optimizer = torch.optim.Adam(net.parameters(), lr=0.05)
+        x, t = torch.as_tensor(X), torch.as_tensor(y)[:, None]
+        for _ in range(6):
+            for part in torch.arange(100).split(25):
+                optimizer.zero_grad()
+                criterion(net(x[part]), t[part]).backward()
+                optimizer.step()
+        assert_allclose(model.predict(X), net(x).detach()[:, 0], rtol=1e-9)

@@ -1,6 +1,9 @@
 """Random numbers that code of the user's draws in training: repeatable, and its own."""
 
+import gc
+import linecache
 import pickle
+import sys
 import threading
 
 import numpy as np
@@ -8,11 +11,12 @@ import pytest
 import torch
 from numpy.testing import assert_array_equal
 from sklearn.base import clone
-from skorch.callbacks import Callback
+from skorch.callbacks import Callback, EarlyStopping, EpochScoring
 from torch import nn
 from user_modules import Net
 
 from sktorch_linreg import TorchLinearRegressor, TorchMLPRegressor, TorchRegressor
+from sktorch_linreg._runtime import seeds, turns
 
 pytestmark = pytest.mark.filterwarnings("ignore::sklearn.exceptions.ConvergenceWarning")
 
@@ -213,3 +217,117 @@ def test_fits_in_two_threads_take_turns():
         assert len(found[i]) == 3
         for predicted in found[i]:
             assert_array_equal(predicted, expected[i])
+
+
+class DropsAlways(Dropped):
+    """Dropout in predictions too."""
+
+    def forward(self, x):
+        h = torch.nn.functional.dropout(torch.tanh(self.body(x)), 0.3, True)
+        return self.out(h)
+
+
+def test_predictions_that_draw_are_repeated():
+    model = TorchRegressor(DropsAlways, random_state=0, **SETTINGS).fit(X, y)
+    torch.manual_seed(1)
+    state = torch.get_rng_state()
+    expected = model.predict(X)
+    assert torch.equal(torch.get_rng_state(), state)
+    torch.rand(3)
+    for again in (model, pickle.loads(pickle.dumps(model))):
+        assert_array_equal(again.predict(X), expected)
+    # what a callback predicts while training decides alike
+    stops = TorchRegressor(
+        DropsAlways, random_state=0, **{**SETTINGS, "max_epochs": 30},
+        callbacks=[
+            EpochScoring("r2", lower_is_better=False, name="r2", on_train=True),
+            EarlyStopping("r2", patience=1, lower_is_better=False),
+        ],
+    )  # fmt: skip
+    found = []
+    for seed in range(4):
+        torch.manual_seed(seed)
+        found.append(clone(stops).fit(X, y).n_iter_)
+    assert len(set(found)) == 1
+
+
+class DrawsAtFirst(torch.optim.SGD):
+    def __init__(self, params, lr=0.01):
+        super().__init__(params, lr=lr)
+        with torch.no_grad():
+            for group in self.param_groups:
+                for p in group["params"]:
+                    p.add_(0.1 * torch.randn_like(p))
+
+
+class DrawnLoss(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.factor = float(torch.rand(()))
+
+    def forward(self, prediction, target):
+        return self.factor * (prediction - target).square().mean()
+
+
+@pytest.mark.parametrize("settings", [{"optimizer": DrawsAtFirst}, {"loss": DrawnLoss}])
+@pytest.mark.parametrize("model", [TorchRegressor(Net), TorchMLPRegressor()])
+def test_constructors_that_draw(model, settings):
+    model = clone(model).set_params(**SETTINGS, **settings)
+    torch.manual_seed(1)
+    state = torch.get_rng_state()
+    found = [clone(model).set_params(random_state=seed).fit(X, y) for seed in (0, 0, 1)]
+    assert torch.equal(torch.get_rng_state(), state)
+    assert_array_equal(found[0].predict(X), found[1].predict(X))
+    assert not np.array_equal(found[0].predict(X), found[2].predict(X))
+    if "loss" in settings:
+        assert found[0].net_.criterion_.module.factor != found[2].net_.criterion_.module.factor
+
+
+def interrupted_at(n):
+    """A trace function that raises at the n-th line of the locks and generators."""
+    files, seen = {seeds.__file__, turns.__file__}, [0]
+
+    def local(frame, event, arg):
+        source = linecache.getline(frame.f_code.co_filename, frame.f_lineno)
+        # between taking or releasing a lock and the block, the interpreter looks for no signal
+        if event == "line" and "with self._lock" not in source:
+            seen[0] += 1
+            if seen[0] == n:
+                raise KeyboardInterrupt
+        return local
+
+    def tracer(frame, event, arg):
+        return local if frame.f_code.co_filename in files else None
+
+    return tracer, seen
+
+
+def test_ctrl_c_at_any_line_leaves_the_lock_and_the_generator():
+    device, own = torch.device("cpu"), [torch.Generator()]
+    n = n_lines = 0
+    while n <= n_lines:
+        n += 1
+        torch.manual_seed(7)
+        before = torch.get_rng_state()
+        tracer, seen = interrupted_at(n)
+        sys.settrace(tracer)
+        try:
+            with seeds.torch_draws_from(own, device):
+                torch.rand(3)
+        except KeyboardInterrupt:
+            pass
+        finally:
+            sys.settrace(None)
+        n_lines = max(n_lines, seen[0])
+        gc.collect()
+        assert torch.equal(torch.get_rng_state(), before), n
+        thread = threading.Thread(target=_enter, args=(device,), daemon=True)
+        thread.start()
+        thread.join(30)
+        assert not thread.is_alive(), n
+    assert n_lines > 15
+
+
+def _enter(device):
+    with seeds.seeded_torch(0, device):
+        pass

@@ -45,7 +45,6 @@ from user_modules import (
 )
 
 from sktorch_linreg import (
-    BatchedGridSearchCV,
     TorchMLPRegressor,
     TorchRegressor,
     lr_range_test,
@@ -436,15 +435,6 @@ def test_searches_in_workers(backend):
         shared = clone(search).set_params(n_jobs=2).fit(X, y)
     for key in ("mean_test_score", "std_test_score"):
         assert_array_equal(shared.cv_results_[key], alone.cv_results_[key])
-
-
-def test_a_batched_search_fits_them_one_by_one_and_says_so(capsys):
-    grid = {"lr": [0.02, 0.001], "module__width": [4, 16]}
-    search = BatchedGridSearchCV(SMALL, grid, cv=2, verbose=1).fit(X, y)
-    assert "modules of your own are not stacked" in capsys.readouterr().out
-    alone = GridSearchCV(SMALL, grid, cv=2).fit(X, y)
-    key = "mean_test_score"
-    assert_array_equal(search.cv_results_[key], alone.cv_results_[key])
 
 
 def test_fits_in_threads_draw_as_alone():

@@ -271,6 +271,33 @@ def learned(model):
     return np.concatenate([np.ravel(p) for p in parts])
 
 
+class FailsOnOne(torch.nn.Module):
+    """Raises in its third step, or in validation, on the second process only."""
+
+    def __init__(self, n_features, when):
+        super().__init__()
+        self.layers, self.when, self.n_steps = layers(n_features, 1), when, 0
+
+    def forward(self, x):
+        self.n_steps += self.training and torch.is_grad_enabled()
+        now = self.n_steps == 3 and self.training == (self.when == "training")
+        if dist.get_rank() == 1 and now:
+            raise OSError("the disk is full")
+        return self.layers(x)
+
+
+class FailingLoss(torch.nn.Module):
+    def forward(self, prediction, target):
+        if dist.get_rank() == 1 and len(target) > 5:
+            raise OSError("the disk is full")
+        return (prediction - target).square().mean()
+
+
+def wider_on_one(n_features):
+    width = 4 + dist.get_rank()
+    return torch.nn.Sequential(torch.nn.Linear(n_features, width), torch.nn.Linear(width, 1))
+
+
 def refusals(processes, X, y):
     """Messages of fits that cannot be shared, and whether a later one works."""
     rank = processes.rank
@@ -294,6 +321,18 @@ def refusals(processes, X, y):
         "other precision": lambda: network(dtype=DTYPES[rank]).fit(X, y),
         "no validation set": lambda: network(early_stopping=True).fit(
             X, y, **({} if rank else validation_set(rank))
+        ),
+        "other widths": lambda: module(wider_on_one).fit(X, y),
+        "module fails": lambda: module(FailsOnOne, module__when="training").fit(X, y),
+        "module fails, L-BFGS": lambda: module(
+            FailsOnOne, module__when="training", optimizer="lbfgs"
+        ).fit(X, y),
+        "module fails in validation": lambda: module(
+            FailsOnOne, module__when="validation", early_stopping=True, batch_size=60
+        ).fit(X, y),
+        "loss fails": lambda: network(loss=FailingLoss).fit(X, y),
+        "one row of a batch": lambda: module(normalised, batch_size=20).fit(
+            X[: 100 if rank else 5], y[: 100 if rank else 5]
         ),
         "other shapes": lambda: module(lambda n_features: torch.nn.Flatten()).fit(
             X[:, :4].reshape(len(X), *((2, 2, 1) if rank else (2, 1, 2))), y

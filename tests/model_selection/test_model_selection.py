@@ -164,7 +164,11 @@ def test_shapes_make_stacks_of_their_own(capsys):
             "optimizer='lbfgs' has no stacked version",
         ),
         (LINEAR, {"optimizer": [torch.optim.Rprop]}, "optimizer='Rprop' has no stacked version"),
-        (LINEAR, {"loss": [torch.nn.SmoothL1Loss]}, "no written-out gradient"),
+        (
+            MLP,
+            {"loss": [torch.nn.SmoothL1Loss], "dropout": [0.2]},
+            "loss=SmoothL1Loss: dropout with this loss or activation",
+        ),
         (LINEAR, {"record_path": [True]}, "record_path"),
         (LINEAR, {"callbacks": [[("none", None)]]}, "callbacks"),
         (Ridge(), {"alpha": [0.1, 1.0]}, "Ridge is not an estimator of this package"),
