@@ -1,10 +1,12 @@
 """Searches without the refit, against GridSearchCV over skorch, scikit-learn and our models.
 
 Run without arguments for one and two threads, or with a number of threads and then words that
-select jobs by name. With `cost`, it prints the cost of a search by number of candidates instead.
-Each search is run with one and with two jobs, and the faster one counts.
+select jobs by name. With `cost`, it prints the cost of a search by number of candidates instead,
+and with `first` searches of modules in fresh processes, where torch has still to import its
+compiler. Each search is run with one and with two jobs, and the faster one counts.
 """
 
+import subprocess
 import sys
 import time
 import warnings
@@ -22,7 +24,12 @@ from sklearn.model_selection import GridSearchCV
 from sklearn.neural_network import MLPRegressor
 from torch import nn
 
-from sktorch_linreg import BatchedGridSearchCV, TorchLinearRegressor, TorchMLPRegressor
+from sktorch_linreg import (
+    BatchedGridSearchCV,
+    TorchLinearRegressor,
+    TorchMLPRegressor,
+    TorchRegressor,
+)
 
 RATES, FEW_RATES = np.geomspace(1e-4, 0.1, 20), np.geomspace(1e-4, 0.1, 12)
 # mean seconds above which searches are run in fewer rounds
@@ -101,6 +108,77 @@ def network(n, d, hidden, batch, epochs, rates=FEW_RATES, alphas=None):
     return ours, {"lr": rates, **more}, X, y, peers
 
 
+class Hidden(nn.Sequential):
+    """One hidden layer."""
+
+    def __init__(self, n_features, width):
+        super().__init__(nn.Linear(n_features, width), nn.ReLU(), nn.Linear(width, 1))
+
+
+class Convolution(nn.Module):
+    """A convolution over the steps of three series, and the mean over them."""
+
+    def __init__(self):
+        super().__init__()
+        self.conv, self.out = nn.Conv1d(3, 8, 3), nn.Linear(8, 1)
+
+    def forward(self, x):
+        """One number per row."""
+        return self.out(torch.relu(self.conv(x.mT)).mean(-1))
+
+
+class Recurrent(nn.Module):
+    """The last state of recurrent units over three series."""
+
+    def __init__(self, cls):
+        super().__init__()
+        self.cells, self.out = cls(3, 8, batch_first=True), nn.Linear(8, 1)
+
+    def forward(self, x):
+        """One number per row."""
+        return self.out(self.cells(x)[0][:, -1])
+
+
+def module(cls, options, shape, batch, epochs=10):
+    rng = np.random.default_rng(0)
+    X = rng.normal(size=shape).astype(np.float32)
+    y = X.reshape(len(X), -1)[:, :5].sum(1)
+    options = {f"module__{name}": value for name, value in options.items()}
+    ours = TorchRegressor(
+        cls, batch_size=batch, max_epochs=epochs, tol=None, random_state=0, **options
+    )
+    theirs = skorch.NeuralNetRegressor(
+        cls,
+        optimizer=torch.optim.Adam,
+        max_epochs=epochs,
+        batch_size=batch,
+        train_split=None,
+        iterator_train__shuffle=True,
+        verbose=0,
+        **options,
+    )
+    grid = {"lr": FEW_RATES}
+    peers = {"skorch": (theirs, grid, X, y[:, None]), "one by one": (ours, grid, X, y)}
+    return ours, grid, X, y, peers
+
+
+MODULES = {
+    "module of 32 units, 500 x 10, batch 32, 12 rates": partial(
+        module, Hidden, {"n_features": 10, "width": 32}, (500, 10), 32
+    ),
+    "module of 64 units, 2000 x 10, batch 64, 12 rates": partial(
+        module, Hidden, {"n_features": 10, "width": 64}, (2000, 10), 64
+    ),
+    "module, convolution, 500 x 20 x 3, batch 32, 12 rates": partial(
+        module, Convolution, {}, (500, 20, 3), 32
+    ),
+    "module, GRU, 500 x 10 x 3, batch 32, 12 rates": partial(
+        module, Recurrent, {"cls": nn.GRU}, (500, 10, 3), 32
+    ),
+    "module, LSTM, 500 x 10 x 3, batch 32, 12 rates": partial(
+        module, Recurrent, {"cls": nn.LSTM}, (500, 10, 3), 32
+    ),
+}
 JOBS = {
     "linear, 500 x 10, batch 64, 30 epochs, 20 rates": partial(linear, 500, 10, 64, 30),
     "linear, 2000 x 20, batch 128, 20 epochs, 20 rates": partial(linear, 2000, 20, 128, 20),
@@ -112,6 +190,9 @@ JOBS = {
         network, 10000, 20, (64, 64), 256, 10, np.geomspace(1e-4, 0.03, 8), np.geomspace(1e-6, 1, 8)
     ),
 }
+
+
+JOBS |= MODULES
 
 
 def ridge(table):
@@ -170,6 +251,34 @@ def compare(n_threads):
     table.summary()
 
 
+def first():
+    """Searches of modules in fresh processes, ours and one by one in turn, with one thread."""
+    print("\n| search | ours, s | one by one, s | ratio |")
+    print("|---|---|---|---|")
+    for case in MODULES:
+        seconds = {"ours": [], "one by one": []}
+        for _ in range(3):
+            for name, found in seconds.items():
+                done = subprocess.run(
+                    [sys.executable, __file__, "once", case, name],
+                    capture_output=True,
+                    text=True,
+                    check=True,
+                )
+                found.append(float(done.stdout))
+        ours, alone = (median(found) for found in seconds.values())
+        print(f"| {case} | {ours:.2f} | {alone:.2f} | {alone / ours:.1f} |", flush=True)
+
+
+def once(case, name):
+    """Print the seconds of one search."""
+    warnings.simplefilter("ignore")
+    torch.set_num_threads(1)
+    ours, grid, X, y, _ = MODULES[case]()
+    cls = BatchedGridSearchCV if name == "ours" else GridSearchCV
+    print(timed(partial(search, cls, ours, grid, None, X, y)))
+
+
 def cost():
     """Seconds by number of candidates, with 5 folds each."""
     warnings.simplefilter("ignore")
@@ -195,5 +304,9 @@ def cost():
 if __name__ == "__main__":
     if sys.argv[1:] == ["cost"]:
         cost()
+    elif sys.argv[1:] == ["first"]:
+        first()
+    elif sys.argv[1:2] == ["once"]:
+        once(*sys.argv[2:])
     else:
         with_threads(compare)

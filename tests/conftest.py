@@ -1,6 +1,7 @@
 """Shared fixtures; the environment is set before scipy is imported."""
 
 import os
+from collections import Counter
 
 # small products in two threads slow down tenfold when another process wants a core
 os.environ.setdefault("OMP_NUM_THREADS", "1")
@@ -14,7 +15,16 @@ import torch
 TORCH = tuple(int(part) for part in torch.__version__.split(".")[:2])
 
 
+@pytest.hookimpl(tryfirst=True)
 def pytest_collection_modifyitems(items):
+    seen = Counter()
+    for item in items:
+        marker = item.get_closest_marker("sampled")
+        if marker:
+            name = item.nodeid.partition("[")[0]
+            if seen[name] % marker.args[0]:
+                item.add_marker(pytest.mark.slow)
+            seen[name] += 1
     for item in items:
         marker = item.get_closest_marker("since_torch_2_7")
         if marker and TORCH < (2, 7):

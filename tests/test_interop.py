@@ -46,6 +46,7 @@ def test_a_linear_regression_that_predicts_the_same(targets, params):
     assert np.abs(model.coef_).max() > 0
 
 
+@pytest.mark.sampled(2)
 @pytest.mark.parametrize("targets", [y, Y], ids=["n", "n, 2"])
 @pytest.mark.parametrize("activation", ["relu", "tanh", "logistic", "identity"])
 @pytest.mark.parametrize("hidden", [(), (8,), (8, 4)])

@@ -1,6 +1,5 @@
 """Random numbers that code of the user's draws in training: repeatable, and its own."""
 
-import gc
 import linecache
 import pickle
 import sys
@@ -319,7 +318,6 @@ def test_ctrl_c_at_any_line_leaves_the_lock_and_the_generator():
         finally:
             sys.settrace(None)
         n_lines = max(n_lines, seen[0])
-        gc.collect()
         assert torch.equal(torch.get_rng_state(), before), n
         thread = threading.Thread(target=_enter, args=(device,), daemon=True)
         thread.start()

@@ -61,6 +61,7 @@ def network(optimizer="adam", **settings):
     return TorchMLPRegressor(optimizer=optimizer, lr=RATES[optimizer], **settings)
 
 
+@pytest.mark.sampled(2)
 @pytest.mark.parametrize(
     ("optimizer", "kind"),
     [(o, k) for o in ("adam", "sgd") for k in KINDS]
@@ -97,6 +98,7 @@ def test_an_odd_first_batch_of_sparse_rows(kind):
     np.testing.assert_allclose(sparse, dense, atol=1e-4)
 
 
+@pytest.mark.sampled(2)
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("optimizer", ["adam", "sgd"])
 def test_an_odd_first_batch_for_a_linear_model(kind, optimizer):

@@ -309,20 +309,14 @@ def check(seed, dtype, tolerance):
             np.testing.assert_allclose(ours[name], values, **close)
 
 
-def seeds(first, n, n_plain):
-    """The first ones in the plain run, the others in the slow one."""
-    numbers = range(first, first + n)
-    return [
-        pytest.param(i, marks=pytest.mark.slow if i >= first + n_plain else ()) for i in numbers
-    ]
-
-
-@pytest.mark.parametrize("seed", seeds(0, 30, 12))
+@pytest.mark.sampled(3)
+@pytest.mark.parametrize("seed", range(30))
 def test_the_same_scores_in_double_precision(seed):
     check(seed, "float64", 1e-8)
 
 
-@pytest.mark.parametrize("seed", seeds(100, 10, 4))
+@pytest.mark.sampled(3)
+@pytest.mark.parametrize("seed", range(100, 110))
 def test_the_same_scores_in_single_precision(seed):
     check(seed, "float32", 2e-4)
 

@@ -186,6 +186,7 @@ def test_what_is_not_stacked_is_fitted_alone(estimator, grid, reason, capsys):
     assert reason in out
 
 
+@pytest.mark.sampled(3)
 @pytest.mark.parametrize("shape", [(121, 4), (30, 40), (60, 4)])
 @pytest.mark.parametrize("options", [{}, {"standardize": False}, {"fit_intercept": False}])
 @pytest.mark.parametrize("weighted", [False, True])
@@ -480,6 +481,7 @@ def changes_rows(estimator, X, y):
     return out
 
 
+@pytest.mark.sampled(3)
 @pytest.mark.parametrize("kind", IN_PLACE)
 @pytest.mark.parametrize(
     "scoring",
@@ -607,6 +609,7 @@ def test_counts_are_scored_on_predictions(params, scoring):
 # -- rows of any kind -----------------------------------------------------------------------------
 
 
+@pytest.mark.sampled(2)
 @pytest.mark.parametrize("name", ["nbytes", "shape", "dtype", "data", "strides", "ndim", "columns"])
 @pytest.mark.parametrize("library", ["pandas", "polars"])
 def test_columns_of_any_name(name, library):

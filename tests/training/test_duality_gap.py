@@ -49,6 +49,7 @@ def standard(X, y, weight):
     return both[:, :-1], both[:, -1]
 
 
+@pytest.mark.sampled(3)
 @pytest.mark.parametrize("seed", range(6))
 @pytest.mark.parametrize("alpha", [0.0, 0.02])
 @pytest.mark.parametrize("container", [np.asarray, sp.csr_array])
@@ -72,6 +73,7 @@ def test_the_excess_bounds_that_over_the_linear_programme(found, seed, alpha, co
     np.testing.assert_allclose(value, model.best_loss_, rtol=1e-4)
 
 
+@pytest.mark.sampled(3)
 @pytest.mark.parametrize("loss", ["absolute_error", torch.nn.L1Loss])
 @pytest.mark.parametrize("positive", [False, True])
 @pytest.mark.parametrize("fit_intercept", [False, True])
@@ -102,6 +104,7 @@ def far_from_the_minimum():
     yield PolynomialFeatures(2, include_bias=False).fit_transform(X), y, np.ones(len(y)), 0.95
 
 
+@pytest.mark.sampled(2)
 @pytest.mark.parametrize(("X", "y", "weight", "q"), far_from_the_minimum())
 def test_far_above_the_minimum_there_is_a_warning(X, y, weight, q):
     model = TorchLinearRegressor(loss="quantile", loss__quantile=q)

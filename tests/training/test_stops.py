@@ -138,6 +138,7 @@ def rows():
     return X, X @ [1.0, 0.2, 3.0, -1.0, 0.0] + np.sin(X[:, 0]) + 0.1 * rng.normal(size=200)
 
 
+@pytest.mark.sampled(2)
 @pytest.mark.parametrize(
     "params",
     [
@@ -237,6 +238,7 @@ def test_lbfgs_whose_line_search_has_no_room_says_so():
     assert "Raise optimizer__max_eval" in warned[0]
 
 
+@pytest.mark.sampled(3)
 @pytest.mark.parametrize("loss", ["huber", "poisson", "absolute_error", "quantile"])
 @pytest.mark.parametrize("shape", ["twins", "wide"])
 @pytest.mark.parametrize("alpha", [0.0, 1e-3])
@@ -310,6 +312,7 @@ def test_a_plateau_lowers_the_rate_before_it_ends_training(cls, settings):
         assert rates.count(levels[-1]) > model.n_iter_no_change
 
 
+@pytest.mark.sampled(2)
 @pytest.mark.parametrize("settings", PLATEAUS.values(), ids=PLATEAUS)
 def test_plateaus_of_stacked_models_are_those_of_single_ones(settings):
     X, y = make_regression(60, 4, noise=10, random_state=0)

@@ -318,6 +318,7 @@ def test_a_loss_of_the_users_own(easy):
 # -- penalties ------------------------------------------------------------------------------------
 
 
+@pytest.mark.sampled(2)
 @pytest.mark.parametrize("optimizer", ["sgd", "adam", "rmsprop", "adamax", "lbfgs"])
 @pytest.mark.parametrize("positive", [True, False])
 def test_lasso_has_exact_zeros_under_any_optimizer(regression, optimizer, positive):
@@ -353,6 +354,7 @@ def test_positive_under_a_named_optimizer(easy, optimizer):
     assert (model.coef_ >= 0).all()
 
 
+@pytest.mark.sampled(2)
 @pytest.mark.parametrize("loss", ["huber", "poisson", "quantile", "absolute_error"])
 def test_l1_with_other_losses_agrees_between_solvers(outliers, loss):
     X, y = outliers

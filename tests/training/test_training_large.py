@@ -53,6 +53,7 @@ def test_memory_is_one_copy_at_most(kind, limit):
     assert done.returncode == 0, done.stderr
 
 
+@pytest.mark.slow
 def test_a_fit_by_name_makes_no_torch_optimizer():
     """The first one in a process imports torch._dynamo, which takes a second."""
     code = """
