@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import nullcontext
+from contextlib import nullcontext, suppress
 from typing import Any, ClassVar, Self, cast
 
 import numpy as np
@@ -19,7 +19,7 @@ from ._estimator.checks import can_partial_fit, check_outputs
 from ._estimator.make_spec import make_spec
 from ._estimator.parameters import PREFIXES
 from ._modules.plain_state import from_plain, holds_torch, is_plain, to_plain
-from ._modules.user_module import ModuleRecipe, UserModule, check_module, rebuild
+from ._modules.user_module import ModuleRecipe, UserModule, check_module, predict_alike, rebuild
 from ._objective.losses import inverse_link
 from ._runtime.aliases import Array
 from ._runtime.copies import copy_module
@@ -527,13 +527,25 @@ class TorchRegressor(BaseTorchRegressor):
         self._standardize = spec.standardize
         self._made_from = dict(vars(recipe))
         self._draws_in_predict = result.behaviour.draws_in_eval
-        trained = None if result.net is None else _copy_of_trained(result.net.module_)
-        # one that cannot be copied is made anew, as after loading
-        self._predictor = _Predictor(trained)
-        if trained is not None:
-            trained.scale_input = trained.scale_output = False
+        self._predictor = _Predictor()
+        if result.net is not None:
+            self._predictor = _Predictor(self._module_like(result.net.module_))
         self.n_outputs_ = data.n_targets
         self.out_activation_ = "exp" if spec.objective.loss.log_link else "identity"
+
+    def _module_like(self, trained: UserModule) -> UserModule:
+        """A module that predicts as the trained one does, which stays the user's to change."""
+        made = _copy_of_trained(trained)
+        if made is None:
+            # one that cannot be copied is made anew, as after loading
+            device, dtype = trained.x_offset.device, trained.x_offset.dtype
+            with suppress(Exception):
+                made = self._build_module(dtype, device)
+            if made is None or not predict_alike(made, trained):
+                # it depends on what training has left in attributes
+                made = trained.sharing()
+        made.scale_input = made.scale_output = False
+        return made
 
     # -- the fitted module ----------------------------------------------------------------------
 
@@ -566,6 +578,9 @@ class TorchRegressor(BaseTorchRegressor):
             module = self._build_module(getattr(torch, self._trained_dtype), device)
             module.scale_input = module.scale_output = False
             self._predictor.module = module
+        if module.module.training:
+            # the trained module itself, which the user may have set to training mode
+            module.eval()
         return module
 
     def _validate_predict_rows(self, X: Any) -> tuple[Any, Callable[[], object] | None]:

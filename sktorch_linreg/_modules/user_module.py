@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import inspect
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
@@ -72,6 +73,10 @@ class ModuleRecipe:
     def name(self) -> str:
         """The name of the class or function."""
         return name_of(self.given)
+
+    def modules(self) -> list[nn.Module]:
+        """The user's own modules: an instance, and those among the options."""
+        return modules_in([self.given, *self.options.values()])
 
     def make(self) -> nn.Module:
         """A new module of the user's, or a copy of the instance."""
@@ -193,6 +198,10 @@ class UserModule(ScaledModule):
         self.rescale = Rescale(recipe.n_targets, log_link)
         self.row_shape, self.n_targets = recipe.row_shape, recipe.n_targets
         self.integers = recipe.integers
+
+    def sharing(self) -> UserModule:
+        """A copy of the scaling around the same module of the user's."""
+        return copy.deepcopy(self, {id(self.module): self.module})
 
     def cast_(self, dtype: torch.dtype, device: torch.device) -> UserModule:
         """Move to a device, and cast floating-point parameters and buffers, but no others."""
@@ -397,7 +406,8 @@ def _uses_others(module: UserModule, rows: Tensor) -> bool:
             continue
         seen.add(node)
         leaf = getattr(node, "variable", None)
-        if leaf is not None and id(leaf) not in own:
+        # a gradient with respect to rows has other leaves
+        if isinstance(leaf, nn.Parameter) and id(leaf) not in own:
             return True
         todo += [before for before, _ in node.next_functions]
     return False
@@ -426,6 +436,38 @@ def _pass_once(module: UserModule, rows: Tensor, *, training: bool = False) -> N
         m.training = modes.get(m, True)
 
 
+@contextmanager
+def keeping_originals(recipe: ModuleRecipe) -> Iterator[None]:
+    """A context of trials, after which the buffers of the user's instances are as before.
+
+    Raises
+    ------
+    InvalidParameterError
+        If they had changed, so that a copy of an instance goes on using it.
+    """
+    found = [b for module in recipe.modules() for b in module.buffers() if not is_lazy(b)]
+    kept = [(buffer, buffer.clone()) for buffer in found]
+    changed = False
+    try:
+        yield
+    finally:
+        for buffer, before in kept:
+            if not torch.equal(buffer, before):
+                changed = True
+                with torch.no_grad():
+                    buffer.copy_(before)
+    if changed:
+        raise _uses_the_original(recipe)
+
+
+def _uses_the_original(recipe: ModuleRecipe) -> InvalidParameterError:
+    return InvalidParameterError(
+        f"module={recipe.name} uses parameters or buffers that are not its own, such as those that "
+        "a function in it refers to: a copy would go on using the original. Pass a class, or a "
+        "function that makes it, instead of an instance."
+    )
+
+
 class Behaviour(NamedTuple):
     """What a module is seen to do on a few rows.
 
@@ -450,6 +492,7 @@ def examine(module: UserModule, recipe: ModuleRecipe, rows: Tensor) -> Behaviour
     """
     device = module.x_offset.device
     rows = module.as_input(rows)
+    uses_others = failed = False
     with kept_random_state(device):
         try:
             tried = _another(module, recipe)
@@ -473,13 +516,11 @@ def examine(module: UserModule, recipe: ModuleRecipe, rows: Tensor) -> Behaviour
             counts = _differ(buffers, tried.kept_buffers())
         except Exception:
             # if the module itself is to blame, its error recurs in training
-            return Behaviour(True, True, False, True)
-    if uses_others and modules_in([recipe.given, *recipe.options.values()]):
-        raise InvalidParameterError(
-            f"module={recipe.name} uses trainable parameters that are not its own, such as those "
-            "that a function in it refers to: a copy would leave them untrained. Pass a class, or "
-            "a function that makes it, instead of an instance."
-        )
+            failed = True
+    if uses_others and recipe.modules():
+        raise _uses_the_original(recipe)
+    if failed:
+        return Behaviour(True, True, False, True)
     draws_in_eval, draws = (
         any(not torch.equal(a, b) for a, b in zip(*pair, strict=True)) for pair in pairwise(states)
     )
@@ -513,6 +554,32 @@ def _look(module: UserModule, rows: Tensor) -> _Look:
         return _Look(False, False)
     # if outputs differ from call to call, as with dropout, only an error would tell anything
     return _Look(True, alike(again, together))
+
+
+@torch.no_grad()
+def predict_alike(a: UserModule, b: UserModule) -> bool:
+    """Whether two fitted modules give the same outputs for some rows; if they draw, assume so."""
+    device, n_entries = a.x_offset.device, int(np.prod(a.row_shape))
+    rows = torch.zeros(TRIED_ROWS, n_entries, dtype=torch.int64)
+    if not a.integers:
+        rows = torch.randn(rows.shape, generator=torch.Generator().manual_seed(0))
+    kept = [(buffer, buffer.clone()) for m in (a, b) for buffer in m.buffers()]
+    with kept_random_state(device):
+        try:
+            found = []
+            for module in (a, b, b):
+                before = module.scale_input, module.scale_output
+                module.scale_input = module.scale_output = False
+                found.append(module.eval().outputs(module.as_input(rows)))
+                module.scale_input, module.scale_output = before
+        except Exception:
+            return False
+        finally:
+            for buffer, values in kept:
+                buffer.copy_(values)
+    tolerance = 1e-8 if found[0].dtype == torch.float64 else 1e-4
+    alike = partial(torch.allclose, rtol=tolerance, atol=tolerance, equal_nan=True)
+    return alike(found[0], found[1]) or not alike(found[1], found[2])
 
 
 def _differ(before: Mapping[str, Tensor], after: Mapping[str, Tensor]) -> bool:

@@ -160,6 +160,10 @@ def _references(function: FunctionType) -> list[Any]:
     return found
 
 
+def _is_trainable(module: nn.Module) -> bool:
+    return any(p.requires_grad for p in module.parameters())
+
+
 def _is_constant(value: Any) -> bool:
     """Whether a container holds plain values, so that a copy of it serves as well."""
     return bool(_parts(value)) and all(isinstance(part, PLAIN) for part in _parts(value))
@@ -180,7 +184,7 @@ def _refers_to(function: FunctionType, copies: Mapping[int, Any], own: Sequence[
         seen.add(id(value))
         if copies.get(id(value), value) is not value and not _is_constant(value):
             return True
-        if type(value) in classes and id(value) not in numbers:
+        if type(value) in classes and id(value) not in numbers and _is_trainable(value):
             return True
         if isinstance(value, FunctionType):
             todo += _references(value)

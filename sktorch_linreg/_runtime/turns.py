@@ -32,12 +32,16 @@ class Turns:
                 yield
         finally:
             self._waiting.discard(me)
-        if self._waiting:
+        if self._waiting and not self._is_mine():
             time.sleep(PAUSE)
 
+    def _is_mine(self) -> bool:
+        # RLock has no public way to ask
+        return bool(self._lock._is_owned())  # type: ignore[attr-defined]
+
     def _after_fork(self) -> None:
-        # RLock has no public way to ask whether this thread, which goes on in the child, holds it
-        if not self._lock._is_owned():  # type: ignore[attr-defined]
+        # this thread goes on in the child
+        if not self._is_mine():
             self._lock = threading.RLock()
         self._waiting.clear()
 

@@ -22,6 +22,7 @@ from .._modules.user_module import (
     UnsuitableState,
     continue_from_,
     examine,
+    keeping_originals,
     load_arrays_,
     make_user_module,
 )
@@ -124,12 +125,16 @@ def _generators_of_code(spec: FitSpec, rank: int) -> list[torch.Generator]:
 
 
 def begin_user_module(
-    data: TrainingData, spec: FitSpec, context: RunContext, start: Start | None
+    data: TrainingData,
+    spec: FitSpec,
+    context: RunContext,
+    start: Start | None,
+    behaviour: Behaviour | None = None,
 ) -> Beginning:
     """A new module of the user's, or one in the state of `start`.
 
-    The spec says how the module behaves on a few of the rows. The generators continue from where
-    the constructors of a new module and loss have left torch's.
+    The spec says how the module behaves on a few of the rows, unless `behaviour` is known. The
+    generators continue from where the constructors of a new module and loss have left torch's.
     """
     recipe = spec.shape.module
     assert recipe is not None
@@ -137,13 +142,17 @@ def begin_user_module(
     seed, rank, device = spec.training.seed, context.group.rank, spec.device
     log_link = spec.objective.loss.log_link
     # what a constructor draws into attributes, which no state holds, stays as in the first fit
-    with seeded_torch(seed if start is None else start.seed, device):
+    with (
+        seeded_torch(seed if start is None else start.seed, device),
+        keeping_originals(recipe),
+    ):
         module = make_user_module(recipe, rows, spec.dtype, device, log_link=log_link)
         spec = _with_loss(spec, start)
         generators = copy_generators(device)
         if start is not None:
             continue_from_(module, start.module_state)
-        behaviour = examine(module, recipe, rows)
+        if behaviour is None:
+            behaviour = examine(module, recipe, rows)
     if start is not None or rank:
         # each process draws its own row orders
         generators = [make_generator(seed, 3 * rank, g.device) for g in generators]

@@ -4,14 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
-from typing import cast
+from typing import Any, cast
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from .._data.rows import TrainingData
+from .._modules.scaled import ScaledModule
 from .._modules.user_module import Behaviour
 from .._runtime.aliases import FloatArray
+from .._runtime.copies import shares_tensors
 from .._runtime.seeds import kept_random_state, torch_draws_from
 from .._runtime.torch_modes import own_torch_settings
 from .._spec import FitSpec, RunContext
@@ -23,8 +25,8 @@ from .stacked_batches import Order, StackedBatch
 from .stacked_modules import ModuleAndLoss, ModulesResult, StackedModules, StackedState
 from .stacked_result import StackResult
 
-# models, and steps, of a trial
-TRIED_MODELS, TRIED_STEPS = 2, 2
+# models of a trial
+TRIED_MODELS = 2
 
 
 class NotStackable(Exception):
@@ -86,9 +88,15 @@ class ManyModules(ManyModels):
     def _prepare(self, data: Sequence[TrainingData]) -> list[Prepared]:
         """Prepare each data set, and begin with a module for each group."""
         # each data set may shape or initialise a module in its own way
-        own = [begin_user_module(d, self.spec, RunContext(), None) for d in data if self.of_user]
+        seen = self.spec.behaviour
+        own = [
+            begin_user_module(d, self.spec, RunContext(), None, seen) for d in data if self.of_user
+        ]
         self.begun = [own[i] for i in self.owner if self.of_user]
         prepared = super()._prepare(data)
+        if len({p.rows.n_samples for p in prepared}) > 1:
+            # rows of zeros, which would fill up the others, may be wrong for a module
+            raise ValueError("Merging equal rows left data sets of different lengths.")
         if not self.of_user:
             one = _begin_network(prepared[0], self.spec)
             self.begun = [one for _ in self.owner]
@@ -117,10 +125,13 @@ class ManyModules(ManyModels):
 
     def train_epoch(self) -> FloatArray:
         """Update over all batches; returns the mean objectives, measured before each update."""
-        if not self.draws:
-            return super().train_epoch()
         with torch_draws_from(self.begun[0].of_code, self.spec.device):
             return super().train_epoch()
+
+    def validation_loss(self) -> FloatArray | None:
+        """The mean losses over held-out rows."""
+        with torch_draws_from(self.begun[0].of_code, self.spec.device):
+            return super().validation_loss()
 
 
 def _both(begun: Beginning) -> ModuleAndLoss:
@@ -157,15 +168,18 @@ def examine_stack(data: TrainingData, spec: FitSpec) -> Stackable:
     NotStackable
         If it fails, or does something else than the modules alone.
     """
-    with own_torch_settings(spec.device), kept_random_state(spec.device):
+    if spec.shape.module is None and spec.shape.dropout:
+        raise NotStackable("dropout with this loss or activation")
+
+    def begin() -> Beginning:
         if spec.shape.module is not None:
-            begun = begin_user_module(data, spec, RunContext(), None)
-        elif spec.shape.dropout:
-            raise NotStackable("dropout with this loss or activation")
-        else:
-            few = replace(data.rows(slice(0, SCALED_ROWS)), row_shape=data.row_shape)
-            whole = spec.with_training(validation_fraction=None)
-            begun = _begin_network(prepare(few, whole, RunContext()), whole)
+            return begin_user_module(data, spec, RunContext(), None)
+        few = replace(data.rows(slice(0, SCALED_ROWS)), row_shape=data.row_shape)
+        whole = spec.with_training(validation_fraction=None)
+        return _begin_network(prepare(few, whole, RunContext()), whole)
+
+    with own_torch_settings(spec.device), kept_random_state(spec.device):
+        begun, real = begin(), begin()
         behaviour = begun.spec.behaviour
         if behaviour.mixes_rows_in_eval:
             raise NotStackable("its predictions may depend on the other rows")
@@ -173,14 +187,15 @@ def examine_stack(data: TrainingData, spec: FitSpec) -> Stackable:
         x = some_rows(data, spec).to(spec.device)
         if len(x) < 2:
             raise NotStackable("there are too few distinct rows to try it on")
-        trial = _Trial(both, x, behaviour)
+        if shares_tensors(both, real.module):
+            raise NotStackable("it shares parameters or buffers with other modules")
+        trial = _Trial(both, real, x)
         try:
-            trial.compare_training()
+            in_eval = trial.compare()
         except NotStackable:
             raise
         except Exception as error:
             raise NotStackable(f"torch.func.vmap: {_first_line(error)}") from error
-        in_eval = trial.can_evaluate()
         kept = sum(t.numel() for t in both.kept.values())
         n_parameters = sum(t.numel() for t in both.trained.values()) + kept
         return Stackable(behaviour, in_eval, n_parameters, trial.n_saved // len(x))
@@ -192,15 +207,16 @@ def _first_line(error: Exception) -> str:
 
 
 class _Trial:
-    """Two models whose weights differ, as a stack and alone."""
+    """Two models whose weights differ, as a stack and as the real module."""
 
-    def __init__(self, both: ModuleAndLoss, x: Tensor, behaviour: Behaviour) -> None:
-        self.both, self.x, self.behaviour = both, x, behaviour
+    def __init__(self, both: ModuleAndLoss, real: Beginning, x: Tensor) -> None:
+        self.both, self.real, self.x = both, real, x
+        self.behaviour = real.spec.behaviour
         self.dtype, self.device = both.module.x_offset.dtype, both.module.x_offset.device
-        n_targets = both.n_targets
         # positive, as counts are
-        self.y = torch.linspace(0.5, 1.5, len(x) * n_targets, dtype=self.dtype, device=self.device)
-        self.y = self.y.view(len(x), n_targets)
+        self.y = torch.linspace(0.5, 1.5, len(x) * both.n_targets).view(len(x), both.n_targets)
+        self.weight = torch.linspace(0.5, 1.5, len(x))
+        self.y, self.weight = (t.to(self.device, self.dtype) for t in (self.y, self.weight))
         self.stack = StackedState(both, 1, TRIED_MODELS)
         self.stack.start_group(0, both)
         noise = torch.Generator().manual_seed(0)
@@ -208,44 +224,76 @@ class _Trial:
             view.add_(0.1 * torch.randn(view.shape, generator=noise).to(view))
         self.n_saved = 0
 
+    def compare(self) -> bool:
+        """Compare training, and predictions before and after it.
+
+        Returns whether evaluation can be vectorised.
+
+        Raises
+        ------
+        NotStackable
+            If they differ, or if the module keeps anything but parameters and buffers.
+        """
+        attributes = [_attributes_of(module) for module in (self.both, self.real.module)]
+        in_eval = self.can_evaluate()
+        self.compare_training()
+        in_eval = self.can_evaluate() and in_eval
+        for module, before in zip((self.both, self.real.module), attributes, strict=True):
+            if not _same(before, _attributes_of(module)):
+                raise NotStackable("an attribute of it changes with its calls")
+        return in_eval
+
     def compare_training(self) -> None:
         """Two steps of training, whose gradients, outputs and buffers must agree."""
         modules = StackedModules(self.stack, in_eval=True, draws=self.behaviour.draws)
-        n_rows, n_targets = self.y.shape
-        alone = [self._state_of(c) for c in range(TRIED_MODELS)]
-        for _ in range(TRIED_STEPS):
+        for weight in (None, None if self.both.loss.reduced else self.weight):
             with kept_random_state(self.device) as generators:
                 before = [g.get_state() for g in generators]
-                batch = self._batch()
+                start = [self._state_of(c) for c in range(TRIED_MODELS)]
+                batch = self._batch(weight)
                 modules.gradient_(batch, self.both.loss)
                 for c in range(TRIED_MODELS):
                     for generator, state in zip(generators, before, strict=True):
                         generator.set_state(state)
-                    out, gradients = self._alone(alone[c], 1.0 / (n_rows * n_targets))
+                    out, gradients, kept = self._alone(start[c], weight)
                     self._check(batch.out[0, c].mT, out)
                     for name, gradient in gradients.items():
                         self._check(modules._gradients[name][0, c], gradient)
-                    for name, values in self.stack.kept.items():
-                        self._check(values[0, c], alone[c][name])
+                    for name, values in kept.items():
+                        self._check(self.stack.kept[name][0, c], values)
 
     def can_evaluate(self) -> bool:
-        """Whether outputs in evaluation mode can be vectorised."""
-        found = []
-        for in_eval in (True, False):
-            modules = StackedModules(self.stack, in_eval=in_eval, draws=False)
+        """Whether outputs in evaluation mode can be vectorised; model by model, they must agree."""
+        before = {name: values.clone() for name, values in self.stack.kept.items()}
+        expected = []
+        for c in range(TRIED_MODELS):
+            module = self._load(self._state_of(c)).eval()
+            buffers = {name: values.clone() for name, values in module.kept_buffers().items()}
+            expected.append(module.outputs(self.x).detach())
+            if not _same(buffers, dict(module.kept_buffers())):
+                raise NotStackable("its buffers change in evaluation mode")
+        in_eval = True
+        for vectorised in (True, False):
+            modules = StackedModules(self.stack, in_eval=vectorised, draws=False)
             try:
-                found.append(modules.outputs(self.x[None]))
+                found = modules.outputs(self.x[None].to(self.dtype))[0]
+                agree = all(map(self._agree, found, expected))
             except Exception:
-                if not in_eval:
-                    raise NotStackable("it fails in evaluation mode") from None
-                return False
-        return self._agree(*found)
+                agree = False
+            if not agree and not vectorised:
+                raise NotStackable("calls with other parameters compute something else")
+            in_eval = in_eval and agree
+        if not _same(before, self.stack.kept):
+            raise NotStackable("its buffers change in evaluation mode")
+        return in_eval
 
-    def _batch(self) -> StackedBatch:
+    def _batch(self, weight: Tensor | None) -> StackedBatch:
         n_rows, n_targets = self.y.shape
         x = self.x[None].to(self.dtype)
         out = self.y.new_empty(1, TRIED_MODELS, n_targets, n_rows)
-        factor = 1.0 / (n_rows * n_targets)
+        factor: Any = 1.0 / (n_rows * n_targets)
+        if weight is not None:
+            factor = factor * weight[None, None, None]
         return StackedBatch(
             n_rows, [n_rows], x, x.mT, self.y.mT[None, None], factor, out,
             out.flatten(0, 1), out.flatten(1, 2),
@@ -255,10 +303,24 @@ class _Trial:
         named = {**self.stack.named(self.stack.views), **self.stack.kept}
         return {name: values[0, c].clone() for name, values in named.items()}
 
-    def _alone(self, tensors: dict[str, Tensor], factor: float) -> tuple[Tensor, dict[str, Tensor]]:
-        """Outputs and gradients of one model by autograd; its buffers in `tensors` change."""
-        both = self.both.train()
-        leaves = {name: tensors[name].requires_grad_() for name in both.trained}
+    @torch.no_grad()
+    def _load(self, tensors: dict[str, Tensor]) -> ScaledModule:
+        """The real module and its loss in the state of a model."""
+        whole = ModuleAndLoss(self.real.module, self.real.spec.objective.loss)
+        parameters, buffers = dict(whole.named_parameters()), dict(whole.named_buffers())
+        for name, values in tensors.items():
+            if name in parameters:
+                parameters[name].copy_(values)
+            elif buffers.get(name) is not None:
+                buffers[name].data = values.clone()
+        return self.real.module
+
+    def _alone(
+        self, tensors: dict[str, Tensor], weight: Tensor | None
+    ) -> tuple[Tensor, dict[str, Tensor], dict[str, Tensor]]:
+        """Outputs, gradients and then buffers of the real module, by autograd."""
+        module, loss = self._load(tensors).train(), self.real.spec.objective.loss
+        whole = ModuleAndLoss(module, loss).train()
         sizes: list[int] = []
 
         def pack(tensor: Tensor) -> Tensor:
@@ -266,19 +328,16 @@ class _Trial:
             return tensor
 
         with torch.enable_grad(), torch.autograd.graph.saved_tensors_hooks(pack, lambda t: t):
-            given = {**tensors, **leaves}
-            value, (out, buffers) = torch.func.functional_call(
-                both, given, (self.x.to(self.dtype), self.y, factor)
-            )
-            gradients = torch.autograd.grad(value, list(leaves.values()), allow_unused=True)
+            out = module.outputs(self.x)
+            loss.mean(out, self.y, weight).backward()  # type: ignore[no-untyped-call]
         self.n_saved = max(self.n_saved, sum(sizes))
-        for name, values in buffers.items():
-            tensors[name] = values.detach()
-        found = {
-            name: torch.zeros_like(leaf) if g is None else g
-            for (name, leaf), g in zip(leaves.items(), gradients, strict=True)
-        }
-        return out.detach(), found
+        gradients = {}
+        for name, p in whole.named_parameters():
+            if name in self.both.trained:
+                gradients[name] = torch.zeros_like(p) if p.grad is None else p.grad
+            p.grad = None
+        buffers = dict(whole.named_buffers())
+        return out.detach(), gradients, {n: buffers[n] for n in whole.buffer_names}
 
     def _check(self, stacked: Tensor, alone: Tensor) -> None:
         if not self._agree(stacked, alone):
@@ -289,6 +348,35 @@ class _Trial:
         a, b = a.detach().double(), b.detach().double()
         size = float(b.abs().max()) if b.numel() else 0.0
         return torch.allclose(a, b, rtol=tolerance, atol=tolerance * (size + 1e-3))
+
+
+def _attributes_of(module: nn.Module) -> dict[str, Any]:
+    """The attributes of all parts, but for what a state holds and whether they are training."""
+    usual = vars(nn.Module()).keys()
+    found = {}
+    for name, part in module.named_modules():
+        if type(part).__module__.startswith("torch."):
+            # recurrent layers keep their parameters in lists too
+            continue
+        for key, value in vars(part).items():
+            if key not in usual:
+                # the contents of containers may change in place
+                copied = dict(value) if isinstance(value, dict) else value
+                found[f"{name}.{key}"] = list(value) if isinstance(value, list | set) else copied
+    return found
+
+
+def _same(a: Any, b: Any) -> bool:
+    """Whether two values, or all parts of two containers, are equal or the same."""
+    if type(a) is not type(b):
+        return False
+    if isinstance(a, dict):
+        return a.keys() == b.keys() and all(_same(value, b[key]) for key, value in a.items())
+    if isinstance(a, list | tuple):
+        return len(a) == len(b) and all(map(_same, a, b))
+    if isinstance(a, Tensor):
+        return a.shape == b.shape and bool((a == b).all())
+    return a is b or (isinstance(a, int | float | str) and a == b)
 
 
 def with_behaviour(spec: FitSpec, found: Stackable) -> FitSpec:

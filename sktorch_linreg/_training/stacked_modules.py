@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from contextlib import nullcontext
+import warnings
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, nullcontext
 from typing import Any, Self
 
 import numpy as np
@@ -18,6 +19,7 @@ from .._modules.user_module import UserModule
 from .._objective.losses import Loss, inverse_link
 from .._runtime.aliases import Array, Mask
 from .._runtime.torch_modes import own_torch_settings, without_mkldnn
+from .._runtime.turns import Turns
 from .._spec import FitSpec
 from .flat_parameters import Snapshot
 from .stacked_batches import StackedBatch
@@ -75,9 +77,13 @@ class ModuleAndLoss(nn.Module):
         return self.module.outputs(x.long() if self.integers else x)
 
     def loss_value(self, out: Tensor, y: Tensor, factor: Any) -> Tensor:
-        """The sum of the losses times `factor`, or the mean that the loss itself returns."""
+        """The mean loss of the rows; `factor` is what their entries count in it."""
         values = self.loss.pointwise(out, y)
-        return values.mean() if self.loss.reduced else (values * factor).sum()
+        if self.loss.reduced or not isinstance(factor, Tensor):
+            return values.mean()
+        # a loss may return one value per row
+        weight = self.n_targets * factor[:, 0]
+        return (values.reshape(len(values), -1).mean(1) * weight).sum()
 
 
 class _Outputs(nn.Module):
@@ -156,8 +162,8 @@ class StackedState(StackedParameters):
         if kept is None:
             return Snapshot(super().keep(None), {k: v.clone() for k, v in self.kept.items()})
         values = super().keep(kept.values, which)
-        mask = torch.from_numpy(np.broadcast_to(np.asarray(which), (self.n_groups, self.n_each)))
-        mask = mask.to(values.device)
+        each = np.broadcast_to(np.asarray(which), (self.n_groups, self.n_each))
+        mask = torch.from_numpy(each.copy()).to(values.device)
         state = {}
         for name, now in self.kept.items():
             own = mask.view(*mask.shape, *[1] * (now.ndim - 2))
@@ -192,6 +198,19 @@ class StackedState(StackedParameters):
         }
 
 
+# calls put tensors in place of parameters, also in parts that several modules share
+_calls = Turns()
+
+
+@contextmanager
+def _vectorised() -> Iterator[None]:
+    """A context for calls of a module with the tensors of others, one thread at a time."""
+    with _calls.held(), warnings.catch_warnings():
+        # slower operations are still right
+        warnings.filterwarnings("ignore", "There is a performance drop")
+        yield
+
+
 class StackedModules:
     """Outputs and gradients of all models, by `torch.func`.
 
@@ -212,7 +231,7 @@ class StackedModules:
         self.randomness = "same" if draws else "error"
         # the kernels of oneDNN for recurrent layers are called model by model
         has_rnn = any(isinstance(m, nn.RNNBase) for m in self.both.modules())
-        self.context = without_mkldnn if has_rnn else nullcontext
+        self.mkldnn = without_mkldnn if has_rnn else nullcontext
         self.by_name = _Outputs(self.both), _LossValue(self.both)
         # the loss of each batch before its update, of a loss of the user's
         self.keeps_losses = self.both.loss.own
@@ -233,7 +252,7 @@ class StackedModules:
         over_groups = [None if isinstance(a, float) else 0 for a in args]
         in_each = [0] * per_model + [None] * (len(args) - per_model)
         each = vmap(function, in_dims=tuple(in_each), randomness=self.randomness)
-        with self.context():
+        with _vectorised(), self.mkldnn():
             return vmap(each, in_dims=tuple(over_groups), randomness=self.randomness)(*args)
 
     def _one(self, trained: Tensors, kept: Tensors, y: Tensor, x: Tensor, factor: Any) -> Any:
@@ -274,11 +293,12 @@ class StackedModules:
             out: Tensor = self._over_models(one, [named, x], 1)
             return out
         n_groups, n_each = self.parameters.n_groups, self.parameters.n_each
-        found = [
-            one({name: values[g, c] for name, values in named.items()}, x[g])
-            for g in range(n_groups)
-            for c in range(n_each)
-        ]
+        with _vectorised():
+            found = [
+                one({name: values[g, c] for name, values in named.items()}, x[g])
+                for g in range(n_groups)
+                for c in range(n_each)
+            ]
         return torch.stack(found).view(n_groups, n_each, *found[0].shape)
 
     def losses(self, batch: StackedBatch) -> Tensor:

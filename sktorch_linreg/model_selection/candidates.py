@@ -290,12 +290,9 @@ def spec_and_shape(
     For a stack of vectorised calls, also what a trial has found out.
     """
     spec = _spec(c, data, known_scorer)
-    recipe, shape = spec.shape.module, _shape(spec, data)
+    shape = _shape(spec, data)
     if spec.is_exact or not _by_vmap(spec):
         return spec, shape, None
-    largest = LARGEST_CODE[spec.dtype]
-    if recipe is not None and recipe.integers and np.abs(data.X).max() > largest:
-        raise CannotStack("integers too large for the dtype of the stack")
     found = trials.of(shape, data, spec)
     return with_behaviour(spec, found), shape, found
 
@@ -363,6 +360,16 @@ def _shape(spec: FitSpec, data: TrainingData) -> Any:
         spec.training.shuffle,
         spec.training.validation_fraction,
     )
+
+
+def check_codes(data: TrainingData, spec: FitSpec) -> None:
+    """Raise CannotStack if integers of these rows would be rounded in a stack."""
+    recipe = spec.shape.module
+    if recipe is None or not recipe.integers:
+        return
+    for rows in (data, data.held_out):
+        if rows is not None and np.abs(rows.X).max(initial=0) > LARGEST_CODE[spec.dtype]:
+            raise CannotStack("integers too large for the dtype of the stack")
 
 
 def _by_vmap(spec: FitSpec) -> bool:

@@ -266,8 +266,8 @@ def _n_epochs(stack: Stack) -> int:
 
 
 def _gains_by_threads(stacks: list[Stack]) -> bool:
-    """Whether steps are long enough that threads do not wait for the interpreter lock."""
-    return all(s.work_per_step >= THREADED_STACK for s in stacks)
+    """Whether steps are long enough that threads do not wait for each other."""
+    return all(s.by_vmap is None and s.work_per_step >= THREADED_STACK for s in stacks)
 
 
 def train_stack(
@@ -281,8 +281,8 @@ def train_stack(
     place = {id(fold): i for i, fold in enumerate(folds)}
     owner = [place[id(fold)] for fold in stack.folds]
     data = [fold.train for fold in folds]
-    if stack.module is not None:
-        in_eval, specs = stack.module.in_eval, stack.specs
+    if stack.by_vmap is not None:
+        in_eval, specs = stack.by_vmap.in_eval, stack.specs
         return train_modules(data, owner, specs, in_eval=in_eval, curves=not known, tell=tell)
     return train_models(data, owner, stack.specs, curves=not known, tell=tell)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import time
 import traceback
 from collections.abc import Callable
@@ -20,6 +21,7 @@ from .._runtime.sklearn_private import (
     num_samples,
     score_estimator,
 )
+from .._spec import FitSpec
 from .._training.stacked_result import StackResult
 from .candidates import Fold, Side, fitted
 from .stacks import Stack
@@ -264,10 +266,17 @@ def asked(model: Any, side: Side, s: Scoring) -> Any:
     return score_estimator(model, X, y, s.scorer, params, s.error_score)
 
 
-def _scored_rows(fold: Fold, side: Side) -> tuple[Array, FloatArray, FloatArray | None] | None:
+def _scored_rows(
+    fold: Fold, side: Side, spec: FitSpec
+) -> tuple[Array, FloatArray, FloatArray | None] | None:
     """Rows, targets and weights as numeric arrays; None if scikit-learn must handle them."""
+    template = fold.template
+    if spec.shape.module is not None:
+        # checks rows against those of the fit
+        template = copy.copy(template)
+        template._made_from = dict(vars(spec.shape.module))
     try:
-        rows, verify = fold.template._validate_predict_rows(side.inner)
+        rows, verify = template._validate_predict_rows(side.inner)
         if verify is not None:
             verify()
         y = np.asarray(to_host(side.y))
@@ -289,7 +298,7 @@ def _all_at_once(
     stack: Stack, g: int, trained: StackResult, known: dict[str, Score], side: Side
 ) -> tuple[dict[str, Any], Array] | None:
     """Scores of all models, and which of them are valid; None if the scorer must be called."""
-    found = _scored_rows(stack.folds[g], side)
+    found = _scored_rows(stack.folds[g], side, stack.specs[g][0])
     if found is None:
         return None
     rows, y, weight = found

@@ -20,6 +20,7 @@ from .candidates import (
     Candidate,
     Fold,
     Trials,
+    check_codes,
     make_candidate,
     make_fold,
     n_bytes_of,
@@ -37,13 +38,13 @@ VECTORS = 8
 class Stack:
     """Fits of one shape; `candidates[g]` are the candidates fitted to the rows of `folds[g]`.
 
-    `module` says how a module of the user's can be stacked.
+    `by_vmap` is set if gradients are not written out, and says what a trial has found out.
     """
 
     folds: list[Fold]
     candidates: list[list[Candidate]]
     specs: list[list[FitSpec]]
-    module: Stackable | None = None
+    by_vmap: Stackable | None = None
     # whether they are solved from one decomposition instead of trained
     exact: bool = False
 
@@ -69,8 +70,8 @@ class Stack:
     @property
     def n_parameters(self) -> int:
         """Numbers in the parameters of a model."""
-        if self.module is not None:
-            return self.module.n_parameters
+        if self.by_vmap is not None:
+            return self.by_vmap.n_parameters
         spec, data = self.specs[0][0], self.folds[0].train
         sizes = data.n_features, *spec.shape.hidden, data.n_targets
         return sum((a + 1) * b for a, b in pairwise(sizes))
@@ -80,8 +81,8 @@ class Stack:
         """Array elements that a step of one model works on."""
         spec = self.specs[0][0]
         per_row = 2 * (sum(spec.shape.hidden) + self.folds[0].train.n_targets)
-        if self.module is not None:
-            per_row = 2 * self.module.n_entries
+        if self.by_vmap is not None:
+            per_row = 2 * self.by_vmap.n_entries
         batch = min(spec.training.batch_size, max(fold.train.n_samples for fold in self.folds))
         return VECTORS * self.n_parameters + batch * per_row
 
@@ -113,7 +114,7 @@ def _cut(stack: Stack, n_bytes: float) -> list[Stack]:
     spec = stack.specs[0][0]
     limit = n_bytes / spec.dtype.itemsize
     if spec.device.type == "cpu":
-        limit = min(limit, STACK_ENTRIES * (1 if stack.module is None else 32))
+        limit = min(limit, STACK_ENTRIES * (1 if stack.by_vmap is None else 32))
     each = stack.n_entries
     n_groups, n_each = len(stack.candidates), len(stack.candidates[0])
     most = max(1, int(limit // each))
@@ -149,7 +150,7 @@ class _Sorter:
         self.alone: list[tuple[int, int]] = []
         self.reasons: Counter[str] = Counter()
         self.groups: dict[Any, dict[Any, tuple[Fold, list[Any]]]] = defaultdict(dict)
-        self.modules: dict[Any, Stackable | None] = {}
+        self.by_vmap: dict[Any, Stackable | None] = {}
 
     def leave(self, c: int, split: int, reason: str) -> None:
         """Add a fit that is run individually."""
@@ -166,10 +167,12 @@ class _Sorter:
         if not isinstance(found, str):
             # targets differ from fold to fold
             found = tried(check_targets, data, found[0]) or found
+        if not isinstance(found, str):
+            found = tried(check_codes, data, found[0]) or found
         if isinstance(found, str):
             self.leave(c.index, fold.split, found)
             return
-        spec, shape, self.modules[shape] = found
+        spec, shape, self.by_vmap[shape] = found
         group = self.groups[shape].setdefault((id(fold), c.seed), (fold, []))
         group[1].append((c, spec))
 
@@ -185,7 +188,7 @@ class _Sorter:
                     [fold for fold, _ in same],
                     [[c for c, _ in members] for _, members in same],
                     [[spec for _, spec in members] for _, members in same],
-                    self.modules[shape],
+                    self.by_vmap[shape],
                 )
                 if stack.specs[0][0].is_exact:
                     # each fold is decomposed separately

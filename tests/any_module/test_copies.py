@@ -455,3 +455,77 @@ def test_instances_that_would_not_survive_a_pickle_are_refused_there(cls):
         pickle.dumps(model)
     by_class = TorchRegressor(cls, **SETTINGS).fit(X, y)
     assert_array_equal(pickle.loads(pickle.dumps(by_class)).predict(X), by_class.predict(X))
+
+
+class Averages(nn.Module):
+    """Cannot be copied, and depends on what training has left in an attribute."""
+
+    def __init__(self, n_features):
+        super().__init__()
+        self.body, self.out = nn.Linear(n_features, 8), nn.Linear(8, 1)
+        self.mean = torch.zeros(n_features)
+        self.body.register_forward_hook(lambda m, inputs, output: setattr(self, "seen", output))
+
+    def forward(self, x):
+        if self.training:
+            self.mean = 0.9 * self.mean + 0.1 * x.mean(0)
+        self.body(x - self.mean)
+        return self.out(torch.tanh(self.seen))
+
+
+def test_predictions_of_a_module_that_neither_copies_nor_is_made_again():
+    model = TorchRegressor(Averages, standardize=False, **SETTINGS).fit(X + 5, y)
+    inside = model.net_.module_(torch.as_tensor(X + 5, dtype=torch.float32)).detach()[:, 0]
+    assert_allclose(model.predict(X + 5), inside, rtol=1e-4, atol=1e-5)
+    model.net_.module_.train()
+    assert_allclose(model.predict(X + 5), inside, rtol=1e-4, atol=1e-5)
+
+
+class ThroughObject(nn.Module):
+    """Calls a part of itself through an object that a copy shares."""
+
+    def __init__(self):
+        super().__init__()
+        self.norm, self.out = nn.BatchNorm1d(4, affine=False), nn.Linear(4, 1)
+        self.call = types.SimpleNamespace(function=lambda x: self.norm(x))
+
+    def forward(self, x):
+        return self.out(self.call.function(x))
+
+
+def test_buffers_of_an_instance_stay():
+    given = ThroughObject()
+    with pytest.raises(ValueError, match="buffers that are not its own"):
+        TorchRegressor(given, **SETTINGS).fit(X, y)
+    assert given.norm.num_batches_tracked == 0
+    assert not given.norm.running_mean.any()
+
+
+class WithGradient(nn.Module):
+    """A derivative with respect to the rows, which are then leaves of the graph."""
+
+    def __init__(self):
+        super().__init__()
+        self.body, self.out = nn.Linear(4, 8), nn.Linear(8, 1)
+
+    def forward(self, x):
+        with torch.enable_grad():
+            x = x.detach().requires_grad_(True)
+            u = self.out(torch.tanh(self.body(x)))
+            (slope,) = torch.autograd.grad(u.sum(), x, create_graph=True)
+        return u + slope[:, :1]
+
+
+class Taught(nn.Module):
+    def __init__(self, teacher=None):
+        super().__init__()
+        self.out, self.teacher = nn.Linear(4, 1), teacher
+
+    def forward(self, x):
+        return self.out(x) if self.teacher is None else self.out(x) + self.teacher(x)
+
+
+def test_instances_that_depend_on_rows_or_on_a_frozen_teacher():
+    teacher = Taught().requires_grad_(False)
+    for given in (WithGradient(), Taught(lambda x: teacher(x).detach())):
+        assert TorchRegressor(given, **SETTINGS).fit(X, y).score(X, y) > 0

@@ -2,6 +2,7 @@
 
 import pickle
 
+import joblib
 import numpy as np
 import pytest
 import torch
@@ -31,7 +32,13 @@ from user_modules import (
     two_layers,
 )
 
-from sktorch_linreg import BatchedGridSearchCV, TorchRegressor
+from sktorch_linreg import (
+    BatchedGridSearchCV,
+    TorchLinearRegressor,
+    TorchMLPRegressor,
+    TorchRegressor,
+)
+from sktorch_linreg._training.stacked_modules import ModulesResult
 from sktorch_linreg.model_selection import evaluation
 
 pytestmark = pytest.mark.filterwarnings("ignore::sklearn.exceptions.ConvergenceWarning")
@@ -121,7 +128,6 @@ STACKED = {
     "convolution": (Convolutional, STEPS, {}),
     "codes": (Embedded, CODES, {"standardize": "target"}),
     "mixed": (Mixed, MIXED, {"standardize": "target", "lr": 0.01}),
-    "hook": (Hooked, X, {}),
     "dropout": (dropping, X, {}),
     "dropout, full batch": (Dropped, X, {"batch_size": None}),
     "early stopping": (BatchNormed, X, {"early_stopping": True, "tol": 1e-2, "max_epochs": 30,
@@ -261,7 +267,95 @@ class Remembers(Net):
         return out
 
 
+class ByList(nn.Module):
+    """Its parameters are used by another way than by their names."""
+
+    def __init__(self, n_features):
+        super().__init__()
+        self.weights = []
+        for i, shape in enumerate([(n_features, 8), (8, 1)]):
+            self.weights.append(nn.Parameter(0.3 * torch.randn(shape)))
+            self.register_parameter(f"w{i}", self.weights[-1])
+
+    def forward(self, x):
+        return torch.tanh(x @ self.weights[0]) @ self.weights[1]
+
+
+class Masked(nn.Module):
+    """A hook of a parameter freezes part of it."""
+
+    def __init__(self, n_features):
+        super().__init__()
+        self.out = nn.Linear(n_features, 1)
+        mask = torch.arange(n_features) > 1
+        self.out.weight.register_hook(lambda gradient: gradient * mask)
+
+    def forward(self, x):
+        return self.out(x)
+
+
+class Warm(nn.Module):
+    """A step counter decides what it computes, but only after the trial."""
+
+    def __init__(self, n_features):
+        super().__init__()
+        self.body, self.out, self.n_steps = nn.Linear(n_features, 8), nn.Linear(8, 1), 0
+
+    def forward(self, x):
+        self.n_steps += self.training
+        h = torch.tanh(self.body(x))
+        return self.out(torch.relu(h) if self.n_steps > 10 else h)
+
+
+class Cached(nn.Module):
+    """Keeps a number in evaluation mode."""
+
+    cache = None
+
+    def __init__(self, n_features):
+        super().__init__()
+        self.out = nn.Linear(n_features, 1)
+
+    def train(self, mode=True):
+        self.cache = None
+        return super().train(mode)
+
+    def forward(self, x):
+        if self.training:
+            return self.out(x) / self.out.weight.norm()
+        if self.cache is None:
+            self.cache = self.out.weight.norm().item()
+        return self.out(x) / self.cache
+
+
+class CountsCalls(nn.Module):
+    """A buffer that predictions change too."""
+
+    def __init__(self, n_features):
+        super().__init__()
+        self.out = nn.Linear(n_features, 1)
+        self.register_buffer("n", torch.zeros(()))
+
+    def forward(self, x):
+        self.n = self.n + 1
+        return self.out(x) * (torch.clamp(self.n / 60, max=1.0) if self.training else 1.0)
+
+
+BACKBONE = nn.Linear(4, 16).requires_grad_(False)
+
+
+def headed(n_features):
+    return nn.Sequential(BACKBONE, nn.Tanh(), nn.Linear(16, 1))
+
+
 ALONE = {
+    ByList: "module=ByList",
+    Masked: "module=Masked",
+    Warm: "module=Warm: an attribute of it changes with its calls",
+    Cached: "module=Cached",
+    CountsCalls: "module=CountsCalls: its buffers change in evaluation mode",
+    Hooked: "module=Hooked: an attribute of it changes with its calls",
+    headed: "module=headed: it shares parameters or buffers with other modules",
     AsksForValues: "module=AsksForValues",
     Momentless: "module=Momentless",
     MixesInEval: "module=MixesInEval: its predictions may depend on the other rows",
@@ -273,7 +367,8 @@ ALONE = {
 
 @pytest.mark.parametrize("module", ALONE)
 def test_modules_that_cannot_be_stacked_are_fitted_one_by_one(module):
-    ours, theirs, said = searched(TorchRegressor(module, **SETTINGS), X, y, {"lr": [0.01, 0.05]})
+    model = TorchRegressor(module, early_stopping=True, **{**SETTINGS, "max_epochs": 12})
+    ours, theirs, said = searched(model, X, y, {"lr": [0.01, 0.05]})
     if ALONE[module] is not None:
         assert said.startswith("0 of 6 fits")
         assert ALONE[module] in said
@@ -319,3 +414,135 @@ def test_single_precision_is_close(dtype):
     model = TorchRegressor(Convolutional, **{**SETTINGS, "dtype": dtype})
     ours, theirs, _ = searched(model, STEPS.astype(np.float32), y.astype(np.float32))
     assert_alike(ours, theirs, 1e-6 if dtype == "float64" else 1e-3)
+
+
+class ByRow(nn.Module):
+    """One number per row, whatever the number of targets."""
+
+    def __init__(self, reduction="mean"):
+        super().__init__()
+        self.reduction = reduction
+
+    def forward(self, prediction, target):
+        values = (prediction - target).square().mean(1)
+        return values if self.reduction == "none" else values.mean()
+
+
+class Quantiles(ByRow):
+    """Three numbers per row."""
+
+    def forward(self, prediction, target):
+        level = torch.tensor([0.1, 0.5, 0.9])
+        residual = target[:, :1] - prediction[:, :1]
+        values = torch.maximum(level * residual, (level - 1) * residual)
+        return values if self.reduction == "none" else values.mean()
+
+
+@pytest.mark.parametrize("weighted", [False, True])
+@pytest.mark.parametrize("targets", [y, np.c_[y, -y]], ids=["one", "two"])
+@pytest.mark.parametrize("loss", [ByRow, Quantiles])
+@pytest.mark.parametrize(
+    "model", [TorchRegressor(nn.Linear), TorchMLPRegressor(), TorchLinearRegressor()]
+)
+def test_losses_of_any_number_of_values_per_row(model, loss, targets, weighted):
+    model = clone(model).set_params(loss=loss, optimizer="sgd", early_stopping=True, **SETTINGS)
+    fit = {"sample_weight": np.random.default_rng(1).uniform(0.5, 2, 91)} if weighted else {}
+    grid = {"lr": [0.01, 0.05]}
+    ours, theirs = (
+        cls(model, grid, cv=3, return_train_score=True).fit(X, targets, **fit)
+        for cls in (BatchedGridSearchCV, GridSearchCV)
+    )
+    assert_alike(ours, theirs)
+
+
+class Logarithm(nn.Module):
+    def __init__(self, n_features):
+        super().__init__()
+        self.out = nn.Linear(n_features, 1)
+
+    def forward(self, x):
+        return self.out(torch.log(x))
+
+
+def test_no_row_of_zeros_reaches_a_module():
+    rows = np.abs(X[:60]) + 0.5
+    # merged in a full batch, so that folds have different lengths
+    rows = np.r_[rows, rows[:7]]
+    model = TorchRegressor(Logarithm, **{**SETTINGS, "batch_size": None, "standardize": False})
+    ours, theirs, _ = searched(model, rows, rows.sum(1), {"lr": [0.01, 0.05]})
+    assert np.isfinite(theirs.cv_results_["mean_test_score"]).all()
+    assert_alike(ours, theirs)
+
+
+class NoisyLoss(nn.Module):
+    def forward(self, prediction, target):
+        return (prediction + torch.randn_like(prediction) - target).square().mean()
+
+
+@pytest.mark.parametrize("module", [dropping, two_layers])
+def test_losses_that_draw(module):
+    model = TorchRegressor(module, loss=NoisyLoss, early_stopping=True, **SETTINGS)
+    found = []
+    for seed in (0, 1):
+        torch.manual_seed(seed)
+        before = torch.get_rng_state()
+        ours, theirs, _ = searched(model, X, y)
+        assert torch.equal(torch.get_rng_state(), before)
+        assert_alike(ours, theirs)
+        found.append(ours.cv_results_["mean_test_score"])
+    assert_array_equal(*found)
+
+
+class Hashed(nn.Module):
+    """Embeddings of any integers."""
+
+    def __init__(self, n_features):
+        super().__init__()
+        self.codes, self.out = nn.Embedding(50, 4), nn.Linear(4 * n_features, 1)
+
+    def forward(self, x):
+        return self.out(self.codes(x % 50).flatten(1))
+
+
+@pytest.mark.parametrize("where", ["training rows of some folds", "validation set"])
+def test_integers_that_a_float_would_round(where):
+    settings = {**SETTINGS, "standardize": "target", "dtype": "float32", "early_stopping": True}
+    rows, large = CODES.copy(), 2**24 + 1 + 2 * np.arange(20)[:, None] * [1, 3]
+    fit = {}
+    if where == "validation set":
+        fit = {"X_val": large, "y_val": y[:20]}
+    else:
+        rows[:10] = large[:10]
+    grid = {"lr": [0.01, 0.05]}
+    ours, theirs = (
+        cls(TorchRegressor(Hashed, **settings), grid, cv=3).fit(rows, y, **fit)
+        for cls in (BatchedGridSearchCV, GridSearchCV)
+    )
+    assert_alike(ours, theirs, 1e-4)
+
+
+def test_models_that_share_a_part_are_safe_on_threads():
+    model = TorchRegressor(headed, **SETTINGS)
+    before = BACKBONE.weight.clone()
+    with joblib.parallel_config("threading", n_jobs=4):
+        ours = BatchedGridSearchCV(model, {"lr": [0.01, 0.05], "batch_size": [8, 16]}, cv=3)
+        ours.fit(X, y)
+    theirs = GridSearchCV(model, {"lr": [0.01, 0.05], "batch_size": [8, 16]}, cv=3).fit(X, y)
+    assert_alike(ours, theirs)
+    assert torch.equal(BACKBONE.weight, before)
+    assert np.isfinite(BACKBONE(torch.ones(1, 4).to(BACKBONE.weight)).sum().item())
+
+
+def test_scores_of_many_models_are_computed_together():
+    calls = []
+    predict = ModulesResult.predict
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(ModulesResult, "predict", lambda *args: calls.append(1) or predict(*args))
+        BatchedGridSearchCV(TorchRegressor(Net, **SETTINGS), GRID, cv=3, refit=False).fit(X, y)
+    assert len(calls) == 3
+
+
+@pytest.mark.filterwarnings("error")
+def test_there_are_no_warnings():
+    model = TorchRegressor(BatchNormed, early_stopping=True, **SETTINGS)
+    BatchedGridSearchCV(model, GRID, cv=3).fit(X, y)
