@@ -309,6 +309,8 @@ def test_ctrl_c_at_any_line_leaves_the_lock_and_the_generator():
         torch.manual_seed(7)
         before = torch.get_rng_state()
         tracer, seen = interrupted_at(n)
+        # such as that of a measurement of coverage
+        others = sys.gettrace()
         sys.settrace(tracer)
         try:
             with seeds.torch_draws_from(own, device):
@@ -316,7 +318,7 @@ def test_ctrl_c_at_any_line_leaves_the_lock_and_the_generator():
         except KeyboardInterrupt:
             pass
         finally:
-            sys.settrace(None)
+            sys.settrace(others)
         n_lines = max(n_lines, seen[0])
         assert torch.equal(torch.get_rng_state(), before), n
         thread = threading.Thread(target=_enter, args=(device,), daemon=True)
