@@ -438,6 +438,7 @@ class Quantiles(ByRow):
         return values if self.reduction == "none" else values.mean()
 
 
+@pytest.mark.sampled(3)
 @pytest.mark.parametrize("weighted", [False, True])
 @pytest.mark.parametrize("targets", [y, np.c_[y, -y]], ids=["one", "two"])
 @pytest.mark.parametrize("loss", [ByRow, Quantiles])

@@ -40,6 +40,7 @@ def fitted(model, X, y, weight=None):
         return clone(model).fit(X, y, weight)
 
 
+@pytest.mark.sampled(2)
 @pytest.mark.parametrize("name", MODELS)
 @pytest.mark.parametrize("exponent", EXPONENTS)
 @pytest.mark.parametrize("which", ["X", "one column", "y", "one target", "both"])

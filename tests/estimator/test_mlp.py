@@ -167,6 +167,7 @@ def test_dropout_is_for_training_alone():
     assert not model.module_.training
 
 
+@pytest.mark.sampled(2)
 @pytest.mark.parametrize(
     "loss", ["squared_error", "absolute_error", "huber", "quantile", "poisson"]
 )

@@ -110,6 +110,7 @@ def test_digits(name, weighted):
     check(X, y, np.random.default_rng(3).uniform(0.1, 5, len(y)) if weighted else None)
 
 
+@pytest.mark.sampled(2)
 @pytest.mark.parametrize("degree", range(1, 11))
 @pytest.mark.parametrize(("low", "high"), RANGES)
 def test_digits_of_polynomials(low, high, degree):
@@ -122,6 +123,7 @@ def test_digits_of_polynomials(low, high, degree):
         assert condition(X) > 1e12
 
 
+@pytest.mark.sampled(2)
 @pytest.mark.parametrize("n", [1_000, 30_000])
 @pytest.mark.parametrize("closeness", [1.0, 1e-3, 1e-6])
 def test_digits_of_many_rows(n, closeness):

@@ -239,6 +239,7 @@ def curve(estimator, X, y):
     return last + np.abs(estimator.module_(torch.tensor(X)).detach().numpy()).mean()
 
 
+@pytest.mark.sampled(2)
 @pytest.mark.parametrize(
     "scoring",
     [

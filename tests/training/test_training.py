@@ -634,6 +634,7 @@ def test_warnings_point_at_the_line_of_the_caller(regression):
     assert seen[0].filename == __file__
 
 
+@pytest.mark.sampled(2)
 def test_lbfgs_lasso_on_collinear_columns():
     rng = np.random.default_rng(0)
     base = rng.normal(size=(80, 1))
