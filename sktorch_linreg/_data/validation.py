@@ -122,7 +122,9 @@ def validate_rows(
         y = y.astype(np.float64)
     n_dim, row_shape = y.ndim, X.shape[1:]
     if 0 in row_shape:
-        raise ValueError(f"X has rows of shape {row_shape}, which hold no numbers.")
+        raise ValueError(
+            f"X has rows of shape {row_shape}, which hold no numbers. Pass at least one per row."
+        )
     X, y = _flat(X), y.reshape(len(y), -1)
     if sample_weight is None:
         return TrainingData(X, y, None, verify, row_shape=row_shape), n_dim

@@ -29,7 +29,7 @@ class Units:
 
     @classmethod
     def of(cls, data: TrainingData, spec: FitSpec) -> Units:
-        """Units in which the standardised columns are of the magnitude of one."""
+        """Units in which the standardised columns are of order one."""
         x = np.zeros(data.n_features, dtype=np.int64)
         y = np.zeros(data.n_targets, dtype=np.int64)
         if spec.standardize != "target":

@@ -17,8 +17,9 @@ from torch import Tensor, nn
 from torch.nn.modules.lazy import LazyModuleMixin
 from torch.nn.parameter import UninitializedBuffer, UninitializedParameter, is_lazy
 
+from .._runtime.copies import PLAIN
+
 TORCH = "torch.nn."
-ATOMS = (bool, int, float, complex, str, bytes, type(None))
 # what a lazy module sets up itself
 LAZY_HOOKS = {
     "_load_hook", "_initialize_hook", "_forward_pre_hooks", "_forward_pre_hooks_with_kwargs",
@@ -125,8 +126,8 @@ class _Seeker(pickle.Pickler):
 
 
 def _refuse_hidden_torch(value: Any) -> None:
-    """Raise TypeError for an object that holds modules or tensors, which would become others."""
-    if type(value) in ATOMS:
+    """Raise TypeError for an object whose modules or tensors a pickle would copy separately."""
+    if type(value) in PLAIN:
         return
     seeker = _Seeker(io.BytesIO())
     # what cannot be pickled has an error of its own

@@ -18,7 +18,7 @@ from torch.nn.parameter import is_lazy
 
 from .._errors import came_from, check_options, public_name
 from .._runtime.aliases import Array
-from .._runtime.copies import copy_arguments, copy_module, modules_in, shares_tensors
+from .._runtime.copies import REMEDY, copy_arguments, copy_module, modules_in, shares_tensors
 from .._runtime.seeds import kept_random_state, random_state_of
 from .._runtime.sklearn_private import InvalidParameterError
 from .scaled import Rescale, ScaledModule, Standardize
@@ -373,7 +373,7 @@ def _finish(module: UserModule, recipe: ModuleRecipe, rows: Tensor) -> None:
 
 
 def _is_finished(module: UserModule, recipe: ModuleRecipe, rows: Tensor) -> bool:
-    """Whether a call of forward, tried on another such module, creates no parameters."""
+    """Whether forward creates no parameters, as tried on another such module."""
     with kept_random_state(torch.device("cpu")):
         try:
             tried = _another(module, recipe)
@@ -385,7 +385,7 @@ def _is_finished(module: UserModule, recipe: ModuleRecipe, rows: Tensor) -> bool
 
 
 def _another(module: UserModule, recipe: ModuleRecipe) -> UserModule:
-    """A copy of a module to try things on; one that is made anew if it cannot be copied."""
+    """A copy of a module for trials, or a newly made one if it cannot be copied."""
     try:
         user = copy_module(module.module, recipe.name)
     except Exception:
@@ -463,8 +463,7 @@ def keeping_originals(recipe: ModuleRecipe) -> Iterator[None]:
 def _uses_the_original(recipe: ModuleRecipe) -> InvalidParameterError:
     return InvalidParameterError(
         f"module={recipe.name} uses parameters or buffers that are not its own, such as those that "
-        "a function in it refers to: a copy would go on using the original. Pass a class, or a "
-        "function that makes it, instead of an instance."
+        f"a function in it refers to: a copy would go on using the original. {REMEDY}"
     )
 
 

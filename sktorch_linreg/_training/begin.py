@@ -191,8 +191,8 @@ def agree_on_module(begun: Beginning, group: ProcessGroup) -> Beginning:
     return replace(begun, spec=replace(begun.spec, behaviour=behaviour))
 
 
-def runs_code(spec: FitSpec, context: RunContext) -> bool:
-    """Whether code of the user's takes part in training, and may draw random numbers."""
+def runs_code(spec: FitSpec) -> bool:
+    """Whether code of the user's other than callbacks trains, and may draw random numbers."""
     optimizer: Any = spec.training.optimizer_class
     schedule: Any = spec.training.schedule_class
     classes = [cls for cls in (optimizer, schedule) if cls is not None]
@@ -200,7 +200,6 @@ def runs_code(spec: FitSpec, context: RunContext) -> bool:
         spec.shape.module is not None
         or spec.objective.loss.own
         or not all(cls.__module__.startswith("torch.") for cls in classes)
-        or bool(context.callbacks)
     )
 
 

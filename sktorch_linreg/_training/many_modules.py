@@ -10,8 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from .._data.rows import TrainingData
-from .._modules.scaled import ScaledModule
-from .._modules.user_module import Behaviour
+from .._modules.user_module import Behaviour, set_buffer_
 from .._runtime.aliases import FloatArray
 from .._runtime.copies import shares_tensors
 from .._runtime.seeds import kept_random_state, torch_draws_from
@@ -88,24 +87,17 @@ class ManyModules(ManyModels):
     def _prepare(self, data: Sequence[TrainingData]) -> list[Prepared]:
         """Prepare each data set, and begin with a module for each group."""
         # each data set may shape or initialise a module in its own way
-        seen = self.spec.behaviour
-        own = [
-            begin_user_module(d, self.spec, RunContext(), None, seen) for d in data if self.of_user
-        ]
-        self.begun = [own[i] for i in self.owner if self.of_user]
+        spec = self.spec
+        if spec.shape.module is not None:
+            own = [begin_user_module(d, spec, RunContext(), None, spec.behaviour) for d in data]
+            self.begun = [own[i] for i in self.owner]
         prepared = super()._prepare(data)
         if len({p.rows.n_samples for p in prepared}) > 1:
             # rows of zeros, which would fill up the others, may be wrong for a module
             raise ValueError("Merging equal rows left data sets of different lengths.")
-        if not self.of_user:
-            one = _begin_network(prepared[0], self.spec)
-            self.begun = [one for _ in self.owner]
+        if spec.shape.module is None:
+            self.begun = [_begin_network(prepared[0], spec)] * len(self.owner)
         return prepared
-
-    @property
-    def of_user(self) -> bool:
-        """Whether the modules are the user's."""
-        return self.spec.shape.module is not None
 
     def make_parameters(self, n_groups: int, n_each: int) -> StackedState:
         """The state of all models, not yet initialised."""
@@ -210,7 +202,7 @@ class _Trial:
     """Two models whose weights differ, as a stack and as the real module."""
 
     def __init__(self, both: ModuleAndLoss, real: Beginning, x: Tensor) -> None:
-        self.both, self.real, self.x = both, real, x
+        self.both, self.real, self.x = both, _both(real), x
         self.behaviour = real.spec.behaviour
         self.dtype, self.device = both.module.x_offset.dtype, both.module.x_offset.device
         # positive, as counts are
@@ -267,7 +259,8 @@ class _Trial:
         before = {name: values.clone() for name, values in self.stack.kept.items()}
         expected = []
         for c in range(TRIED_MODELS):
-            module = self._load(self._state_of(c)).eval()
+            self._load(self._state_of(c))
+            module = self.real.eval().module
             buffers = {name: values.clone() for name, values in module.kept_buffers().items()}
             expected.append(module.outputs(self.x).detach())
             if not _same(buffers, dict(module.kept_buffers())):
@@ -304,23 +297,21 @@ class _Trial:
         return {name: values[0, c].clone() for name, values in named.items()}
 
     @torch.no_grad()
-    def _load(self, tensors: dict[str, Tensor]) -> ScaledModule:
-        """The real module and its loss in the state of a model."""
-        whole = ModuleAndLoss(self.real.module, self.real.spec.objective.loss)
-        parameters, buffers = dict(whole.named_parameters()), dict(whole.named_buffers())
+    def _load(self, tensors: dict[str, Tensor]) -> None:
+        """Set the real module and its loss to the state of a model."""
+        parameters = dict(self.real.named_parameters())
         for name, values in tensors.items():
             if name in parameters:
                 parameters[name].copy_(values)
-            elif buffers.get(name) is not None:
-                buffers[name].data = values.clone()
-        return self.real.module
+            else:
+                set_buffer_(self.real, name, values.clone())
 
     def _alone(
         self, tensors: dict[str, Tensor], weight: Tensor | None
     ) -> tuple[Tensor, dict[str, Tensor], dict[str, Tensor]]:
         """Outputs, gradients and then buffers of the real module, by autograd."""
-        module, loss = self._load(tensors).train(), self.real.spec.objective.loss
-        whole = ModuleAndLoss(module, loss).train()
+        self._load(tensors)
+        real = self.real.train()
         sizes: list[int] = []
 
         def pack(tensor: Tensor) -> Tensor:
@@ -328,16 +319,16 @@ class _Trial:
             return tensor
 
         with torch.enable_grad(), torch.autograd.graph.saved_tensors_hooks(pack, lambda t: t):
-            out = module.outputs(self.x)
-            loss.mean(out, self.y, weight).backward()  # type: ignore[no-untyped-call]
+            out = real.module.outputs(self.x)
+            real.loss.mean(out, self.y, weight).backward()  # type: ignore[no-untyped-call]
         self.n_saved = max(self.n_saved, sum(sizes))
         gradients = {}
-        for name, p in whole.named_parameters():
+        for name, p in real.named_parameters():
             if name in self.both.trained:
                 gradients[name] = torch.zeros_like(p) if p.grad is None else p.grad
             p.grad = None
-        buffers = dict(whole.named_buffers())
-        return out.detach(), gradients, {n: buffers[n] for n in whole.buffer_names}
+        buffers = dict(real.named_buffers())
+        return out.detach(), gradients, {n: buffers[n] for n in real.buffer_names}
 
     def _check(self, stacked: Tensor, alone: Tensor) -> None:
         if not self._agree(stacked, alone):
@@ -377,8 +368,3 @@ def _same(a: Any, b: Any) -> bool:
     if isinstance(a, Tensor):
         return a.shape == b.shape and bool((a == b).all())
     return a is b or (isinstance(a, int | float | str) and a == b)
-
-
-def with_behaviour(spec: FitSpec, found: Stackable) -> FitSpec:
-    """The spec with what the module was seen to do."""
-    return replace(spec, behaviour=found.behaviour)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
-from typing import Any, cast
+from typing import cast
 
 import torch
 from torch import Tensor
@@ -190,13 +190,6 @@ class ModuleObjective(TrainingObjective):
             for w, grad in self.weights:
                 grad.add_(w, alpha=self.penalty.l2)
         return mean.detach()
-
-    def loss_of(self, batches: Any) -> Any:
-        """The mean loss over all rows at the current parameters, without penalty."""
-        mean = MeanLoss(self.loss)
-        # an error on one process is raised on all
-        self.group.run(lambda: self.add_losses(mean, batches))
-        return mean.value(self.numbers, self.group)
 
     def outputs_(self, batch: Batch) -> None:
         """Write outputs into `batch.out`, without dropout."""

@@ -6,8 +6,8 @@ import math
 import time
 from collections.abc import Mapping
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass, field, replace
-from functools import partial
+from dataclasses import dataclass, field
+from functools import cached_property, partial
 from typing import Any, Protocol
 
 import torch
@@ -275,12 +275,11 @@ class OneModel(TrainingLoop):
             joins_last=self.spec.behaviour.joins_last_row,
         )
 
-    @property
+    @cached_property
     def _runs_code(self) -> bool:
         """Whether code of the user's takes part in epochs, and may draw random numbers."""
         listener = self.listener
-        hears = listener.hears_batches or listener.hears_gradients
-        return hears or runs_code(self.spec, replace(self.context, callbacks=None))
+        return listener.hears_batches or listener.hears_gradients or runs_code(self.spec)
 
     def seeded(self) -> AbstractContextManager[None]:
         """A context in which torch's global generators draw the numbers of this fit."""

@@ -65,7 +65,11 @@ class ModuleAndLoss(nn.Module):
         self.buffer_names = list(buffers)
         self.kept: Tensors = {**frozen, **buffers}
 
-    def forward(self, x: Tensor, y: Tensor, factor: Any) -> tuple[Tensor, tuple[Tensor, Tensors]]:
+    def forward(self, method: str, *args: Any) -> Any:
+        """Call one of the methods below, with tensors that `functional_call` has put in place."""
+        return getattr(self, method)(*args)
+
+    def step(self, x: Tensor, y: Tensor, factor: Any) -> tuple[Tensor, tuple[Tensor, Tensors]]:
         """The loss of a batch, the outputs for its rows, and the buffers afterwards."""
         out = self.outputs(x)
         value = self.loss_value(out, y, factor)
@@ -84,28 +88,6 @@ class ModuleAndLoss(nn.Module):
         # a loss may return one value per row
         weight = self.n_targets * factor[:, 0]
         return (values.reshape(len(values), -1).mean(1) * weight).sum()
-
-
-class _Outputs(nn.Module):
-    """The outputs alone, so that a call of `ModuleAndLoss` by name can return them."""
-
-    def __init__(self, both: ModuleAndLoss) -> None:
-        super().__init__()
-        self.both = both
-
-    def forward(self, x: Tensor) -> Tensor:
-        return self.both.outputs(x)
-
-
-class _LossValue(nn.Module):
-    """As `_Outputs`, for the loss of given outputs."""
-
-    def __init__(self, both: ModuleAndLoss) -> None:
-        super().__init__()
-        self.both = both
-
-    def forward(self, out: Tensor, y: Tensor, factor: Any) -> Tensor:
-        return self.both.loss_value(out, y, factor)
 
 
 class StackedState(StackedParameters):
@@ -232,7 +214,6 @@ class StackedModules:
         # the kernels of oneDNN for recurrent layers are called model by model
         has_rnn = any(isinstance(m, nn.RNNBase) for m in self.both.modules())
         self.mkldnn = without_mkldnn if has_rnn else nullcontext
-        self.by_name = _Outputs(self.both), _LossValue(self.both)
         # the loss of each batch before its update, of a loss of the user's
         self.keeps_losses = self.both.loss.own
         self.batch_losses: list[Tensor] = []
@@ -256,7 +237,17 @@ class StackedModules:
             return vmap(each, in_dims=tuple(over_groups), randomness=self.randomness)(*args)
 
     def _one(self, trained: Tensors, kept: Tensors, y: Tensor, x: Tensor, factor: Any) -> Any:
-        return functional_call(self.both, {**trained, **kept}, (x, y, factor))
+        return functional_call(self.both, {**trained, **kept}, ("step", x, y, factor))
+
+    def _in_eval(self, method: str) -> tuple[Callable[..., Tensor], Tensors]:
+        """A method of one model in evaluation mode, and the tensors of all to call it with."""
+        self._set_training(False)
+
+        def one(tensors: Tensors, *args: Any) -> Tensor:
+            value: Tensor = functional_call(self.both, tensors, (method, *args))
+            return value
+
+        return one, {**self._trained, **self.parameters.kept}
 
     def gradient_(self, batch: StackedBatch, loss: Loss) -> None:
         """Write outputs into `batch.out`, and the loss's gradient into `parameters.gradient`."""
@@ -281,14 +272,7 @@ class StackedModules:
 
     def outputs(self, x: Tensor) -> Tensor:
         """Outputs in evaluation mode, of shape (n_groups, n_each, n_rows, n_targets)."""
-        self._set_training(False)
-        outputs, _ = self.by_name
-        named = {f"both.{k}": v for k, v in {**self._trained, **self.parameters.kept}.items()}
-
-        def one(tensors: Tensors, rows: Tensor) -> Tensor:
-            out: Tensor = functional_call(outputs, tensors, (rows,))
-            return out
-
+        one, named = self._in_eval("outputs")
         if self.in_eval:
             out: Tensor = self._over_models(one, [named, x], 1)
             return out
@@ -303,14 +287,7 @@ class StackedModules:
 
     def losses(self, batch: StackedBatch) -> Tensor:
         """Losses of the outputs in `batch.out` in evaluation mode, of shape (n_groups, n_each)."""
-        self._set_training(False)
-        _, loss_value = self.by_name
-        named = {f"both.{k}": v for k, v in {**self._trained, **self.parameters.kept}.items()}
-
-        def one(tensors: Tensors, out: Tensor, y: Tensor, factor: Any) -> Tensor:
-            value: Tensor = functional_call(loss_value, tensors, (out, y, factor))
-            return value
-
+        one, named = self._in_eval("loss_value")
         y, factor = self._targets(batch)
         values: Tensor = self._over_models(one, [named, batch.out.mT, y, factor], 3)
         return values

@@ -118,10 +118,9 @@ def _train(
     begun.restore(state, group.rank)
     spec, module = begun.spec, begun.module
     module.scale_input = sp.issparse(rows.X) and prepared.stats is None
-    code = runs_code(spec, context)
     # constructors of optimizers, schedules and callbacks may draw
-    seeded = torch_draws_from(begun.of_code, spec.device) if code else nullcontext()
-    with seeded:
+    code = runs_code(spec) or context.callbacks
+    with torch_draws_from(begun.of_code, spec.device) if code else nullcontext():
         net = group.run(lambda: make_net(module, spec, context, state))
     objective, flat = net.objective_, net.objective_.flat
     monitor = Monitor.of_one(spec, validation is not None)
@@ -130,7 +129,7 @@ def _train(
         validation,
         order=begun.order if spec.training.shuffle else None,
         of_code=begun.of_code,
-        generators=[begun.order, begun.masks, *begun.of_code],
+        generators=list(begun.generators.values()),
         path=[flat.values.cpu().clone()] if spec.training.record_path else None,
         shown=_rows_to_show(prepared, spec, context),
         rows=training,

@@ -81,7 +81,8 @@ class TrainingObjective(ABC):
     def loss_of(self, batches: Any) -> Any:
         """The mean loss over all rows at the current parameters, without penalty."""
         mean = MeanLoss(self.loss)
-        self.add_losses(mean, batches)
+        # an error on one process is raised on all
+        self.group.run(lambda: self.add_losses(mean, batches))
         return mean.value(self.numbers, self.group)
 
     def add_losses(self, mean: MeanLoss, batches: Any) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -30,7 +30,7 @@ from .._runtime.seeds import resolve_seed
 from .._runtime.sklearn_private import check_method_params, num_samples, safe_indexing, safe_split
 from .._spec import FitSpec, RunContext, TrainingOptions
 from .._training.batches import n_batches
-from .._training.many_modules import NotStackable, Stackable, examine_stack, with_behaviour
+from .._training.many_modules import NotStackable, Stackable, examine_stack
 from .._training.stacked_result import StackResult
 from ..linear import TorchLinearRegressor
 from ..mlp import TorchMLPRegressor
@@ -294,7 +294,7 @@ def spec_and_shape(
     if spec.is_exact or not _by_vmap(spec):
         return spec, shape, None
     found = trials.of(shape, data, spec)
-    return with_behaviour(spec, found), shape, found
+    return replace(spec, behaviour=found.behaviour), shape, found
 
 
 def _spec(c: Candidate, data: TrainingData, known_scorer: bool) -> FitSpec:

@@ -30,6 +30,8 @@ from .candidates import (
 
 # array elements that a stack works on at a time, so that they stay in the cache
 STACK_ENTRIES = 2**21
+# vectorised calls cost so much by themselves that larger stacks are faster
+VMAP_ENTRIES = 2**26
 # parameter vectors that an update reads and writes
 VECTORS = 8
 
@@ -114,7 +116,7 @@ def _cut(stack: Stack, n_bytes: float) -> list[Stack]:
     spec = stack.specs[0][0]
     limit = n_bytes / spec.dtype.itemsize
     if spec.device.type == "cpu":
-        limit = min(limit, STACK_ENTRIES * (1 if stack.by_vmap is None else 32))
+        limit = min(limit, STACK_ENTRIES if stack.by_vmap is None else VMAP_ENTRIES)
     each = stack.n_entries
     n_groups, n_each = len(stack.candidates), len(stack.candidates[0])
     most = max(1, int(limit // each))

@@ -10,7 +10,7 @@ from numpy.testing import assert_allclose, assert_array_equal
 from sklearn.base import clone
 from skorch.callbacks import Callback
 from torch import nn
-from user_modules import BatchNormed, Embedded, Net, Uncertain
+from user_modules import BatchNormed, Embedded, Net, Uncertain, train_in_order
 
 from sktorch_linreg import (
     CheckpointMismatchError,
@@ -443,13 +443,9 @@ def test_rows_that_are_equal_where_they_are_tried():
     twice = clone(model).fit(np.r_[rows, rows[:30]], np.r_[y, y[:30]])
     torch.manual_seed(SETTINGS["random_state"])
     net = Centred(4)
-    optimizer = torch.optim.Adam(net.parameters(), lr=SETTINGS["lr"])
     x = torch.as_tensor(np.r_[rows, rows[:30]], dtype=torch.float32)
     t = torch.as_tensor(np.r_[y, y[:30]], dtype=torch.float32)[:, None]
-    for _ in range(SETTINGS["max_epochs"]):
-        optimizer.zero_grad()
-        ((net(x) - t) ** 2).mean().backward()
-        optimizer.step()
+    train_in_order(net, x, t, lr=SETTINGS["lr"], n_epochs=SETTINGS["max_epochs"])
     assert_allclose(twice.module_.module.out.weight.detach(), net.out.weight.detach(), rtol=1e-4)
     # nor are predictions padded
     few = clone(model).fit(rows, y)
@@ -491,11 +487,7 @@ def test_spectral_norm_keeps_a_lone_last_row():
     model = TorchRegressor(make, standardize=False, **settings).fit(X, y)
     torch.manual_seed(SETTINGS["random_state"])
     net = make().double()
-    optimizer = torch.optim.Adam(net.parameters(), lr=SETTINGS["lr"])
     x, t = torch.as_tensor(X), torch.as_tensor(y)[:, None]
-    for _ in range(SETTINGS["max_epochs"]):
-        for part in torch.arange(61).split(20):
-            optimizer.zero_grad()
-            ((net(x[part]) - t[part]) ** 2).mean().backward()
-            optimizer.step()
+    n_epochs = SETTINGS["max_epochs"]
+    train_in_order(net, x, t, lr=SETTINGS["lr"], n_epochs=n_epochs, batch_size=20)
     assert_allclose(model.predict(X), net.eval()(x).detach()[:, 0], rtol=1e-6)

@@ -7,7 +7,7 @@ import torch
 from numpy.testing import assert_allclose, assert_array_equal
 from sklearn.base import clone
 from torch import nn
-from user_modules import Gaussian, Net, Uncertain, UncertainByRow
+from user_modules import Gaussian, Net, Uncertain, UncertainByRow, train_in_order
 
 from sktorch_linreg import TorchLinearRegressor, TorchMLPRegressor, TorchRegressor
 
@@ -223,13 +223,8 @@ def test_buffers_see_each_batch_once_and_whole(name, batch_size, loss):
     if name == "module":
         torch.manual_seed(0)
         net, criterion = Net(3, 1).double(), loss().double()
-        optimizer = torch.optim.Adam(net.parameters(), lr=0.05)
         x, t = torch.as_tensor(rows), torch.as_tensor(targets)[:, None]
-        for _ in range(4):
-            for part in torch.arange(len(rows)).split(batch_size or len(rows)):
-                optimizer.zero_grad()
-                criterion(net(x[part]), t[part]).backward()
-                optimizer.step()
+        train_in_order(net, x, t, lr=0.05, n_epochs=4, batch_size=batch_size, loss=criterion)
         assert_allclose(state(model)["mean"], criterion.mean, rtol=1e-9)
         assert_allclose(model.predict(X), net(x[:100]).detach()[:, 0], rtol=1e-9)
     watched = clone(model).set_params(callbacks=[skorch.callbacks.Callback()]).fit(rows, targets)
@@ -276,12 +271,6 @@ def test_a_loss_is_called_once_per_update(name):
     if name == "module":
         model.set_params(standardize=False, shuffle=False).fit(X, y)
         torch.manual_seed(0)
-        net, criterion = Net(3, 1).double(), Counts()
-        optimizer = torch.optim.Adam(net.parameters(), lr=0.05)
-        x, t = torch.as_tensor(X), torch.as_tensor(y)[:, None]
-        for _ in range(6):
-            for part in torch.arange(100).split(25):
-                optimizer.zero_grad()
-                criterion(net(x[part]), t[part]).backward()
-                optimizer.step()
+        net, x, t = Net(3, 1).double(), torch.as_tensor(X), torch.as_tensor(y)[:, None]
+        train_in_order(net, x, t, lr=0.05, n_epochs=6, batch_size=25, loss=Counts())
         assert_allclose(model.predict(X), net(x).detach()[:, 0], rtol=1e-9)
